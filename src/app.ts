@@ -1,0 +1,174 @@
+/** The composition root: every part of the service by name, in the order in which it is put together. */
+
+import { randomUUID } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { STATUS_CODES } from 'node:http'
+import type { Socket } from 'node:net'
+import { join } from 'node:path'
+import cors from '@fastify/cors'
+import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance } from 'fastify'
+import type { Kysely } from 'kysely'
+import type { DestinationStream } from 'pino'
+import { operatorAuthenticator } from './auth/operators.js'
+import { requireServing, type Settings } from './config.js'
+import { controlPlane } from './control/routes.js'
+import * as controlSchemas from './control/schemas.js'
+import { EventSchema, GatewaySchema, KeySchema } from './control/schemas.js'
+import { pendingMigrations } from './db/migrate.js'
+import { isDatabaseOutage, openDatabase } from './db/pool.js'
+import type { Database } from './db/tables.js'
+import { Problem, type ErrorCode } from './errors.js'
+import { registerHealth, type ReadinessCheck } from './http/health.js'
+import { createLogger, secretFields } from './http/logging.js'
+import { collectMethods } from './http/methods.js'
+import { createMetrics, registerMetrics } from './http/metrics.js'
+import { registerOpenApi } from './http/openapi.js'
+import { answerProblem, PROBLEM_JSON, ProblemSchema, registerProblems, toProblem } from './http/problems.js'
+import { schemaCompiler } from './http/validation.js'
+import { rootsOf } from './key/roots.js'
+import { PACKAGE_ROOT } from './package-root.js'
+import { runtimePlane } from './runtime/routes.js'
+import * as runtimeSchemas from './runtime/schemas.js'
+import { recordLastUse } from './runtime/store.js'
+import { UsageRecorder } from './runtime/usage.js'
+import { createVerifier } from './runtime/verifier.js'
+
+export interface AppParts {
+  /** Where log lines go; standard output otherwise. */
+  readonly logDestination?: DestinationStream
+  /** Whether metrics of the process itself are kept; one app of a process does. */
+  readonly processMetrics?: boolean
+}
+
+export interface App {
+  readonly app: FastifyInstance
+  /** From now on `/readyz` says no. */
+  startDraining(): void
+}
+
+const BODY_LIMIT = 16 * 1024
+const HEADER_LIMIT = 16 * 1024
+/** No longer than a UUID needs with room to spare, and shorter than any key: none can hide in one. */
+const REQUEST_ID = /^[A-Za-z0-9._-]{1,64}$/
+
+export const VERSION = (JSON.parse(readFileSync(join(PACKAGE_ROOT, 'package.json'), 'utf8')) as { version: string }).version
+
+/** Fields of any request or answer that carry a secret, by the schemas' own marks. */
+export const SECRET_FIELDS = secretFields([...Object.values(controlSchemas), ...Object.values(runtimeSchemas)])
+
+/**
+ * Puts the service together. Nothing listens yet; `close()` lets go of everything.
+ *
+ * @throws ConfigError when a setting that serving needs is missing
+ */
+export async function buildApp(config: Settings, parts: AppParts = {}): Promise<App> {
+  requireServing(config)
+  const roots = rootsOf(config.ROOT_SECRETS!)
+  const metrics = createMetrics({ process: parts.processMetrics ?? false })
+  const app = createServer(config, parts)
+  const checks: Record<string, ReadinessCheck> = {}
+  let draining = false
+
+  for (const schema of [ProblemSchema, KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
+  app.setValidatorCompiler(schemaCompiler())
+  await registerOpenApi(app, VERSION)
+  const addMethodNotAllowed = collectMethods(app)
+  registerProblems(app)
+  registerRequestLog(app)
+  registerMetrics(app, metrics)
+  if (config.CORS_ORIGINS) await app.register(cors, { origin: config.CORS_ORIGINS, exposedHeaders: ['location', 'x-request-id'] })
+
+  if (config.PLANES !== 'runtime') {
+    const db = openPlane('control', config.DATABASE_URL!)
+    await app.register(controlPlane({ db, roots, config, metrics }, await operatorAuthenticator(config)))
+  }
+  if (config.PLANES !== 'control') {
+    const db = openPlane('runtime', config.RUNTIME_DATABASE_URL ?? config.DATABASE_URL!)
+    const usage = new UsageRecorder((uses) => recordLastUse(db, uses), config.USAGE_FLUSH_INTERVAL * 1000, (error) =>
+      app.log.warn({ err: error }, 'times of last use could not be written and are kept for the next attempt'),
+    )
+    app.addHook('onClose', () => usage.stop())
+    const verifier = createVerifier({ db, roots, profile: config.HASH_PROFILE, usage, metrics, log: app.log })
+    await app.register(runtimePlane(verifier))
+  }
+
+  registerHealth(app, { checks, isDraining: () => draining, onReadiness: (ready) => metrics.ready.set(ready ? 1 : 0) })
+  addMethodNotAllowed()
+  await app.ready()
+  return { app, startDraining: () => void (draining = true) }
+
+  /** A plane's own login, counted, watched by readiness, and closed after everything that uses it. */
+  function openPlane(plane: 'control' | 'runtime', url: string): Kysely<Database> {
+    const db = openDatabase({
+      url,
+      size: config.DATABASE_POOL_SIZE,
+      timeoutMs: config.DATABASE_TIMEOUT * 1000,
+      name: `mecha-keys ${plane}`,
+      onQuery: () => metrics.queries.inc({ plane }),
+      onError: (error) => app.log.warn({ err: error }, 'an idle database connection was lost'),
+    })
+    checks[`database_${plane}`] = () => databaseCheck(db)
+    app.addHook('onClose', () => db.destroy())
+    return db
+  }
+}
+
+function createServer(config: Settings, { logDestination }: AppParts): FastifyInstance {
+  const timeout = config.REQUEST_TIMEOUT * 1000
+  const destination = logDestination && { destination: logDestination }
+  const loggerInstance: FastifyBaseLogger = createLogger({ level: config.LOG_LEVEL, secrets: SECRET_FIELDS, ...destination })
+  return Fastify({
+    loggerInstance,
+    logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
+    genReqId: ({ headers }) => {
+      const given = headers['x-request-id']
+      return typeof given === 'string' && REQUEST_ID.test(given) ? given : randomUUID()
+    },
+    trustProxy: config.TRUST_PROXY ?? false,
+    bodyLimit: BODY_LIMIT,
+    requestTimeout: timeout,
+    keepAliveTimeout: 65_000,
+    // While draining, what still arrives on an open connection is served as ever, and /readyz says that it is over.
+    return503OnClosing: false,
+    routerOptions: { maxParamLength: 256 },
+    http: { maxHeaderSize: HEADER_LIMIT, headersTimeout: timeout },
+    frameworkErrors: (error, request, reply) => {
+      void answerProblem(reply.header('x-request-id', request.id), toProblem(error))
+    },
+    clientErrorHandler,
+  })
+}
+
+/** One line for each request: what was asked, what was answered, how long it took. */
+function registerRequestLog(app: FastifyInstance): void {
+  app.addHook('onRequest', async (request, reply) => void reply.header('x-request-id', request.id))
+  app.addHook('onResponse', async (request, reply) => {
+    const ms = Math.round(reply.elapsedTime * 100) / 100
+    request.log.info({ req: request, status: reply.statusCode, ms }, 'request')
+  })
+}
+
+async function databaseCheck(db: Kysely<Database>): Promise<string | undefined> {
+  try {
+    const pending = await pendingMigrations(db)
+    return pending.length > 0 ? `run mecha-keys migrate: ${pending.join(', ')} missing` : undefined
+  } catch (error) {
+    if (isDatabaseOutage(error)) return 'the database does not answer'
+    return 'the database is not set up for this login: run mecha-keys migrate'
+  }
+}
+
+/** What Node.js refuses before there is a request: the answer is a problem too. */
+function clientErrorHandler(this: FastifyInstance, error: NodeJS.ErrnoException, socket: Socket): void {
+  if (error.code === 'ECONNRESET' || socket.destroyed) return
+  const refusals: Record<string, [ErrorCode, string]> = {
+    ERR_HTTP_REQUEST_TIMEOUT: ['request_timeout', 'The request took too long to arrive.'],
+    HPE_HEADER_OVERFLOW: ['headers_too_large', `Headers may have ${HEADER_LIMIT / 1024} KiB at most.`],
+  }
+  const problem = new Problem(...(refusals[error.code ?? ''] ?? ['invalid_request', 'This is not valid HTTP.']))
+  const body = JSON.stringify(problem.toJSON())
+  if (!socket.writable) return void socket.destroy()
+  socket.end(
+    `HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\nContent-Type: ${PROBLEM_JSON}\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
+  )
+}

@@ -1,0 +1,195 @@
+/** Who is calling the control plane: an operator, by a bearer JWT of an issuer that this service trusts. */
+
+import { createPublicKey } from 'node:crypto'
+import {
+  createRemoteJWKSet,
+  customFetch,
+  decodeJwt,
+  errors as joseErrors,
+  importPKCS8,
+  jwtVerify,
+  SignJWT,
+  type JWTPayload,
+  type JWTVerifyGetKey,
+} from 'jose'
+import type { Settings } from '../config.js'
+import { ConfigError, Problem } from '../errors.js'
+import { SCOPES, type Scope } from './scopes.js'
+
+/** An authenticated operator, and what their token lets them do. */
+export interface Operator {
+  /** `sub` of the token, behind its issuer: what the audit trail names. */
+  readonly actor: string
+  readonly orgId: string
+  readonly scopes: ReadonlySet<string>
+  /** The crews that the token is narrowed to, or `undefined` for all. An empty list is no crew at all. */
+  readonly crews: readonly string[] | undefined
+}
+
+export type OperatorAuthenticator = (authorization: string | undefined) => Promise<Operator>
+
+/** How the built-in issuer names itself in its tokens. */
+const BUILTIN_ISSUER = 'mecha-keys:builtin'
+const FETCH_TIMEOUT_MS = 5000
+const ORG_ID = /^[\x21-\x7e]{1,128}$/
+const CREW = /^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$/
+
+interface Issuer {
+  readonly issuer: string
+  readonly algorithms: readonly string[]
+  readonly key: JWTVerifyGetKey | CryptoKeyLike
+}
+type CryptoKeyLike = Awaited<ReturnType<typeof importPKCS8>>
+
+/**
+ * Builds the check of operator tokens (RFC 8725: algorithms pinned, issuer and audience checked, `exp` demanded).
+ *
+ * @returns a function that resolves to the operator, or throws `unauthenticated` (401) or `issuer_unavailable` (503)
+ */
+export async function operatorAuthenticator(config: Settings): Promise<OperatorAuthenticator> {
+  const issuers = await trustedIssuers(config)
+  return async (authorization) => {
+    const token = /^Bearer +([A-Za-z0-9._~+/=-]+)$/i.exec(authorization ?? '')?.[1]
+    if (!token) throw unauthenticated('Send an operator token: Authorization: Bearer <JWT>.')
+    const issuer = issuers.get(claimedIssuer(token))
+    if (!issuer) throw unauthenticated('The token is of no issuer that is trusted here.', 'invalid_token')
+    return operatorOf(await verifiedClaims(token, issuer, config), config)
+  }
+}
+
+/** Signs an operator token with the built-in issuer's key. */
+export async function signOperatorToken(
+  config: Settings,
+  claims: { org: string; scopes: readonly Scope[]; crews?: readonly string[]; subject: string; ttlSeconds: number },
+): Promise<string> {
+  if (!config.BUILTIN_ISSUER_KEY) throw new ConfigError('the built-in issuer has no key: set BUILTIN_ISSUER_KEY or BUILTIN_ISSUER_KEY_FILE')
+  const payload = {
+    [config.OIDC_ORG_CLAIM]: claims.org,
+    [config.OIDC_SCOPE_CLAIM]: claims.scopes.join(' '),
+    ...(claims.crews && { [config.OIDC_CREWS_CLAIM]: claims.crews }),
+  }
+  return new SignJWT(payload)
+    .setProtectedHeader({ alg: 'EdDSA', typ: 'JWT' })
+    .setIssuer(BUILTIN_ISSUER)
+    .setAudience(config.OIDC_AUDIENCE)
+    .setSubject(claims.subject)
+    .setIssuedAt()
+    .setExpirationTime(Math.floor(Date.now() / 1000) + claims.ttlSeconds)
+    .sign(await builtinPrivateKey(config.BUILTIN_ISSUER_KEY))
+}
+
+async function trustedIssuers(config: Settings): Promise<Map<string, Issuer>> {
+  const issuers = new Map<string, Issuer>()
+  if (config.BUILTIN_ISSUER === 'on' && config.BUILTIN_ISSUER_KEY) {
+    await builtinPrivateKey(config.BUILTIN_ISSUER_KEY)
+    const key = createPublicKey(config.BUILTIN_ISSUER_KEY)
+    issuers.set(BUILTIN_ISSUER, { issuer: BUILTIN_ISSUER, algorithms: ['EdDSA'], key: key as unknown as CryptoKeyLike })
+  }
+  if (config.OIDC_ISSUER) {
+    const issuer = config.OIDC_ISSUER
+    issuers.set(issuer, { issuer, algorithms: config.OIDC_ALGORITHMS, key: remoteKeys(issuer, config) })
+  }
+  return issuers
+}
+
+/** The key set's address is looked up once (OpenID Connect Discovery 1.0, section 4), and again until that works. */
+function remoteKeys(issuer: string, config: Settings): JWTVerifyGetKey {
+  let keys: JWTVerifyGetKey | undefined
+  const options = {
+    timeoutDuration: FETCH_TIMEOUT_MS,
+    cooldownDuration: config.OIDC_JWKS_COOLDOWN * 1000,
+    cacheMaxAge: config.OIDC_JWKS_MAX_AGE * 1000,
+    [customFetch]: fetchOrUnavailable,
+  }
+  return async (header, token) => {
+    keys ??= createRemoteJWKSet(new URL(config.OIDC_JWKS_URL ?? (await discoverJwksUrl(issuer))), options)
+    return keys(header, token)
+  }
+}
+
+async function discoverJwksUrl(issuer: string): Promise<string> {
+  const url = `${issuer.replace(/\/$/, '')}/.well-known/openid-configuration`
+  const response = await fetchOrUnavailable(url, { redirect: 'error', signal: AbortSignal.timeout(FETCH_TIMEOUT_MS) })
+  const found = (await response.json().catch(() => ({}))) as { issuer?: unknown; jwks_uri?: unknown }
+  if (found.issuer !== issuer || typeof found.jwks_uri !== 'string' || !URL.canParse(found.jwks_uri)) throw issuerUnavailable()
+  return found.jwks_uri
+}
+
+/** An issuer that is down is not a token that is wrong. */
+async function fetchOrUnavailable(url: string, options: RequestInit): Promise<Response> {
+  const response = await fetch(url, options).catch(() => undefined)
+  if (!response || response.status !== 200) throw issuerUnavailable()
+  return response
+}
+
+function claimedIssuer(token: string): string {
+  try {
+    return decodeJwt(token).iss ?? ''
+  } catch {
+    return ''
+  }
+}
+
+async function verifiedClaims(token: string, issuer: Issuer, config: Settings): Promise<JWTPayload> {
+  const options = {
+    issuer: issuer.issuer,
+    audience: config.OIDC_AUDIENCE,
+    algorithms: [...issuer.algorithms],
+    clockTolerance: config.OIDC_CLOCK_TOLERANCE,
+    requiredClaims: ['exp', 'sub'],
+  }
+  try {
+    // The two overloads of jwtVerify take the same arguments here.
+    const { payload } = await jwtVerify(token, issuer.key as JWTVerifyGetKey, options)
+    return payload
+  } catch (error) {
+    if (error instanceof Problem) throw error
+    if (error instanceof joseErrors.JWKSTimeout || error instanceof joseErrors.JWKSInvalid) throw issuerUnavailable()
+    if (error instanceof joseErrors.JWTExpired) throw unauthenticated('The token has expired.', 'invalid_token')
+    if (error instanceof joseErrors.JWTClaimValidationFailed)
+      throw unauthenticated(`The token's claim ${error.claim} is not as it must be.`, 'invalid_token')
+    throw unauthenticated('The token is not valid.', 'invalid_token')
+  }
+}
+
+function operatorOf(claims: JWTPayload, config: Settings): Operator {
+  const orgId = claims[config.OIDC_ORG_CLAIM]
+  if (typeof orgId !== 'string' || !ORG_ID.test(orgId)) throw wrongClaim(config.OIDC_ORG_CLAIM)
+  const scope = claims[config.OIDC_SCOPE_CLAIM] ?? ''
+  const scopes = typeof scope === 'string' ? scope.split(' ') : scope
+  if (!isListOfText(scopes)) throw wrongClaim(config.OIDC_SCOPE_CLAIM)
+  const crews = claims[config.OIDC_CREWS_CLAIM]
+  if (crews !== undefined && !(isListOfText(crews) && crews.every((crew) => CREW.test(crew)))) throw wrongClaim(config.OIDC_CREWS_CLAIM)
+  const known = new Set<string>(SCOPES)
+  return {
+    actor: `operator:${claims.sub!}`.slice(0, 255),
+    orgId,
+    scopes: new Set(scopes.filter((one) => known.has(one))),
+    crews,
+  }
+}
+
+function isListOfText(value: unknown): value is string[] {
+  return Array.isArray(value) && value.every((item) => typeof item === 'string')
+}
+
+async function builtinPrivateKey(pem: string): Promise<CryptoKeyLike> {
+  try {
+    return await importPKCS8(pem, 'EdDSA')
+  } catch {
+    throw new ConfigError('BUILTIN_ISSUER_KEY must be an Ed25519 private key, PKCS #8 in PEM')
+  }
+}
+
+function unauthenticated(detail: string, error?: string): Problem {
+  const challenge = `Bearer realm="mecha-keys"${error ? `, error="${error}"` : ''}`
+  return new Problem('unauthenticated', detail, { headers: { 'www-authenticate': challenge } })
+}
+
+function wrongClaim(claim: string): Problem {
+  return unauthenticated(`The token's claim ${claim} is not as it must be.`, 'invalid_token')
+}
+
+function issuerUnavailable(): Problem {
+  return new Problem('issuer_unavailable', 'Operator tokens cannot be checked just now.', { headers: { 'retry-after': '5' } })
+}

@@ -1,0 +1,259 @@
+/** Every setting: its name, its default, its rule. The only reader of the environment. */
+
+import { readFileSync } from 'node:fs'
+import { closest, distance } from 'fastest-levenshtein'
+import { ConfigError } from './errors.js'
+import { HASH_PROFILES, type HashProfile } from './key/hash.js'
+import { PREFIX } from './key/token.js'
+
+export type Environment = Readonly<Record<string, string | undefined>>
+
+interface Setting<T> {
+  /** For the table in the README, and for whoever reads `mecha-keys config`. */
+  readonly about: string
+  /** As it would be written in the environment. */
+  readonly default?: string
+  /** Masked wherever settings are shown, and readable from the file that `NAME_FILE` names. */
+  readonly secret?: true
+  /** Takes the text apart, or throws an Error that says the rule and not the value. */
+  readonly parse: (text: string) => T
+}
+
+const text = (value: string) => value
+
+/** What was written, or `undefined` where the setting has no default. */
+type Value<S> = S extends { default: string; parse: (text: string) => infer T }
+  ? T
+  : S extends { parse: (text: string) => infer T }
+    ? T | undefined
+    : never
+
+const SETTINGS = {
+  HOST: { about: 'Address to listen on', default: '127.0.0.1', parse: text },
+  PORT: { about: 'Port to listen on; 0 takes a free one', default: '8080', parse: integer(0, 65535) },
+  PLANES: { about: 'What this process serves: `control`, `runtime` or `both`', default: 'both', parse: oneOf('control', 'runtime', 'both') },
+  TRUST_PROXY: { about: 'Addresses or networks of proxies whose `X-Forwarded-For` is believed, separated by commas', parse: list(text) },
+  CORS_ORIGINS: { about: 'Origins of browser frontends that may call the control plane, separated by commas', parse: list(origin) },
+  LOG_LEVEL: { about: 'Least severity logged', default: 'info', parse: oneOf('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent') },
+  REQUEST_TIMEOUT: { about: 'Longest that a request may take to arrive', default: '10s', parse: duration },
+  DRAIN_DELAY: { about: 'Seconds that `/readyz` says no before a stopping process ends its listener, for balancers that poll it', default: '0', parse: integer(0, 300) },
+  SHUTDOWN_TIMEOUT: { about: 'Longest that requests in flight may take after SIGTERM or SIGINT', default: '8s', parse: duration },
+
+  DATABASE_URL: { about: "The control plane's database login, and the runtime's where it has none of its own; without it, an embedded PostgreSQL is started", secret: true, parse: postgresUrl },
+  RUNTIME_DATABASE_URL: { about: "The runtime plane's database login", secret: true, parse: postgresUrl },
+  MIGRATE_DATABASE_URL: { about: "The owner's database login, for `mecha-keys migrate`; `DATABASE_URL` where it is not set", secret: true, parse: postgresUrl },
+  DATABASE_POOL_SIZE: { about: 'Most connections open at once, for each plane', default: '10', parse: integer(1, 1000) },
+  DATABASE_TIMEOUT: { about: 'Longest wait for a connection, a statement or a lock', default: '5s', parse: duration },
+  DATA_DIR: { about: 'Folder of the embedded PostgreSQL and of what it generates', default: '.data', parse: text },
+
+  ROOT_SECRETS: { about: 'Root secrets, newest first, separated by commas or line feeds, each of 32 or more characters; the embedded default generates one', secret: true, parse: rootSecrets },
+  KEY_PREFIX: { about: 'First word of Mecha keys; `mecha_stg` for a staging deployment', default: 'mecha', parse: prefix },
+  GATEWAY_PREFIX: { about: 'First word of gateway credentials', default: 'mgw', parse: prefix },
+  HASH_PROFILE: { about: "argon2id's cost: `high-entropy` (1 MiB, 1 pass) or `owasp` (19 MiB, 2 passes)", default: 'high-entropy', parse: oneOf(...(Object.keys(HASH_PROFILES) as HashProfile[])) },
+  KEY_DEFAULT_TTL: { about: 'Life of a key whose issuer names none; without it, such a key does not expire', parse: duration },
+  KEY_MAX_TTL: { about: 'Longest life of a key; without it, a key may live for ever', parse: duration },
+  MAX_ACTIVE_KEYS_PER_MECHA: { about: 'Most keys of one Mecha that are neither revoked nor expired', default: '20', parse: integer(1, 10_000) },
+  ROTATE_DEFAULT_OVERLAP: { about: 'How long the old key of a rotation stays valid when the operator names no time', default: '1h', parse: duration },
+  ROTATE_MAX_OVERLAP: { about: 'Longest overlap that an operator may ask for', default: '30d', parse: duration },
+  IDEMPOTENCY_TTL: { about: 'How long an `Idempotency-Key` is remembered', default: '24h', parse: duration },
+  USAGE_FLUSH_INTERVAL: { about: 'How often `last_used_at` is written; a crash loses at most this much of it', default: '10s', parse: duration },
+
+  OIDC_ISSUER: { about: "Issuer of operators' tokens, exactly as in their `iss`; https, or http on the loopback", parse: issuerUrl },
+  OIDC_AUDIENCE: { about: "What must be in an operator token's `aud`", default: 'mecha-keys', parse: text },
+  OIDC_JWKS_URL: { about: "Where the issuer's keys are; found through its discovery document where it is not set", parse: issuerUrl },
+  OIDC_ALGORITHMS: { about: 'Signature algorithms accepted, asymmetric ones only', default: 'RS256,PS256,ES256,EdDSA', parse: list(oneOf('RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512', 'ES256', 'ES384', 'ES512', 'EdDSA', 'Ed25519')) },
+  OIDC_ORG_CLAIM: { about: 'Claim that holds the organization', default: 'org_id', parse: text },
+  OIDC_SCOPE_CLAIM: { about: 'Claim that holds the scopes, as text with spaces or as a list', default: 'scope', parse: text },
+  OIDC_CREWS_CLAIM: { about: 'Claim that narrows an operator to some crews', default: 'crews', parse: text },
+  OIDC_CLOCK_TOLERANCE: { about: "How far the issuer's clock may be off", default: '5s', parse: duration },
+  OIDC_JWKS_MAX_AGE: { about: "How long the issuer's keys are used before they are fetched again", default: '10m', parse: duration },
+  OIDC_JWKS_COOLDOWN: { about: 'Shortest time between two fetches for a key that is not known', default: '30s', parse: duration },
+  BUILTIN_ISSUER: { about: 'Whether the built-in issuer of operator tokens is trusted; the embedded default turns it on', default: 'off', parse: oneOf('on', 'off') },
+  BUILTIN_ISSUER_KEY: { about: "The built-in issuer's Ed25519 private key, PKCS #8 in PEM; the embedded default generates one", secret: true, parse: privateKey },
+
+  MECHA_KEYS_URL: { about: 'Where the service is, for `issue`, `list`, `revoke` and `verify`', default: 'http://127.0.0.1:8080', parse: httpUrl },
+  OPERATOR_TOKEN: { about: 'Operator token, for `issue`, `list` and `revoke`', secret: true, parse: text },
+  GATEWAY_CREDENTIAL: { about: 'Gateway credential, for `verify`', secret: true, parse: text },
+  MECHA_KEY: { about: 'The key to verify, for `verify`, where standard input is a terminal', secret: true, parse: text },
+} satisfies Record<string, Setting<unknown>>
+
+export type SettingName = keyof typeof SETTINGS
+export type Settings = { readonly [Name in SettingName]: Value<(typeof SETTINGS)[Name]> }
+
+const NAMES = Object.keys(SETTINGS) as SettingName[]
+const settingOf = (name: SettingName): Setting<unknown> => SETTINGS[name]
+
+/** The environment of this process. Nothing else reads it. */
+export function processEnvironment(): Environment {
+  return process.env
+}
+
+/**
+ * Reads, validates and freezes the settings.
+ *
+ * @throws ConfigError naming the first setting that is wrong, and the rule it breaks
+ */
+export function loadConfig(environment: Environment): Settings {
+  const config = Object.freeze(
+    Object.fromEntries(NAMES.map((name) => [name, readSetting(name, environment)])) as Settings,
+  )
+  if (config.KEY_PREFIX === config.GATEWAY_PREFIX)
+    throw new ConfigError('KEY_PREFIX and GATEWAY_PREFIX must differ')
+  if (config.KEY_MAX_TTL && (config.KEY_DEFAULT_TTL ?? 0) > config.KEY_MAX_TTL)
+    throw new ConfigError('KEY_DEFAULT_TTL must not be longer than KEY_MAX_TTL')
+  if (config.ROTATE_DEFAULT_OVERLAP > config.ROTATE_MAX_OVERLAP)
+    throw new ConfigError('ROTATE_DEFAULT_OVERLAP must not be longer than ROTATE_MAX_OVERLAP')
+  return config
+}
+
+/** What serving needs beyond what every command needs. */
+export function requireServing(config: Settings): void {
+  if (!config.ROOT_SECRETS) throw new ConfigError('ROOT_SECRETS or ROOT_SECRETS_FILE must be set')
+  if (config.PLANES !== 'runtime' && !config.OIDC_ISSUER && config.BUILTIN_ISSUER === 'off')
+    throw new ConfigError('no operator could ever authenticate: set OIDC_ISSUER, or BUILTIN_ISSUER=on')
+  if (config.BUILTIN_ISSUER === 'on' && config.PLANES !== 'runtime' && !config.BUILTIN_ISSUER_KEY)
+    throw new ConfigError('BUILTIN_ISSUER=on needs BUILTIN_ISSUER_KEY or BUILTIN_ISSUER_KEY_FILE')
+}
+
+/** Names in the environment that look like a setting and are none. */
+export function suspectNames(environment: Environment): { name: string; meant: string | undefined }[] {
+  const known = new Set<string>(NAMES.flatMap((name) => (settingOf(name).secret ? [name, `${name}_FILE`] : [name])))
+  return Object.keys(environment)
+    .filter((name) => /^[A-Z][A-Z0-9_]{4,}$/.test(name) && !known.has(name))
+    .map((name) => ({ name, near: closest(name, [...known]) }))
+    .map(({ name, near }) => ({ name, meant: distance(name, near) <= 2 ? near : undefined }))
+    .filter(({ name, meant }) => meant !== undefined || name.startsWith('MECHA_'))
+}
+
+/** The settings as they are in effect, secrets masked: what `mecha-keys config` prints. */
+export function describeConfig(environment: Environment): Record<string, { value: string | null; from: string }> {
+  return Object.fromEntries(
+    NAMES.map((name) => {
+      const { value, from } = rawSetting(name, environment)
+      return [name, { value: value === undefined ? null : settingOf(name).secret ? '********' : value, from }]
+    }),
+  )
+}
+
+/** For the README's table. */
+export function settingsTable(): { name: string; default: string | undefined; secret: boolean; about: string }[] {
+  return NAMES.map((name) => {
+    const setting = settingOf(name)
+    return { name, default: setting.default, secret: setting.secret ?? false, about: setting.about }
+  })
+}
+
+function readSetting(name: SettingName, environment: Environment): unknown {
+  const { value, from } = rawSetting(name, environment)
+  if (value === undefined) return undefined
+  try {
+    if (value.trim() === '') throw new Error('must not be empty')
+    return settingOf(name).parse(value.trim())
+  } catch (error) {
+    throw new ConfigError(`${from === 'default' ? name : from} ${(error as Error).message}`)
+  }
+}
+
+/** Where a setting's text comes from: the environment, the file that `NAME_FILE` names, or the default. */
+function rawSetting(name: SettingName, environment: Environment): { value: string | undefined; from: string } {
+  const setting = settingOf(name)
+  const file = setting.secret ? environment[`${name}_FILE`] : undefined
+  const value = environment[name]
+  if (file !== undefined && value !== undefined) throw new ConfigError(`${name} and ${name}_FILE are both set: keep one`)
+  if (file !== undefined) return { value: readSecretFile(name, file), from: `${name}_FILE` }
+  if (value !== undefined) return { value, from: name }
+  return { value: setting.default, from: setting.default === undefined ? 'not set' : 'default' }
+}
+
+function readSecretFile(name: string, file: string): string {
+  try {
+    return readFileSync(file, 'utf8')
+  } catch (error) {
+    throw new ConfigError(`${name}_FILE names a file that cannot be read (${(error as NodeJS.ErrnoException).code})`)
+  }
+}
+
+// ── Parsers. Each throws an Error whose message completes "NAME …" and never repeats the value. ──
+
+function integer(least: number, most: number) {
+  return (value: string): number => {
+    const number = Number(value)
+    if (!/^\d+$/.test(value) || number < least || number > most)
+      throw new Error(`must be a whole number from ${least} to ${most}`)
+    return number
+  }
+}
+
+/** Seconds, from `90`, `90s`, `15m`, `12h` or `30d`. */
+function duration(value: string): number {
+  const match = /^(\d{1,9})([smhd]?)$/.exec(value)
+  const seconds = match && Number(match[1]) * { '': 1, s: 1, m: 60, h: 3600, d: 86_400 }[match[2] as '' | 's']
+  if (!seconds || seconds > 100 * 366 * 86_400)
+    throw new Error('must be a time of at least one second and at most a hundred years, as in 90s, 15m, 12h or 30d')
+  return seconds
+}
+
+function oneOf<const T extends string>(...choices: T[]) {
+  return (value: string): T => {
+    const choice = choices.find((one) => one === value)
+    if (!choice) throw new Error(`must be one of ${choices.join(', ')}`)
+    return choice
+  }
+}
+
+function list<T>(parse: (item: string) => T) {
+  return (value: string): T[] =>
+    value.split(',').map((item) => {
+      if (item.trim() === '') throw new Error('must not have an empty item')
+      return parse(item.trim())
+    })
+}
+
+function url(value: string, protocols: string[], rule: string): URL {
+  const parsed = URL.canParse(value) ? new URL(value) : undefined
+  if (!parsed || !protocols.includes(parsed.protocol)) throw new Error(rule)
+  return parsed
+}
+
+function postgresUrl(value: string): string {
+  const rule = 'must be a URL like postgres://user:password@host:5432/database'
+  if (!url(value, ['postgres:', 'postgresql:'], rule).username) throw new Error(rule)
+  return value
+}
+
+function httpUrl(value: string): string {
+  return url(value, ['http:', 'https:'], 'must be an http or https URL').href.replace(/\/$/, '')
+}
+
+/** Keys fetched in the clear could be anybody's. */
+function issuerUrl(value: string): string {
+  const rule = 'must be an https URL (http only on the loopback)'
+  const { protocol, hostname } = url(value, ['http:', 'https:'], rule)
+  if (protocol === 'http:' && !['localhost', '127.0.0.1', '[::1]'].includes(hostname)) throw new Error(rule)
+  return value
+}
+
+function origin(value: string): string {
+  const rule = 'must hold origins like https://console.example.com, with no path and no wildcard'
+  if (url(value, ['http:', 'https:'], rule).origin !== value) throw new Error(rule)
+  return value
+}
+
+function prefix(value: string): string {
+  if (!PREFIX.test(value))
+    throw new Error('must be one to three words of lower case letters and digits joined by "_", starting with a letter')
+  return value
+}
+
+function rootSecrets(value: string): string[] {
+  const secrets = value.split(/[,\n]/).map((secret) => secret.trim())
+  if (secrets.some((secret) => secret.length < 32 || /\s/.test(secret)))
+    throw new Error('must hold secrets of 32 or more characters without spaces, separated by commas or line feeds')
+  if (new Set(secrets).size !== secrets.length) throw new Error('must not hold the same secret twice')
+  return secrets
+}
+
+function privateKey(value: string): string {
+  if (!value.startsWith('-----BEGIN PRIVATE KEY-----')) throw new Error('must be a PKCS #8 private key in PEM')
+  return value
+}

@@ -1,0 +1,28 @@
+/** Gateway credentials: the same machine as Mecha keys, with another prefix and an organization for a subject. */
+
+import { gatewaySubject } from '../key/hash.js'
+import { newId } from '../key/id.js'
+import type { Revealed } from './issue.js'
+import { audit, mint, type ControlParts, type GatewayCaller } from './parts.js'
+import { findKey, insertKey, readClock } from './store.js'
+
+/**
+ * Creates the credential of a gateway, and reveals it.
+ *
+ * @param caller its organization is the one whose keys the gateway may verify; `null` is every organization
+ */
+export async function createGateway(parts: ControlParts, caller: GatewayCaller, name: string): Promise<Revealed> {
+  const { orgId, actor } = caller
+  const minted = await mint(parts, 'gateway', newId(), gatewaySubject(orgId))
+  const { id, hash, tag_root, pepper_root, plaintext } = minted
+  return parts.db.transaction().execute(async (trx) => {
+    const now = await readClock(trx)
+    await insertKey(trx, {
+      id, kind: 'gateway', org_id: orgId, mecha: null, name, scopes: [], metadata: '{}', hash, tag_root, pepper_root,
+      created_at: now, created_by: actor, expires_at: null, rotated_from: null,
+    })
+    await audit(trx, caller, now, [{ type: 'gateway.created', keyId: id, mecha: null, data: { name } }])
+    const key = await findKey(trx, caller, 'gateway', id)
+    return { key: key!, plaintext, now }
+  })
+}

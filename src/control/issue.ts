@@ -1,0 +1,190 @@
+/** Issuing and rotating: the two acts that reveal a plaintext, each at most once for each key that it makes. */
+
+import { createHash } from 'node:crypto'
+import type { Transaction } from 'kysely'
+import type { Database, Metadata } from '../db/tables.js'
+import { invalid, notFound, Problem } from '../errors.js'
+import { newId, publicId } from '../key/id.js'
+import { endOfOverlap, rotationRefusal, statusAt } from '../key/status.js'
+import { expiryOfNew, type ExpiryRequest } from './expiry.js'
+import { audit, mint, type Caller, type ControlParts, type Minted } from './parts.js'
+import {
+  claimMecha, countLivingKeys, findKey, findMadeBefore, insertKey, lockKey, lockMecha, readClock, replaceSecret,
+  takeSlot, updateKey, type KeyRecord,
+} from './store.js'
+
+export interface IssueRequest extends ExpiryRequest {
+  readonly mecha: string
+  readonly name?: string | undefined
+  readonly scopes?: string[] | undefined
+  readonly metadata?: Metadata | undefined
+}
+
+export interface RotateRequest extends ExpiryRequest {
+  readonly overlap_seconds?: number | undefined
+  readonly name?: string | undefined
+  readonly scopes?: string[] | undefined
+  readonly metadata?: Metadata | undefined
+}
+
+/** A key, and its plaintext: the one time that it is known. */
+export interface Revealed {
+  readonly key: KeyRecord
+  readonly plaintext: string
+  readonly now: Date
+}
+
+/**
+ * Issues a key for a Mecha, which becomes the organization's own if it is nobody's.
+ *
+ * @param idempotencyKey a repeat with the same one makes no second key: see {@link revealOnce}
+ * @throws Problem `not_found` (another organization's Mecha, or another crew's), `key_limit_reached`, `invalid_request`
+ */
+export async function issueKey(parts: ControlParts, caller: Caller, request: IssueRequest, idempotencyKey?: string): Promise<Revealed> {
+  const { mecha } = request
+  const crew = mecha.slice(mecha.indexOf('^') + 1)
+  if (caller.crews && !caller.crews.includes(crew)) throw notFound()
+  return revealOnce(parts, caller, mecha, { idempotencyKey, request: { act: 'issue', request } }, async (trx, minted) => {
+    if (!(await claimMecha(trx, mecha, caller.orgId))) throw notFound()
+    const now = await readClock(trx)
+    const limit = parts.config.MAX_ACTIVE_KEYS_PER_MECHA
+    if ((await countLivingKeys(trx, mecha, now)) >= limit) throw limitReached(limit)
+    const expiresAt = expiryOfNew(request, now, parts.config)
+    await insertKey(trx, { ...newRow(caller, mecha, minted, now), ...detailsOf(request), expires_at: expiresAt })
+    await audit(trx, caller, now, [{ type: 'key.issued', keyId: minted.id, mecha, data: { expires_at: expiresAt?.toISOString() ?? null } }])
+    return now
+  })
+}
+
+/**
+ * Replaces a key by a successor. Both are valid until the overlap ends, which never lengthens the old key's life.
+ *
+ * @throws Problem `not_found`, `key_revoked`, `key_expired`, `key_disabled`, `key_already_rotated`, `key_limit_reached`
+ */
+export async function rotateKey(parts: ControlParts, caller: Caller, id: string, request: RotateRequest, idempotencyKey?: string): Promise<Revealed> {
+  const { config } = parts
+  const overlap = request.overlap_seconds ?? config.ROTATE_DEFAULT_OVERLAP
+  if (overlap > config.ROTATE_MAX_OVERLAP)
+    throw invalid('body.overlap_seconds', 'maximum', `must be at most ${config.ROTATE_MAX_OVERLAP}`)
+  const mecha = (await findKey(parts.db, caller, 'mecha', id))?.mecha
+  if (!mecha) throw notFound()
+  return revealOnce(parts, caller, mecha, { idempotencyKey, request: { act: 'rotate', id, request } }, async (trx, minted) => {
+    await lockMecha(trx, mecha, caller.orgId)
+    const old = await lockKey(trx, caller, 'mecha', id)
+    if (!old) throw notFound()
+    const now = await readClock(trx)
+    const refusal = rotationRefusal(old, now)
+    if (refusal) throw cannotRotate(refusal, old)
+    // A rotation may pass the limit while its overlap lasts; a chain of rotations cannot pass it without end.
+    const limit = 2 * config.MAX_ACTIVE_KEYS_PER_MECHA
+    if ((await countLivingKeys(trx, mecha, now)) >= limit) throw limitReached(limit)
+    const expiresAt = expiryOfNew(request, now, config, old.expires_at ? lifeOf(old) : undefined)
+    const endsAt = endOfOverlap(old, now, overlap)
+    await insertKey(trx, { ...newRow(caller, mecha, minted, now), ...detailsOf({ ...inheritable(old), ...request }), expires_at: expiresAt, rotated_from: id })
+    await updateKey(trx, id, { expires_at: endsAt, rotated_to: minted.id })
+    await audit(trx, caller, now, [
+      { type: 'key.rotated', keyId: id, mecha, data: { rotated_to: publicId('mecha', minted.id), ends_at: endsAt.toISOString() } },
+      { type: 'key.issued', keyId: minted.id, mecha, data: { rotated_from: publicId('mecha', id), expires_at: expiresAt?.toISOString() ?? null } },
+    ])
+    return now
+  })
+}
+
+/** How often a request whose Idempotency-Key another request has just taken looks again. */
+const ATTEMPTS = 3
+
+/**
+ * Makes a key and reveals it. With an Idempotency-Key, a repeat gets the key that the first request made with a new
+ * secret, for as long as the key was never used: the plaintext is not stored, so the first one cannot be replayed, and
+ * a key has one living secret. (Header: draft-ietf-httpapi-idempotency-key-header.)
+ *
+ * @throws Problem `idempotency_key_reused` (another request), `idempotent_key_in_use` (the key was used, or has ended)
+ */
+async function revealOnce(
+  parts: ControlParts,
+  caller: Caller,
+  mecha: string,
+  once: { idempotencyKey: string | undefined; request: unknown },
+  make: (trx: Transaction<Database>, minted: Minted) => Promise<Date>,
+): Promise<Revealed> {
+  const slot = once.idempotencyKey === undefined ? undefined : slotOf(caller, once.idempotencyKey, once.request)
+  for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+    const before = slot && (await findMadeBefore(parts.db, slot.digest))
+    if (before) {
+      if (!before.request_digest.equals(slot.request_digest))
+        throw new Problem('idempotency_key_reused', 'This Idempotency-Key came with another request before. Use a new one.')
+      return revealAgain(parts, caller, mecha, before.key_id)
+    }
+    const minted = await mint(parts, 'mecha', newId(), mecha)
+    const revealed = await parts.db.transaction().execute(async (trx) => {
+      if (slot && !(await takeSlot(trx, { ...slot, key_id: minted.id }, parts.config.IDEMPOTENCY_TTL))) return undefined
+      const now = await make(trx, minted)
+      const key = await findKey(trx, caller, 'mecha', minted.id)
+      return { key: key!, plaintext: minted.plaintext, now }
+    })
+    if (revealed) return revealed
+  }
+  throw new Problem('database_unavailable', 'An identical request is being answered. Try again in a moment.', { headers: { 'retry-after': '1' } })
+}
+
+async function revealAgain(parts: ControlParts, caller: Caller, mecha: string, id: string): Promise<Revealed> {
+  const minted = await mint(parts, 'mecha', id, mecha)
+  return parts.db.transaction().execute(async (trx) => {
+    const key = await lockKey(trx, caller, 'mecha', id)
+    if (!key) throw notFound()
+    const now = await readClock(trx)
+    const status = statusAt(key, now)
+    if (key.first_used_at || status !== 'active')
+      throw new Problem('idempotent_key_in_use', `${publicId('mecha', id)} ${key.first_used_at ? 'has been used' : `is ${status}`}: it is not revealed again.`)
+    const { hash, tag_root, pepper_root } = minted
+    await replaceSecret(trx, id, { hash, tag_root, pepper_root })
+    await audit(trx, caller, now, [{ type: 'key.secret_replaced', keyId: id, mecha }])
+    return { key, plaintext: minted.plaintext, now }
+  })
+}
+
+function slotOf({ orgId, actor }: Caller, idempotencyKey: string, request: unknown) {
+  const sha256 = (text: string) => createHash('sha256').update(text).digest()
+  return { digest: sha256(JSON.stringify([orgId, actor, idempotencyKey])), request_digest: sha256(canonical(request)) }
+}
+
+/** JSON with its members in order: a client may write the same request another way. */
+function canonical(value: unknown): string {
+  return JSON.stringify(value, (_name, item: unknown) =>
+    typeof item === 'object' && item !== null && !Array.isArray(item)
+      ? Object.fromEntries(Object.entries(item).sort(([a], [b]) => (a < b ? -1 : 1)))
+      : item,
+  )
+}
+
+function newRow({ orgId, actor }: Caller, mecha: string, { id, hash, tag_root, pepper_root }: Minted, now: Date) {
+  return { id, kind: 'mecha' as const, org_id: orgId, mecha, hash, tag_root, pepper_root, created_at: now, created_by: actor }
+}
+
+function detailsOf({ name, scopes, metadata }: Pick<IssueRequest, 'name' | 'scopes' | 'metadata'>) {
+  return { name: name ?? null, scopes: scopes ?? [], metadata: JSON.stringify(metadata ?? {}) }
+}
+
+/** What a successor has from the key before it, unless the request says otherwise. */
+function inheritable({ name, scopes, metadata }: KeyRecord) {
+  return { name: name ?? undefined, scopes, metadata }
+}
+
+/** Seconds that a key was given to live. */
+function lifeOf({ created_at, expires_at }: KeyRecord): number {
+  return (expires_at!.getTime() - created_at.getTime()) / 1000
+}
+
+function limitReached(limit: number): Problem {
+  return new Problem('key_limit_reached', `The Mecha has ${limit} keys that are neither revoked nor expired, and may have no more. Revoke one first.`)
+}
+
+function cannotRotate(refusal: NonNullable<ReturnType<typeof rotationRefusal>>, old: KeyRecord): Problem {
+  const why = {
+    key_revoked: 'A revoked key cannot be rotated. Issue a new one.',
+    key_expired: 'An expired key cannot be rotated. Issue a new one.',
+    key_disabled: 'A disabled key cannot be rotated. Enable it first.',
+    key_already_rotated: `The key was rotated to ${old.rotated_to && publicId('mecha', old.rotated_to)}. Rotate that one.`,
+  }
+  return new Problem(refusal, why[refusal])
+}

@@ -1,0 +1,72 @@
+/** What the control plane's services are given. */
+
+import type { Kysely, Transaction } from 'kysely'
+import type { Operator } from '../auth/operators.js'
+import type { Settings } from '../config.js'
+import type { Database, Metadata } from '../db/tables.js'
+import type { Metrics } from '../http/metrics.js'
+import { hashSecret } from '../key/hash.js'
+import type { CredentialKind } from '../key/id.js'
+import type { Roots } from '../key/roots.js'
+import { makeToken } from '../key/token.js'
+import { insertEvents, type Secret } from './store.js'
+
+export interface ControlParts {
+  readonly db: Kysely<Database>
+  readonly roots: Roots
+  readonly config: Settings
+  readonly metrics: Metrics
+}
+
+/** Who does something, and by which request: what every event says. */
+export interface Author {
+  readonly actor: string
+  readonly requestId: string
+  readonly address: string
+}
+
+/** An operator's request. */
+export interface Caller extends Author, Pick<Operator, 'orgId' | 'crews'> {}
+
+/** A request to the gateways of an organization, or to those of all of them (`null`: from the command line). */
+export interface GatewayCaller extends Author {
+  readonly orgId: string | null
+  readonly crews: undefined
+}
+
+/** A new secret for an id: the plaintext to reveal, and what is stored in its place. */
+export interface Minted extends Secret {
+  readonly id: string
+  readonly plaintext: string
+}
+
+/** Makes and hashes a secret. It takes argon2's time, so it is done before a transaction and never within one. */
+export async function mint(parts: ControlParts, kind: CredentialKind, id: string, subject: string): Promise<Minted> {
+  const [root] = parts.roots
+  const { KEY_PREFIX, GATEWAY_PREFIX, HASH_PROFILE } = parts.config
+  const token = makeToken(kind === 'mecha' ? KEY_PREFIX : GATEWAY_PREFIX, id, root)
+  const stop = parts.metrics.argon2.startTimer({ operation: 'hash' })
+  const hash = await hashSecret({ id, subject, secret: token.secret }, root, HASH_PROFILE).finally(stop)
+  return { id, plaintext: token.text, hash, tag_root: root.id, pepper_root: root.id }
+}
+
+export const EVENT_TYPES = [
+  'key.issued', 'key.updated', 'key.rotated', 'key.revoked', 'key.secret_replaced', 'gateway.created', 'gateway.revoked',
+] as const
+
+interface Happening {
+  readonly type: (typeof EVENT_TYPES)[number]
+  readonly keyId: string
+  readonly mecha: string | null
+  readonly data?: Metadata
+}
+
+/** Writes what happened to the audit trail. The last act of a transaction. */
+export async function audit(trx: Transaction<Database>, caller: Author & { readonly orgId: string | null }, at: Date, happenings: Happening[]): Promise<void> {
+  const { orgId, actor, requestId, address } = caller
+  const events = happenings.map(({ type, keyId, mecha, data = {} }) => ({
+    at, type, org_id: orgId, key_id: keyId, kind: type.startsWith('key.') ? ('mecha' as const) : ('gateway' as const),
+    mecha, actor, request_id: requestId, address, data: JSON.stringify(data),
+  }))
+  await insertEvents(trx, orgId, events)
+}

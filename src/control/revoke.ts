@@ -1,0 +1,54 @@
+/** Revocation: final, idempotent, recorded. */
+
+import { notFound } from '../errors.js'
+import { publicId, type CredentialKind } from '../key/id.js'
+import { audit, type Author, type Caller, type ControlParts, type GatewayCaller } from './parts.js'
+import { lockKey, lockMecha, readClock, revokeKey, revokeKeysOfMecha, type KeyRecord } from './store.js'
+
+/**
+ * Revokes a key or a gateway credential. A second revocation changes nothing: the first one's time and reason stay.
+ *
+ * @throws Problem `not_found`
+ */
+export async function revoke(
+  { db }: ControlParts,
+  caller: Caller | GatewayCaller,
+  kind: CredentialKind,
+  id: string,
+  reason?: string,
+): Promise<{ key: KeyRecord; now: Date }> {
+  return db.transaction().execute(async (trx) => {
+    const key = await lockKey(trx, caller, kind, id)
+    if (!key) throw notFound()
+    const now = await readClock(trx)
+    if (key.revoked_at) return { key, now }
+    const revocation = revocationBy(caller, now, reason)
+    await revokeKey(trx, id, revocation)
+    const type = kind === 'mecha' ? 'key.revoked' : 'gateway.revoked'
+    await audit(trx, caller, now, [{ type, keyId: id, mecha: key.mecha, data: { reason: reason ?? null } }])
+    return { key: { ...key, ...revocation }, now }
+  })
+}
+
+/**
+ * The kill switch: revokes every key of a Mecha that has not ended yet. Issuing for it waits, so none slips through.
+ *
+ * @returns the ids of the keys that this call revoked, as the API shows them
+ * @throws Problem `not_found`
+ */
+export async function revokeAllOfMecha({ db }: ControlParts, caller: Caller, mecha: string, reason?: string): Promise<string[]> {
+  const crew = mecha.slice(mecha.indexOf('^') + 1)
+  if (caller.crews && !caller.crews.includes(crew)) throw notFound()
+  return db.transaction().execute(async (trx) => {
+    if (!(await lockMecha(trx, mecha, caller.orgId))) throw notFound()
+    const now = await readClock(trx)
+    const ids = await revokeKeysOfMecha(trx, mecha, revocationBy(caller, now, reason))
+    const data = { reason: reason ?? null, all_of_mecha: true }
+    await audit(trx, caller, now, ids.map((keyId) => ({ type: 'key.revoked', keyId, mecha, data })))
+    return ids.map((id) => publicId('mecha', id))
+  })
+}
+
+function revocationBy({ actor }: Author, now: Date, reason?: string) {
+  return { revoked_at: now, revoked_by: actor, revoke_reason: reason ?? null }
+}

@@ -1,0 +1,38 @@
+/** Which root secrets are still needed, before one is dropped. */
+
+import { sql, type Kysely } from 'kysely'
+import type { Database } from '../db/tables.js'
+import type { Roots } from '../key/roots.js'
+
+export interface RootStatus {
+  /** Public name of the root secret, as rows carry it. */
+  readonly id: string
+  /** `newest` makes keys, `older` verifies them, `missing` is needed and not configured. */
+  readonly role: 'newest' | 'older' | 'missing'
+  /** Living keys whose tag was made under it: they are refused without it, until they are rotated or end. */
+  readonly tagged: number
+  /** Living keys whose hash is peppered under it: their next verify moves them to the newest. */
+  readonly peppered: number
+  /** Whether it can be dropped without refusing a living key. */
+  readonly droppable: boolean
+}
+
+/** One entry for each root secret that is configured or needed, newest first. */
+export async function rootSecretsStatus(db: Kysely<Database>, roots: Roots): Promise<RootStatus[]> {
+  const { rows } = await sql<{ id: string; tagged: number; peppered: number }>`
+    WITH living AS (
+      SELECT tag_root, pepper_root FROM keys WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+    )
+    SELECT id, sum(tagged)::int AS tagged, sum(peppered)::int AS peppered FROM (
+      SELECT tag_root AS id, 1 AS tagged, 0 AS peppered FROM living
+      UNION ALL SELECT pepper_root, 0, 1 FROM living
+    ) AS needs GROUP BY id`.execute(db)
+  const needs = new Map(rows.map((row) => [row.id, row]))
+  const configured = roots.map(({ id }) => id)
+  const missing = rows.map(({ id }) => id).filter((id) => !configured.includes(id))
+  return [...configured, ...missing].map((id) => {
+    const { tagged, peppered } = needs.get(id) ?? { tagged: 0, peppered: 0 }
+    const role = !configured.includes(id) ? 'missing' : id === configured[0] ? 'newest' : 'older'
+    return { id, role, tagged, peppered, droppable: role === 'older' && tagged + peppered === 0 }
+  })
+}

@@ -1,0 +1,292 @@
+/** The control plane: operators issue and govern keys and gateways, and read what happened. */
+
+import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { Operator, OperatorAuthenticator } from '../auth/operators.js'
+import type { Scope } from '../auth/scopes.js'
+import { invalid, notFound, Problem } from '../errors.js'
+import { HandleSchema, responses } from '../http/schemas.js'
+import { refuseSecretsAndUnstorable } from '../http/validation.js'
+import { parsePublicId, type CredentialKind } from '../key/id.js'
+import { createGateway } from './gateways.js'
+import { issueKey, rotateKey, type Revealed } from './issue.js'
+import type { Caller, ControlParts } from './parts.js'
+import { revoke, revokeAllOfMecha } from './revoke.js'
+import {
+  EventPage, EventsQuery, GatewayBody, GatewayIdSchema, GatewayListQuery, GatewayPage,
+  IdempotencyHeaders, IssueBody, KeyIdSchema, KeyPage, KillSwitchAnswer, ListQuery, RevealedGateway,
+  RevealedKey, RevokeBody, RotateBody, UpdateBody,
+} from './schemas.js'
+import { findKey, listEvents, listKeys, readClock, type ListFilter } from './store.js'
+import { updateKeyDetails } from './update.js'
+import { decodeCursor, encodeCursor, eventView, gatewayView, keyView } from './views.js'
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    operator: Operator
+  }
+  interface FastifyContextConfig {
+    /** The scope that an operator's token needs for a route of the control plane. */
+    scope?: Scope
+  }
+}
+
+/** Metadata comes back with every verify, so it is kept small. */
+const MAX_METADATA_BYTES = 4096
+
+export function controlPlane(parts: ControlParts, authenticate: OperatorAuthenticator): FastifyPluginAsyncTypebox {
+  return async (app) => {
+    requireOperator(app, authenticate)
+    refuseSecretsAndUnstorable(app)
+    await app.register(keyRoutes(parts))
+    await app.register(gatewayRoutes(parts))
+    await app.register(eventRoutes(parts))
+  }
+}
+
+function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
+  const { db } = parts
+  const KeyParams = Type.Object({ id: KeyIdSchema })
+  return async (app) => {
+    app.post(
+      '/v1/keys',
+      {
+        config: { scope: 'keys:issue' },
+        schema: {
+          ...documented('issueKey', 'Issue a key. Its plaintext is in this answer and nowhere else, ever'),
+          headers: IdempotencyHeaders, body: IssueBody,
+          response: responses({ 201: RevealedKey }, 400, 401, 403, 404, 409, 413, 415, 422, 503),
+        },
+      },
+      async (request, reply) => {
+        refuseLargeMetadata(request.body.metadata)
+        const revealed = await issueKey(parts, callerOf(request), request.body, request.headers['idempotency-key'])
+        return reply.code(201).header('location', locationOf(revealed)).send(revealView(revealed))
+      },
+    )
+
+    app.get(
+      '/v1/keys',
+      {
+        config: { scope: 'keys:read' },
+        schema: {
+          ...documented('listKeys', 'List keys, newest first: metadata only'),
+          querystring: ListQuery, response: responses({ 200: KeyPage }, 400, 401, 403, 503),
+        },
+      },
+      async ({ query, operator }) => {
+        const { keys, now, next_cursor } = await page(parts, operator, 'mecha', query)
+        return { keys: keys.map((key) => keyView(key, now)), next_cursor }
+      },
+    )
+
+    app.get(
+      '/v1/keys/:id',
+      {
+        config: { scope: 'keys:read' },
+        schema: { ...documented('getKey', 'What is known of one key'), params: KeyParams, response: responses({ 200: Type.Ref('Key#') }, 400, 401, 403, 404, 503) },
+      },
+      async ({ params, operator }) => {
+        const [key, now] = await Promise.all([findKey(db, operator, 'mecha', uuidOf('mecha', params.id)), readClock(db)])
+        if (!key) throw notFound()
+        return keyView(key, now)
+      },
+    )
+
+    app.patch(
+      '/v1/keys/:id',
+      {
+        config: { scope: 'keys:issue' },
+        schema: {
+          ...documented('updateKey', 'Change a key that has not ended'),
+          params: KeyParams, body: UpdateBody, response: responses({ 200: Type.Ref('Key#') }, 400, 401, 403, 404, 409, 413, 415, 503),
+        },
+      },
+      async (request) => {
+        refuseLargeMetadata(request.body.metadata)
+        const { key, now } = await updateKeyDetails(parts, callerOf(request), uuidOf('mecha', request.params.id), request.body)
+        return keyView(key, now)
+      },
+    )
+
+    app.post(
+      '/v1/keys/:id/rotate',
+      {
+        config: { scope: 'keys:issue' },
+        schema: {
+          ...documented('rotateKey', 'Replace a key by a successor; both are valid until the overlap ends'),
+          params: KeyParams, headers: IdempotencyHeaders, body: Type.Optional(RotateBody),
+          response: responses({ 201: RevealedKey }, 400, 401, 403, 404, 409, 413, 415, 422, 503),
+        },
+      },
+      async (request, reply) => {
+        const body = request.body ?? {}
+        refuseLargeMetadata(body.metadata)
+        const revealed = await rotateKey(parts, callerOf(request), uuidOf('mecha', request.params.id), body, request.headers['idempotency-key'])
+        return reply.code(201).header('location', locationOf(revealed)).send(revealView(revealed))
+      },
+    )
+
+    app.post(
+      '/v1/keys/:id/revoke',
+      {
+        config: { scope: 'keys:revoke' },
+        schema: {
+          ...documented('revokeKey', 'Revoke a key, for good'),
+          params: KeyParams, body: Type.Optional(RevokeBody), response: responses({ 200: Type.Ref('Key#') }, 400, 401, 403, 404, 413, 415, 503),
+        },
+      },
+      async (request) => {
+        const { key, now } = await revoke(parts, callerOf(request), 'mecha', uuidOf('mecha', request.params.id), request.body?.reason)
+        return keyView(key, now)
+      },
+    )
+
+    app.post(
+      '/v1/mechas/:mecha/revoke-keys',
+      {
+        config: { scope: 'keys:revoke' },
+        schema: {
+          ...documented('revokeKeysOfMecha', 'The kill switch: revoke every key of a Mecha'),
+          params: Type.Object({ mecha: HandleSchema }), body: Type.Optional(RevokeBody),
+          response: responses({ 200: KillSwitchAnswer }, 400, 401, 403, 404, 413, 415, 503),
+        },
+      },
+      async (request) => {
+        const { mecha } = request.params
+        return { mecha, revoked: await revokeAllOfMecha(parts, callerOf(request), mecha, request.body?.reason) }
+      },
+    )
+  }
+}
+
+function gatewayRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
+  return async (app) => {
+    // A gateway verifies every key of its organization: more than an operator of some crews may hand out.
+    app.addHook('onRequest', async ({ operator }) => {
+      if (operator.crews) throw new Problem('crews_restricted', 'Gateways are for operators of the whole organization.')
+    })
+
+    app.post(
+      '/v1/gateways',
+      {
+        config: { scope: 'gateways:manage' },
+        schema: {
+          ...documented('createGateway', 'Create a gateway credential. Its plaintext is in this answer and nowhere else, ever'),
+          body: GatewayBody, response: responses({ 201: RevealedGateway }, 400, 401, 403, 413, 415, 503),
+        },
+      },
+      async (request, reply) => {
+        const { key, plaintext, now } = await createGateway(parts, { ...callerOf(request), crews: undefined }, request.body.name)
+        return reply.code(201).send({ gateway: gatewayView(key, now), plaintext_key: plaintext })
+      },
+    )
+
+    app.get(
+      '/v1/gateways',
+      {
+        config: { scope: 'gateways:manage' },
+        schema: { ...documented('listGateways', 'List gateway credentials, newest first: metadata only'), querystring: GatewayListQuery, response: responses({ 200: GatewayPage }, 400, 401, 403, 503) },
+      },
+      async ({ query, operator }) => {
+        const { keys, now, next_cursor } = await page(parts, operator, 'gateway', query)
+        return { gateways: keys.map((key) => gatewayView(key, now)), next_cursor }
+      },
+    )
+
+    app.post(
+      '/v1/gateways/:id/revoke',
+      {
+        config: { scope: 'gateways:manage' },
+        schema: {
+          ...documented('revokeGateway', 'Revoke a gateway credential, for good'),
+          params: Type.Object({ id: GatewayIdSchema }), body: Type.Optional(RevokeBody),
+          response: responses({ 200: Type.Ref('Gateway#') }, 400, 401, 403, 404, 413, 415, 503),
+        },
+      },
+      async (request) => {
+        const { key, now } = await revoke(parts, callerOf(request), 'gateway', uuidOf('gateway', request.params.id), request.body?.reason)
+        return gatewayView(key, now)
+      },
+    )
+  }
+}
+
+function eventRoutes({ db }: ControlParts): FastifyPluginAsyncTypebox {
+  return async (app) => {
+    app.get(
+      '/v1/events',
+      {
+        config: { scope: 'audit:read' },
+        schema: { ...documented('listEvents', 'Who did what, oldest first'), querystring: EventsQuery, response: responses({ 200: EventPage }, 400, 401, 403, 503) },
+      },
+      async ({ query, operator }) => {
+        const { mecha, key_id, type, after = '0', limit = 50 } = query
+        const keyId = key_id && uuidOf(key_id.startsWith('gw_') ? 'gateway' : 'mecha', key_id)
+        const rows = await listEvents(db, operator, { mecha, keyId, type, after, limit })
+        return { events: rows.map(eventView), next_after: rows.at(-1)?.position ?? after }
+      },
+    )
+  }
+}
+
+/** Every route names the scope that it needs: one that names none does not start. */
+function requireOperator(app: FastifyInstance, authenticate: OperatorAuthenticator): void {
+  app.decorateRequest('operator')
+  app.addHook('onRoute', ({ url, config, method }) => {
+    if (!config?.scope && method !== 'OPTIONS') throw new Error(`${String(method)} ${url} names no scope`)
+  })
+  app.addHook('onRequest', async (request, reply) => {
+    reply.header('cache-control', 'no-store')
+    request.operator = await authenticate(request.headers.authorization)
+    const scope = request.routeOptions.config.scope!
+    if (request.operator.scopes.has(scope)) return
+    throw new Problem('insufficient_scope', `The token lacks the scope ${scope}.`, {
+      headers: { 'www-authenticate': `Bearer realm="mecha-keys", error="insufficient_scope", scope="${scope}"` },
+    })
+  })
+}
+
+function callerOf({ operator, id, ip }: FastifyRequest): Caller {
+  const { actor, orgId, crews } = operator
+  return { actor, orgId, crews, requestId: id, address: ip }
+}
+
+interface PageQuery {
+  readonly mecha?: string
+  readonly status?: ListFilter['status']
+  readonly limit?: number
+  readonly cursor?: string
+}
+
+/** One page, and where the next one starts. One row more than asked for is read, to know whether there is a next one. */
+async function page({ db }: ControlParts, operator: Operator, kind: CredentialKind, query: PageQuery) {
+  const { mecha, status, limit = 50, cursor } = query
+  const after = cursor === undefined ? undefined : decodeCursor(cursor)
+  if (cursor !== undefined && !after) throw invalid('query.cursor', 'format', 'must be the next_cursor of a page before')
+  const { keys, now } = await listKeys(db, operator, { kind, mecha, status, limit: limit + 1, after })
+  const shown = keys.slice(0, limit)
+  return { keys: shown, now, next_cursor: keys.length > limit ? encodeCursor(shown.at(-1)!) : null }
+}
+
+/** The route's schema has checked the shape. */
+function uuidOf(kind: CredentialKind, id: string): string {
+  return parsePublicId(kind, id)!
+}
+
+function locationOf({ key }: Revealed): string {
+  return `/v1/keys/${keyView(key, key.created_at).id}`
+}
+
+function revealView({ key, plaintext, now }: Revealed) {
+  return { key: keyView(key, now), plaintext_key: plaintext }
+}
+
+function refuseLargeMetadata(metadata: object | undefined): void {
+  if (Buffer.byteLength(JSON.stringify(metadata ?? {})) > MAX_METADATA_BYTES)
+    throw invalid('body.metadata', 'maximum', `must be at most ${MAX_METADATA_BYTES} bytes of JSON`)
+}
+
+function documented(operationId: string, summary: string) {
+  return { tags: ['control'], operationId, summary, security: [{ operator: [] }] }
+}

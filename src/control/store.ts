@@ -1,0 +1,248 @@
+/** What the control plane asks of the database. The hash never leaves through here. */
+
+import { sql, type ExpressionBuilder, type Kysely, type Transaction, type Updateable } from 'kysely'
+import type { Database, EventRow, KeyRow, KeysTable, NewEventRow, NewKeyRow } from '../db/tables.js'
+import type { CredentialKind } from '../key/id.js'
+import type { KeyStatus } from '../key/status.js'
+
+/** What an operator can reach: their organization, and within it some crews or all. */
+export interface Reach {
+  /** `null`: what belongs to no organization, which only the command line can reach. */
+  readonly orgId: string | null
+  readonly crews: readonly string[] | undefined
+}
+
+/** A key as the control plane knows it. */
+export type KeyRecord = Omit<KeyRow, 'hash' | 'tag_root' | 'pepper_root' | 'crew'> & {
+  readonly first_used_at: Date | null
+  readonly last_used_at: Date | null
+}
+
+/** Where a page of a listing ended. */
+export interface Cursor {
+  readonly createdAt: Date
+  readonly id: string
+}
+
+const COLUMNS = [
+  'id', 'kind', 'org_id', 'mecha', 'name', 'scopes', 'metadata', 'enabled', 'created_at', 'created_by', 'expires_at',
+  'revoked_at', 'revoked_by', 'revoke_reason', 'rotated_from', 'rotated_to', 'first_used_at', 'last_used_at',
+] as const
+
+/** The database's clock, at the millisecond that it stores. Taken after a lock: a transaction's own time is older. */
+export async function readClock(db: Kysely<Database>): Promise<Date> {
+  const { rows } = await sql<{ now: Date }>`SELECT date_trunc('milliseconds', clock_timestamp()) AS now`.execute(db)
+  return rows[0]!.now
+}
+
+// ── Mechas ──
+
+/**
+ * Makes a handle the organization's own unless it has an owner, and holds it until the transaction ends.
+ *
+ * @returns `false` when it belongs to another organization
+ */
+export async function claimMecha(trx: Transaction<Database>, handle: string, orgId: string): Promise<boolean> {
+  await trx.insertInto('mechas').values({ handle, org_id: orgId }).onConflict((conflict) => conflict.doNothing()).execute()
+  return lockMecha(trx, handle, orgId)
+}
+
+/** Holds a Mecha until the transaction ends. Whoever adds or ends its keys together holds it first. */
+export async function lockMecha(trx: Transaction<Database>, handle: string, orgId: string): Promise<boolean> {
+  const row = await trx
+    .selectFrom('mechas').select('handle').where('handle', '=', handle).where('org_id', '=', orgId)
+    .forUpdate().executeTakeFirst()
+  return row !== undefined
+}
+
+/** How many keys of a Mecha are neither revoked nor expired. */
+export async function countLivingKeys(trx: Transaction<Database>, mecha: string, now: Date): Promise<number> {
+  const { count } = await trx
+    .selectFrom('keys').select((eb) => eb.fn.countAll<string>().as('count'))
+    .where('mecha', '=', mecha).where(isLiving(now))
+    .executeTakeFirstOrThrow()
+  return Number(count)
+}
+
+// ── Keys ──
+
+export async function insertKey(trx: Transaction<Database>, row: NewKeyRow): Promise<void> {
+  await trx.insertInto('keys').values(row).execute()
+}
+
+export async function findKey(db: Kysely<Database>, reach: Reach, kind: CredentialKind, id: string): Promise<KeyRecord | undefined> {
+  return db
+    .selectFrom('keys').leftJoin('key_usage', 'key_usage.key_id', 'keys.id').select(COLUMNS)
+    .where('id', '=', id).where(isReachable(reach, kind))
+    .executeTakeFirst()
+}
+
+/** Reads a key and holds it until the transaction ends. */
+export async function lockKey(trx: Transaction<Database>, reach: Reach, kind: CredentialKind, id: string): Promise<KeyRecord | undefined> {
+  const held = await trx
+    .selectFrom('keys').select('id').where('id', '=', id).where(isReachable(reach, kind))
+    .forUpdate().executeTakeFirst()
+  // Read after the lock is held: whether the key has been used is in another table, which the lock does not cover.
+  return held && findKey(trx, reach, kind, id)
+}
+
+export interface ListFilter {
+  readonly kind: CredentialKind
+  readonly mecha?: string | undefined
+  readonly status?: KeyStatus | undefined
+  readonly limit: number
+  readonly after?: Cursor | undefined
+}
+
+/** Newest first. A row's place, once it has one, never changes: pages neither skip nor repeat what was there before. */
+export async function listKeys(db: Kysely<Database>, reach: Reach, filter: ListFilter): Promise<{ keys: KeyRecord[]; now: Date }> {
+  const now = await readClock(db)
+  const { kind, mecha, status, limit, after } = filter
+  const keys = await db
+    .selectFrom('keys').leftJoin('key_usage', 'key_usage.key_id', 'keys.id').select(COLUMNS)
+    .where(isReachable(reach, kind))
+    .$if(mecha !== undefined, (query) => query.where('mecha', '=', mecha!))
+    .$if(status !== undefined, (query) => query.where(hasStatus(status!, now)))
+    .$if(after !== undefined, (query) =>
+      query.where((eb) => eb(eb.refTuple('created_at', 'id'), '<', eb.tuple(after!.createdAt, after!.id))),
+    )
+    .orderBy('created_at', 'desc').orderBy('id', 'desc').limit(limit)
+    .execute()
+  return { keys, now }
+}
+
+export type KeyChange = Pick<Updateable<KeysTable>, 'name' | 'metadata' | 'enabled' | 'expires_at' | 'rotated_to'>
+
+export async function updateKey(trx: Transaction<Database>, id: string, change: KeyChange): Promise<void> {
+  await trx.updateTable('keys').set(change).where('id', '=', id).execute()
+}
+
+export interface Secret {
+  readonly hash: string
+  readonly tag_root: string
+  readonly pepper_root: string
+}
+
+export async function replaceSecret(trx: Transaction<Database>, id: string, secret: Secret): Promise<void> {
+  await trx.updateTable('keys').set(secret).where('id', '=', id).execute()
+}
+
+export interface Revocation {
+  readonly revoked_at: Date
+  readonly revoked_by: string
+  readonly revoke_reason: string | null
+}
+
+export async function revokeKey(trx: Transaction<Database>, id: string, revocation: Revocation): Promise<void> {
+  await trx.updateTable('keys').set(revocation).where('id', '=', id).execute()
+}
+
+/** Revokes every key of a Mecha that is neither revoked nor expired; returns their ids. */
+export async function revokeKeysOfMecha(trx: Transaction<Database>, mecha: string, revocation: Revocation): Promise<string[]> {
+  const rows = await trx
+    .updateTable('keys').set(revocation).where('mecha', '=', mecha).where(isLiving(revocation.revoked_at))
+    .returning('id').execute()
+  return rows.map((row) => row.id)
+}
+
+// ── Idempotency ──
+
+export interface MadeBefore {
+  readonly key_id: string
+  readonly request_digest: Buffer
+}
+
+export async function findMadeBefore(db: Kysely<Database>, digest: Buffer): Promise<MadeBefore | undefined> {
+  return db
+    .selectFrom('idempotency_keys').select(['key_id', 'request_digest'])
+    .where('digest', '=', digest).where('expires_at', '>', sql<Date>`now()`)
+    .executeTakeFirst()
+}
+
+/**
+ * Takes an Idempotency-Key's slot for a key that is about to be made. An identical request waits here for this one.
+ *
+ * @returns `false` when the slot is taken
+ */
+export async function takeSlot(
+  trx: Transaction<Database>,
+  slot: { digest: Buffer; request_digest: Buffer; key_id: string },
+  ttlSeconds: number,
+): Promise<boolean> {
+  await sql`
+    DELETE FROM idempotency_keys WHERE digest = ${slot.digest} AND expires_at <= now() OR digest IN (
+      SELECT digest FROM idempotency_keys WHERE expires_at <= now() LIMIT 10 FOR UPDATE SKIP LOCKED)`.execute(trx)
+  const { numInsertedOrUpdatedRows } = await trx
+    .insertInto('idempotency_keys')
+    .values({ ...slot, expires_at: sql<Date>`now() + make_interval(secs => ${ttlSeconds})` })
+    .onConflict((conflict) => conflict.doNothing())
+    .executeTakeFirst()
+  return numInsertedOrUpdatedRows === 1n
+}
+
+// ── Events ──
+
+/**
+ * Writes events, as the last act of a transaction. Those of one organization are written one transaction at a time
+ * from here to the commit, so that positions are in the order of commits and a reader who has seen one has missed
+ * none before it.
+ */
+export async function insertEvents(trx: Transaction<Database>, orgId: string | null, events: NewEventRow[]): Promise<void> {
+  if (events.length === 0) return
+  await sql`SELECT pg_advisory_xact_lock(hashtextextended(${orgId ?? ''}, 20826))`.execute(trx)
+  await trx.insertInto('events').values(events).execute()
+}
+
+export interface EventFilter {
+  readonly mecha?: string | undefined
+  readonly keyId?: string | undefined
+  readonly type?: string | undefined
+  readonly after: string
+  readonly limit: number
+}
+
+/** Oldest first, from a position on. */
+export async function listEvents(db: Kysely<Database>, { orgId, crews }: Reach & { orgId: string }, filter: EventFilter): Promise<EventRow[]> {
+  const { mecha, keyId, type, after, limit } = filter
+  return db
+    .selectFrom('events').selectAll()
+    .where('org_id', '=', orgId)
+    .where('position', '>', after)
+    .$if(crews !== undefined, (query) => query.where(sql<string>`split_part(mecha, '^', 2)`, 'in', nonEmpty(crews!)))
+    .$if(mecha !== undefined, (query) => query.where('mecha', '=', mecha!))
+    .$if(keyId !== undefined, (query) => query.where('key_id', '=', keyId!))
+    .$if(type !== undefined, (query) => query.where('type', '=', type!))
+    .orderBy('position').limit(limit)
+    .execute()
+}
+
+// ── Conditions ──
+
+type Keys = ExpressionBuilder<Database, 'keys'>
+
+function isReachable({ orgId, crews }: Reach, kind: CredentialKind) {
+  return (eb: Keys) =>
+    eb.and([
+      orgId === null ? eb('org_id', 'is', null) : eb('org_id', '=', orgId),
+      eb('kind', '=', kind),
+      ...(crews ? [eb('crew', 'in', nonEmpty(crews))] : []),
+    ])
+}
+
+/** `IN ()` is not SQL. No crew has an empty name, so this matches nothing, which is what an empty list means. */
+function nonEmpty(crews: readonly string[]): string[] {
+  return crews.length > 0 ? [...crews] : ['']
+}
+
+function isLiving(now: Date) {
+  return (eb: Keys) => eb.and([eb('revoked_at', 'is', null), eb.or([eb('expires_at', 'is', null), eb('expires_at', '>', now)])])
+}
+
+/** `statusAt` of `key/status.ts`, in SQL. A test holds the two together. */
+function hasStatus(status: KeyStatus, now: Date) {
+  return sql<boolean>`CASE
+    WHEN revoked_at IS NOT NULL THEN 'revoked'
+    WHEN expires_at <= ${now} THEN 'expired'
+    WHEN NOT enabled THEN 'disabled'
+    ELSE 'active' END = ${status}`
+}

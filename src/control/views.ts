@@ -1,0 +1,60 @@
+/** Rows as the API shows them. */
+
+import type { EventRow } from '../db/tables.js'
+import { publicId } from '../key/id.js'
+import { statusAt } from '../key/status.js'
+import type { EventBody, GatewayBodyOut, KeyBody } from './schemas.js'
+import type { Cursor, KeyRecord } from './store.js'
+
+export function keyView(row: KeyRecord, now: Date): KeyBody {
+  return {
+    ...shared(row, now),
+    id: publicId('mecha', row.id),
+    mecha: row.mecha!,
+    org_id: row.org_id!,
+    name: row.name,
+    scopes: row.scopes,
+    metadata: row.metadata,
+    expires_at: text(row.expires_at),
+    rotated_from: row.rotated_from && publicId('mecha', row.rotated_from),
+    rotated_to: row.rotated_to && publicId('mecha', row.rotated_to),
+  }
+}
+
+export function gatewayView(row: KeyRecord, now: Date): GatewayBodyOut {
+  return { ...shared(row, now), id: publicId('gateway', row.id), org_id: row.org_id!, name: row.name! }
+}
+
+export function eventView(row: EventRow): EventBody {
+  const { position, at, type, key_id, kind, mecha, actor, request_id, address, data } = row
+  return { id: position, at: at.toISOString(), type: type as EventBody['type'], key_id: publicId(kind, key_id), mecha, actor, request_id, address, data }
+}
+
+/** A cursor as text: opaque to callers, and nothing in it that the page itself did not show. */
+export function encodeCursor({ created_at, id }: KeyRecord): string {
+  return Buffer.from(`${created_at.getTime().toString(36)}.${id}`).toString('base64url')
+}
+
+/** The place that a cursor names, or `undefined` when it is none of ours. */
+export function decodeCursor(cursor: string): Cursor | undefined {
+  const match = /^([0-9a-z]{1,10})\.([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$/.exec(Buffer.from(cursor, 'base64url').toString())
+  return match ? { createdAt: new Date(parseInt(match[1]!, 36)), id: match[2]! } : undefined
+}
+
+function shared(row: KeyRecord, now: Date) {
+  const { created_by, revoked_by, revoke_reason } = row
+  return {
+    status: statusAt(row, now),
+    created_at: row.created_at.toISOString(),
+    created_by,
+    first_used_at: text(row.first_used_at),
+    last_used_at: text(row.last_used_at),
+    revoked_at: text(row.revoked_at),
+    revoked_by,
+    revoke_reason,
+  }
+}
+
+function text(time: Date | null): string | null {
+  return time && time.toISOString()
+}

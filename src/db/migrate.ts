@@ -1,0 +1,39 @@
+/** Migrations: numbered SQL files, forward only, each in the order of its name. */
+
+import { readdir, readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { Migrator, sql, type Kysely, type Migration, type MigrationProvider } from 'kysely'
+import { PACKAGE_ROOT } from '../package-root.js'
+
+const FOLDER = join(PACKAGE_ROOT, 'migrations')
+
+/** Applies what is missing; concurrent callers wait for one another. Returns the names applied, in order. */
+export async function migrate(db: Kysely<any>): Promise<string[]> {
+  const { error, results } = await new Migrator({ db, provider: sqlFiles }).migrateToLatest()
+  if (error) throw error
+  return (results ?? []).map((result) => result.migrationName)
+}
+
+/** Names of the migrations that this program knows and the database has not applied. */
+export async function pendingMigrations(db: Kysely<any>): Promise<string[]> {
+  const known = await migrationNames()
+  const { rows } = await sql<{ name: string }>`SELECT name FROM kysely_migration`.execute(db)
+  const applied = new Set(rows.map((row) => row.name))
+  return known.filter((name) => !applied.has(name))
+}
+
+const sqlFiles: MigrationProvider = {
+  async getMigrations() {
+    const migrations: Record<string, Migration> = {}
+    for (const name of await migrationNames()) {
+      const text = await readFile(join(FOLDER, `${name}.sql`), 'utf8')
+      migrations[name] = { up: async (db) => void (await sql.raw(text).execute(db)) }
+    }
+    return migrations
+  },
+}
+
+async function migrationNames(): Promise<string[]> {
+  const files = await readdir(FOLDER)
+  return files.filter((file) => file.endsWith('.sql')).sort().map((file) => file.slice(0, -'.sql'.length))
+}

@@ -1,0 +1,61 @@
+/** One pool per plane, with a bound on everything that could wait. */
+
+import { Kysely, PostgresDialect } from 'kysely'
+import { Pool } from 'pg'
+import type { Database } from './tables.js'
+
+export interface PoolOptions {
+  readonly url: string
+  /** Most connections open at once. */
+  readonly size: number
+  /** Longest that a connection attempt, a statement or an idle transaction may take, in milliseconds. */
+  readonly timeoutMs: number
+  /** Shown in `pg_stat_activity`. */
+  readonly name: string
+  /** Called for every statement sent. */
+  readonly onQuery?: () => void
+  /** Called when an idle connection breaks; the pool replaces it. */
+  readonly onError?: (error: Error) => void
+}
+
+/** A database handle over a pool of its own. `destroy()` ends it. */
+export function openDatabase(options: PoolOptions): Kysely<Database> {
+  const { timeoutMs, onQuery } = options
+  const pool = new Pool({
+    connectionString: options.url,
+    max: options.size,
+    application_name: options.name,
+    connectionTimeoutMillis: timeoutMs,
+    statement_timeout: timeoutMs,
+    lock_timeout: timeoutMs,
+    idle_in_transaction_session_timeout: timeoutMs,
+    // A server that no longer answers cannot keep its own time-outs: the client has one too, a little later.
+    query_timeout: timeoutMs + 1000,
+    keepAlive: true,
+  })
+  pool.on('error', (error) => options.onError?.(error))
+  return new Kysely<Database>({
+    dialect: new PostgresDialect({ pool }),
+    ...(onQuery && { log: () => onQuery() }),
+  })
+}
+
+/** SQLSTATE classes that say "the database is not there", not "the statement is wrong". */
+const OUTAGE = /^(08|53|57P0|57014|55P03|25P03)/
+const OUTAGE_SYSCALLS = new Set(['connect', 'read', 'write', 'getaddrinfo'])
+const OUTAGE_MESSAGE = /^(timeout exceeded when trying to connect|Connection terminated|Query read timeout|connection timeout|Client has encountered a connection error)/i
+
+/** Whether an error means that the database could not be reached or did not answer in time. */
+export function isDatabaseOutage(error: unknown): boolean {
+  if (!(error instanceof Error)) return false
+  const { code, syscall } = error as { code?: unknown; syscall?: unknown }
+  if (typeof code === 'string' && OUTAGE.test(code)) return true
+  if (typeof syscall === 'string' && OUTAGE_SYSCALLS.has(syscall)) return !isFileError(error)
+  if (OUTAGE_MESSAGE.test(error.message)) return true
+  return error instanceof AggregateError && error.errors.some(isDatabaseOutage)
+}
+
+/** A file that cannot be read has a `path`, as has a Unix socket: that one is connected to. */
+function isFileError(error: Error): boolean {
+  return 'path' in error && (error as { syscall?: unknown }).syscall !== 'connect'
+}

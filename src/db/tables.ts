@@ -1,0 +1,80 @@
+/** The tables as Kysely sees them. `migrations/` is what makes them. */
+
+import type { ColumnType, Generated, Insertable, Selectable } from 'kysely'
+import type { CredentialKind } from '../key/id.js'
+
+export type Json = null | boolean | number | string | Json[] | { [key: string]: Json }
+export type Metadata = { [key: string]: Json }
+
+/** Read as parsed JSON, written as its text. */
+type JsonColumn<T> = ColumnType<T, string, string>
+
+export interface MechasTable {
+  handle: string
+  org_id: string
+  created_at: Generated<Date>
+}
+
+export interface KeysTable {
+  id: string
+  kind: CredentialKind
+  org_id: string | null
+  mecha: string | null
+  crew: ColumnType<string | null, never, never>
+  name: string | null
+  scopes: string[]
+  metadata: JsonColumn<Metadata>
+  hash: string
+  tag_root: string
+  pepper_root: string
+  enabled: Generated<boolean>
+  created_at: Date
+  created_by: string
+  expires_at: Date | null
+  revoked_at: ColumnType<Date | null, never, Date>
+  revoked_by: ColumnType<string | null, never, string>
+  revoke_reason: ColumnType<string | null, never, string | null>
+  rotated_from: string | null
+  rotated_to: ColumnType<string | null, never, string>
+}
+
+export interface KeyUsageTable {
+  key_id: string
+  first_used_at: Date
+  last_used_at: Date
+}
+
+export interface IdempotencyKeysTable {
+  digest: Buffer
+  request_digest: Buffer
+  key_id: string
+  expires_at: Date
+}
+
+export interface EventsTable {
+  /** A bigint, which `pg` gives as text. */
+  position: ColumnType<string, never, never>
+  at: Date
+  type: string
+  org_id: string | null
+  key_id: string
+  kind: CredentialKind
+  mecha: string | null
+  actor: string
+  request_id: string
+  address: string
+  data: JsonColumn<Metadata>
+}
+
+export interface Database {
+  mechas: MechasTable
+  keys: KeysTable
+  key_usage: KeyUsageTable
+  idempotency_keys: IdempotencyKeysTable
+  events: EventsTable
+}
+
+export type KeyRow = Selectable<KeysTable>
+export type NewKeyRow = Insertable<KeysTable>
+export type EventRow = Selectable<EventsTable>
+export type NewEventRow = Insertable<EventsTable>

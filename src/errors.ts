@@ -1,0 +1,78 @@
+/**
+ * Everything that can be answered with an error: a stable code, its status and its title. Each has a page under
+ * `docs/errors/`, which the service serves at the problem's `type`.
+ */
+
+const CATALOGUE = {
+  invalid_request: [400, 'The request is not valid'],
+  malformed_body: [400, 'The body is not what its Content-Type says'],
+  contains_secret: [400, 'The request carries a plaintext key where none may be'],
+  unauthenticated: [401, 'No valid credential was presented'],
+  insufficient_scope: [403, 'The token does not allow this'],
+  crews_restricted: [403, 'The token is narrowed to some crews'],
+  not_found: [404, 'There is no such thing'],
+  route_not_found: [404, 'There is no such path'],
+  method_not_allowed: [405, 'The path does not take this method'],
+  request_timeout: [408, 'The request did not arrive in time'],
+  key_revoked: [409, 'The key is revoked'],
+  key_expired: [409, 'The key is expired'],
+  key_disabled: [409, 'The key is disabled'],
+  key_already_rotated: [409, 'The key has been rotated already'],
+  key_limit_reached: [409, 'The Mecha has as many keys as it may have'],
+  idempotent_key_in_use: [409, 'The key that this Idempotency-Key made cannot be revealed again'],
+  body_too_large: [413, 'The body is too large'],
+  uri_too_long: [414, 'The path is too long'],
+  unsupported_media_type: [415, 'The Content-Type is not supported'],
+  idempotency_key_reused: [422, 'The Idempotency-Key was used for another request'],
+  headers_too_large: [431, 'The headers are too large'],
+  internal_error: [500, 'Something went wrong here'],
+  database_unavailable: [503, 'The database does not answer'],
+  issuer_unavailable: [503, 'The issuer of operator tokens does not answer'],
+  root_secret_missing: [503, 'The key needs a root secret that this process was not given'],
+} as const satisfies Record<string, readonly [status: number, title: string]>
+
+export type ErrorCode = keyof typeof CATALOGUE
+export const ERROR_CODES = Object.keys(CATALOGUE) as ErrorCode[]
+
+/** One broken rule of a request: which field, which rule, and what would be right. */
+export interface FieldError {
+  /** `body.expires_in`, `query.limit`, `headers.idempotency-key`. */
+  readonly field: string
+  readonly rule: string
+  readonly message: string
+}
+
+/** An error that is answered as it stands. Its detail is for the caller: no value of a secret field may be in it. */
+export class Problem extends Error {
+  readonly status: number
+  readonly title: string
+  constructor(
+    readonly code: ErrorCode,
+    readonly detail: string,
+    readonly extra: { readonly errors?: readonly FieldError[]; readonly headers?: Readonly<Record<string, string>> } = {},
+  ) {
+    super(`${code}: ${detail}`)
+    this.status = CATALOGUE[code][0]
+    this.title = CATALOGUE[code][1]
+  }
+
+  /** The body, as RFC 9457 has it, with a stable `code`. Its type is a path of this service, where its page is. */
+  toJSON() {
+    const { code, status, title, detail } = this
+    const { errors } = this.extra
+    return { type: `/errors/${code}`, title, status, detail, code, ...(errors && { errors }) }
+  }
+}
+
+/** A request that breaks the rule of one field. */
+export function invalid(field: string, rule: string, message: string): Problem {
+  return new Problem('invalid_request', `${field} ${message}`, { errors: [{ field, rule, message }] })
+}
+
+/** What is not there, or not the caller's: the same answer, to the byte. */
+export function notFound(): Problem {
+  return new Problem('not_found', 'There is no such thing, or it is not yours.')
+}
+
+/** A setting or a file of the installation is wrong: the start ends with one line and exit code 78 (EX_CONFIG). */
+export class ConfigError extends Error {}

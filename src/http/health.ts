@@ -1,0 +1,37 @@
+/** Liveness and readiness. */
+
+import { Type } from '@fastify/type-provider-typebox'
+import type { FastifyInstance } from 'fastify'
+
+/** One thing that has to be right before traffic is welcome: resolves to what is wrong, or to nothing. */
+export type ReadinessCheck = () => Promise<string | undefined>
+
+export interface HealthParts {
+  readonly checks: Readonly<Record<string, ReadinessCheck>>
+  readonly isDraining: () => boolean
+  readonly onReadiness: (ready: boolean) => void
+}
+
+const Readiness = Type.Object({
+  ready: Type.Boolean(),
+  checks: Type.Record(Type.String(), Type.String(), { description: '`ok`, or what is wrong' }),
+})
+
+export function registerHealth(app: FastifyInstance, { checks, isDraining, onReadiness }: HealthParts): void {
+  app.get(
+    '/livez',
+    { schema: { tags: ['ops'], summary: 'Is the process alive? Asks nothing of the database', response: { 200: Type.Object({ alive: Type.Boolean() }) } } },
+    async () => ({ alive: true }),
+  )
+  app.get(
+    '/readyz',
+    { schema: { tags: ['ops'], summary: 'May traffic come? Not while draining, nor without the database', response: { 200: Readiness, 503: Readiness } } },
+    async (_request, reply) => {
+      const entries = Object.entries(checks).map(async ([name, check]) => [name, (await check()) ?? 'ok'] as const)
+      const results = { ...Object.fromEntries(await Promise.all(entries)), draining: isDraining() ? 'draining' : 'ok' }
+      const ready = Object.values(results).every((result) => result === 'ok')
+      onReadiness(ready)
+      return reply.code(ready ? 200 : 503).header('cache-control', 'no-store').send({ ready, checks: results })
+    },
+  )
+}

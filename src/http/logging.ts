@@ -1,0 +1,67 @@
+/** What a log line may hold. Redaction is built from the schemas' own marks, so that no list of names can fall behind. */
+
+import type { FastifyRequest } from 'fastify'
+import { pino, type DestinationStream, type Logger } from 'pino'
+import { redactTokens } from '../key/token.js'
+
+/** Headers that carry a credential. */
+export const SECRET_HEADERS = ['authorization', 'x-mecha-key', 'x-gateway-authorization', 'cookie', 'set-cookie']
+
+/** Names of all properties marked `x-secret: true` anywhere below the given schemas. */
+export function secretFields(schemas: readonly unknown[]): string[] {
+  const found = new Set<string>()
+  const visit = (schema: unknown) => {
+    if (typeof schema !== 'object' || schema === null) return
+    const { properties } = schema as { properties?: Record<string, { 'x-secret'?: boolean }> }
+    for (const [name, property] of Object.entries(properties ?? {})) if (property['x-secret']) found.add(name)
+    for (const part of Object.values(schema)) visit(part)
+  }
+  schemas.forEach(visit)
+  return [...found].sort()
+}
+
+const PHC = /\$argon2id?\$[^"\s\\]+/g
+
+export interface LogOptions {
+  readonly level: string
+  /** Names of fields that are masked wherever they stand, up to three levels deep. */
+  readonly secrets: readonly string[]
+  /** Where lines go; standard output otherwise. */
+  readonly destination?: DestinationStream
+}
+
+/** JSON lines, or something to read on a terminal. */
+export function createLogger({ level, secrets, destination }: LogOptions): Logger {
+  const names = [...secrets, ...SECRET_HEADERS, 'body'].map((name) => `["${name}"]`)
+  const paths = names.flatMap((name) => [name, `*${name}`, `*.*${name}`, `*.*.*${name}`])
+  const options = {
+    level,
+    redact: { paths, censor: '[redacted]' },
+    serializers: { req: serializeRequest, err: serializeError },
+    // The last belt: whatever a line was made of, no key and no hash leaves in it.
+    hooks: { streamWrite: (line: string) => redactTokens(line).replace(PHC, '[redacted]') },
+  }
+  if (destination) return pino(options, destination)
+  if (!process.stdout.isTTY || !hasPrettyPrinter()) return pino(options)
+  return pino({ ...options, transport: { target: 'pino-pretty', options: { ignore: 'pid,hostname', translateTime: 'SYS:HH:MM:ss.l' } } })
+}
+
+/** The route's pattern and not the path: a path can hold what somebody pasted into it. */
+function serializeRequest(request: FastifyRequest) {
+  return { method: request.method, route: request.routeOptions?.url ?? null, address: request.ip }
+}
+
+/** PostgreSQL puts a failing row into an error's `detail`, so only what cannot hold a row is kept. */
+function serializeError(error: Error & { code?: unknown }) {
+  return { type: error.name, code: error.code, message: error.message, stack: error.stack }
+}
+
+/** It is a development dependency: an image without it logs JSON on a terminal too. */
+function hasPrettyPrinter(): boolean {
+  try {
+    import.meta.resolve('pino-pretty')
+    return true
+  } catch {
+    return false
+  }
+}

@@ -1,0 +1,102 @@
+/** Every error leaves as an RFC 9457 problem with a code of the catalogue, and nothing of its cause. */
+
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { Type } from '@fastify/type-provider-typebox'
+import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import { isDatabaseOutage } from '../db/pool.js'
+import { ERROR_CODES, Problem, type ErrorCode, type FieldError } from '../errors.js'
+import { PACKAGE_ROOT } from '../package-root.js'
+
+export const PROBLEM_JSON = 'application/problem+json'
+
+export const ProblemSchema = Type.Object(
+  {
+    type: Type.String({ description: 'Where this error is explained' }),
+    title: Type.String(),
+    status: Type.Integer(),
+    detail: Type.String(),
+    code: Type.String({ description: 'Stable: programs decide by this' }),
+    errors: Type.Optional(
+      Type.Array(Type.Object({ field: Type.String(), rule: Type.String(), message: Type.String() })),
+    ),
+  },
+  { $id: 'Problem', title: 'Problem', description: 'An error, as RFC 9457 has it' },
+)
+
+/** What Fastify and Node.js find wrong before a handler runs. */
+const FRAMEWORK_ERRORS: Record<string, [code: ErrorCode, detail: string]> = {
+  FST_ERR_CTP_BODY_TOO_LARGE: ['body_too_large', 'A body may have 16 KiB at most.'],
+  FST_ERR_CTP_INVALID_MEDIA_TYPE: ['unsupported_media_type', 'Send application/json.'],
+  FST_ERR_CTP_EMPTY_JSON_BODY: ['malformed_body', 'The body is empty.'],
+  FST_ERR_CTP_INVALID_JSON_BODY: ['malformed_body', 'The body is not JSON.'],
+  FST_ERR_CTP_INVALID_CONTENT_LENGTH: ['malformed_body', 'The body is not as long as its Content-Length says.'],
+  FST_ERR_BAD_URL: ['invalid_request', 'The path is not a valid URL path.'],
+  FST_ERR_MAX_PARAM_LENGTH: ['uri_too_long', 'A part of the path is too long.'],
+}
+
+export function answerProblem(reply: FastifyReply, problem: Problem): FastifyReply {
+  return reply
+    .code(problem.status)
+    .headers({ 'cache-control': 'no-store', ...problem.extra.headers })
+    .type(PROBLEM_JSON)
+    .serializer((body: unknown) => JSON.stringify(body))
+    .send(problem.toJSON())
+}
+
+/** What an error is to the caller. Anything that is not foreseen is an `internal_error` and says no more. */
+export function toProblem(error: unknown): Problem {
+  if (error instanceof Problem) return error
+  const { code, validation, validationContext, statusCode } = error as FastifyError & { validationContext?: string }
+  if (validation) {
+    const errors = validation.map((one) => fieldError(validationContext ?? 'body', one))
+    return new Problem('invalid_request', errors.map((one) => `${one.field} ${one.message}`).join('; '), { errors })
+  }
+  const known = FRAMEWORK_ERRORS[code]
+  if (known) return new Problem(...known)
+  // secure-json-parse's refusal of "__proto__", and JSON.parse's of anything else, carry a status and no code.
+  if (error instanceof SyntaxError || statusCode === 400) return new Problem('malformed_body', 'The body is not JSON.')
+  if (isDatabaseOutage(error))
+    return new Problem('database_unavailable', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
+  return new Problem('internal_error', 'The request id in X-Request-Id finds the cause in the log.')
+}
+
+/** Registers the error handlers and the pages that problems point to. */
+export function registerProblems(app: FastifyInstance): void {
+  app.setErrorHandler((error, request, reply) => {
+    const problem = toProblem(error)
+    if (problem.status >= 500) request.log.error({ err: error, code: problem.code }, 'request failed')
+    return answerProblem(reply, problem)
+  })
+  app.setNotFoundHandler((_request: FastifyRequest, reply) =>
+    answerProblem(reply, new Problem('route_not_found', 'Nothing is served at this path.')),
+  )
+  app.get('/errors/:code', { schema: { hide: true } }, async (request, reply) => {
+    const { code } = request.params as { code: string }
+    if (!(ERROR_CODES as string[]).includes(code)) throw new Problem('route_not_found', 'Nothing is served at this path.')
+    const page = await readFile(join(PACKAGE_ROOT, 'docs', 'errors', `${code}.md`), 'utf8')
+    return reply.type('text/markdown; charset=utf-8').send(page)
+  })
+}
+
+interface AjvError {
+  keyword: string
+  instancePath: string
+  message?: string
+  params: Record<string, unknown>
+  parentSchema?: { 'x-rule'?: string }
+}
+
+/** Names the field and the rule. A schema may put its rule in words with `x-rule`; values are never repeated. */
+function fieldError(context: string, error: unknown): FieldError {
+  const { keyword, instancePath, message, params, parentSchema } = error as AjvError
+  const place = context === 'querystring' ? 'query' : context === 'params' ? 'path' : context
+  const missing = params['missingProperty'] ?? params['additionalProperty']
+  const path = instancePath.split('/').slice(1).concat(typeof missing === 'string' ? missing : [])
+  const field = [place, ...path].join('.')
+  if (keyword === 'required') return { field, rule: keyword, message: 'is required' }
+  if (keyword === 'additionalProperties') return { field, rule: keyword, message: 'is not a field of this request' }
+  if (keyword === 'enum')
+    return { field, rule: keyword, message: `must be one of ${(params['allowedValues'] as unknown[]).join(', ')}` }
+  return { field, rule: keyword, message: parentSchema?.['x-rule'] ?? message ?? 'is not valid' }
+}

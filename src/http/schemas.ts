@@ -1,0 +1,38 @@
+/** The shapes that both planes speak. TypeBox is the one source for validation, types and the OpenAPI document. */
+
+import { Type } from '@fastify/type-provider-typebox'
+import type { Metadata } from '../db/tables.js'
+import { HANDLE_PATTERN, HANDLE_RULE } from '../key/handle.js'
+
+export const HandleSchema = Type.String({
+  pattern: HANDLE_PATTERN,
+  'x-rule': HANDLE_RULE,
+  description: 'A Mecha: `name^crew`',
+  examples: ['sales^acmecorp'],
+})
+
+/** RFC 6749, section 3.3: printable ASCII without space, quote and backslash. */
+export const ScopesSchema = Type.Array(
+  Type.String({
+    pattern: '^[\\x21\\x23-\\x5b\\x5d-\\x7e]{1,128}$',
+    'x-rule': 'must be 1 to 128 printable ASCII characters without spaces, quotes and backslashes',
+  }),
+  { maxItems: 50, uniqueItems: true, examples: [['orders:read', 'orders:write']] },
+)
+
+export const MetadataSchema = Type.Unsafe<Metadata>({
+  type: 'object',
+  additionalProperties: true,
+  description: "The platform's own notes, at most 4 KiB of JSON. No secrets",
+  examples: [{ region: 'eu' }],
+})
+
+export const TimeSchema = Type.String({ format: 'date-time', description: 'RFC 3339, UTC', examples: ['2030-01-31T12:00:00.000Z'] })
+export const NullableTime = Type.Union([TimeSchema, Type.Null()])
+export const NullableText = Type.Union([Type.String(), Type.Null()])
+
+/** `responses` of a route: what it answers when all is well, and the statuses of the problems that it may answer with. */
+export function responses<const S extends number, T extends object>(success: T, ...statuses: S[]) {
+  const problem = { description: 'A problem', content: { 'application/problem+json': { schema: { $ref: 'Problem#' } } } }
+  return { ...success, ...(Object.fromEntries(statuses.map((status) => [status, problem])) as { [K in S]: unknown }) }
+}

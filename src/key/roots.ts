@@ -1,0 +1,28 @@
+/** Root secrets, and the two keys that each of them gives (HKDF-SHA-256, RFC 5869). */
+
+import { hkdfSync } from 'node:crypto'
+
+/** What is derived from one root secret; the root secret itself is kept nowhere. */
+export interface Root {
+  /** Public name of the root secret, stored beside every row made under it: 16 hex digits. */
+  readonly id: string
+  /** Key of the 64-bit tag inside a key. */
+  readonly tagKey: Buffer
+  /** Argon2's secret input (RFC 9106, section 3.1): a stolen table alone verifies nothing. */
+  readonly pepper: Buffer
+}
+
+/** Newest first: the first makes, all verify. Never empty. */
+export type Roots = readonly [Root, ...Root[]]
+
+/** Derives a root from the text of a root secret. The length rule is the config's. */
+export function deriveRoot(secret: string): Root {
+  const derive = (info: string, bytes: number) =>
+    Buffer.from(hkdfSync('sha256', secret, '', `mecha-keys/v1/${info}`, bytes))
+  return { id: derive('id', 8).toString('hex'), tagKey: derive('tag', 32), pepper: derive('pepper', 32) }
+}
+
+/** Derives all roots, newest first. */
+export function rootsOf(secrets: readonly string[]): Roots {
+  return secrets.map(deriveRoot) as unknown as Roots
+}

@@ -1,0 +1,36 @@
+/** The life of a key as a function of its row and an instant. Nothing needs to run for a key to expire. */
+
+export type KeyStatus = 'active' | 'disabled' | 'expired' | 'revoked'
+
+/** What of a row decides its status. */
+export interface Life {
+  readonly revoked_at: Date | null
+  readonly expires_at: Date | null
+  readonly enabled: boolean
+}
+
+/** Revoked wins over expired, expired over disabled. A key is expired from `expires_at` on, not after it. */
+export function statusAt(life: Life, now: Date): KeyStatus {
+  if (life.revoked_at) return 'revoked'
+  if (life.expires_at && life.expires_at <= now) return 'expired'
+  return life.enabled ? 'active' : 'disabled'
+}
+
+/** Why a key cannot be rotated now, or `undefined` when it can. */
+export function rotationRefusal(
+  life: Life & { readonly rotated_to: string | null },
+  now: Date,
+): 'key_revoked' | 'key_already_rotated' | 'key_expired' | 'key_disabled' | undefined {
+  const status = statusAt(life, now)
+  if (status === 'revoked') return 'key_revoked'
+  if (life.rotated_to) return 'key_already_rotated'
+  if (status === 'expired') return 'key_expired'
+  if (status === 'disabled') return 'key_disabled'
+  return undefined
+}
+
+/** When the old key of a rotation ends: never later than it would have ended by itself. */
+export function endOfOverlap(life: Life, now: Date, overlapSeconds: number): Date {
+  const end = new Date(now.getTime() + overlapSeconds * 1000)
+  return life.expires_at && life.expires_at < end ? life.expires_at : end
+}

@@ -1,0 +1,115 @@
+/**
+ * The plaintext of a key:
+ *
+ * ```
+ * mecha_01jd9p5v3fe8rr2k7m4q9wx0zt_<43 base62: 256 random bits><11 base62: 64-bit tag><6 base62: CRC-32>
+ * ```
+ *
+ * Anyone can check the CRC-32, which tells a typo offline. Only the service can make the tag, which tells it that a
+ * key was never issued here before anything is looked up. Neither authenticates: the secret's argon2id hash does.
+ */
+
+import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
+import { crc32 } from 'node:zlib'
+import { decodeId, encodeId, ID_PATTERN } from './id.js'
+import type { Root, Roots } from './roots.js'
+
+const BASE62 = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz'
+const SECRET_LENGTH = 43
+const TAG_LENGTH = 11
+const CHECKSUM_LENGTH = 6
+const TAIL_LENGTH = SECRET_LENGTH + TAG_LENGTH + CHECKSUM_LENGTH
+
+const PREFIX_PATTERN = '[a-z][a-z0-9]{0,15}(?:_[a-z0-9]{1,15}){0,2}'
+const SHAPE = `(${PREFIX_PATTERN})_(${ID_PATTERN})_([0-9A-Za-z]{${TAIL_LENGTH}})`
+const WHOLE = new RegExp(`^${SHAPE}$`)
+const ANYWHERE = new RegExp(SHAPE, 'g')
+/** Longer than any key, so that what is parsed is bounded. */
+const MAX_LENGTH = 160
+
+/** What a prefix must look like: one to three words of lower case letters and digits, joined by `_`. */
+export const PREFIX = new RegExp(`^${PREFIX_PATTERN}$`)
+
+/** A well-formed key, taken apart. Only its shape and checksum have been checked. */
+export interface Token {
+  readonly prefix: string
+  /** The key's id, as a UUID. */
+  readonly id: string
+  /** 43 characters: the part that nobody may ever see again. */
+  readonly secret: string
+  readonly tag: string
+  /** All that precedes the tag, which is what the tag covers. */
+  readonly tagged: string
+  /** The key as it was presented, without `secret-token:`. */
+  readonly text: string
+}
+
+/** Makes a new key for an id: 256 random bits, tagged under `root`. */
+export function makeToken(prefix: string, id: string, root: Root): Token {
+  const secret = base62(BigInt(`0x${randomBytes(32).toString('hex')}`), SECRET_LENGTH)
+  const tagged = `${prefix}_${encodeId(id)}_${secret}`
+  const tag = tagOf(tagged, root)
+  const checked = tagged + tag
+  return { prefix, id, secret, tag, tagged, text: checked + checksumOf(checked) }
+}
+
+/**
+ * Takes a presented key apart.
+ *
+ * @param presented the key, bare or as an RFC 8959 `secret-token:` URI
+ * @returns `undefined` when the shape or the checksum is wrong
+ */
+export function parseToken(presented: string): Token | undefined {
+  if (presented.length > MAX_LENGTH) return undefined
+  const text = presented.startsWith('secret-token:') ? presented.slice('secret-token:'.length) : presented
+  const match = WHOLE.exec(text)
+  if (!match) return undefined
+  const checked = text.slice(0, -CHECKSUM_LENGTH)
+  if (checksumOf(checked) !== text.slice(-CHECKSUM_LENGTH)) return undefined
+  const tagged = checked.slice(0, -TAG_LENGTH)
+  return {
+    prefix: match[1]!,
+    id: decodeId(match[2]!),
+    secret: tagged.slice(-SECRET_LENGTH),
+    tag: checked.slice(-TAG_LENGTH),
+    tagged,
+    text,
+  }
+}
+
+/** Whether one of the roots made this key's tag, compared in constant time. */
+export function isTaggedByUs(token: Token, roots: Roots): boolean {
+  return roots.some((root) => timingSafeEqual(Buffer.from(tagOf(token.tagged, root)), Buffer.from(token.tag)))
+}
+
+/** Whether a text holds a well-formed key anywhere: what must not be stored, logged or echoed. */
+export function containsToken(text: string): boolean {
+  // The lookahead makes matches overlap, so that a key hidden behind a longer word before it is still found.
+  for (const match of text.matchAll(new RegExp(`(?=(${SHAPE}))`, 'g'))) if (parseToken(match[1]!)) return true
+  return false
+}
+
+/** The text with everything that has a key's shape masked, right checksum or not. */
+export function redactTokens(text: string): string {
+  return text.replace(ANYWHERE, '[redacted key]')
+}
+
+/** First 64 bits of HMAC-SHA-256 over all that precedes the tag. */
+function tagOf(tagged: string, root: Root): string {
+  const mac = createHmac('sha256', root.tagKey).update(tagged).digest()
+  return base62(mac.readBigUInt64BE(0), TAG_LENGTH)
+}
+
+function checksumOf(checked: string): string {
+  return base62(BigInt(crc32(checked)), CHECKSUM_LENGTH)
+}
+
+/** Fixed-width base62, most significant digit first. */
+function base62(value: bigint, length: number): string {
+  let text = ''
+  for (let i = 0; i < length; i++) {
+    text = BASE62.charAt(Number(value % 62n)) + text
+    value /= 62n
+  }
+  return text
+}

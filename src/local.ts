@@ -1,0 +1,56 @@
+/** The embedded default: with no DATABASE_URL, what a deployment would be given is generated under the data folder. */
+
+import { generateKeyPairSync, randomBytes } from 'node:crypto'
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import type { Environment } from './config.js'
+import { startEmbedded, type EmbeddedDatabase } from './db/embedded.js'
+
+export function isLocal(environment: Environment): boolean {
+  return environment['DATABASE_URL'] === undefined && environment['DATABASE_URL_FILE'] === undefined
+}
+
+/** Starts the embedded database, or shares a running one, and returns the environment with the gaps filled. */
+export async function startLocal(
+  environment: Environment,
+  options: { share?: boolean } = {},
+): Promise<{ environment: Environment; database: EmbeddedDatabase }> {
+  const filled = withLocalFiles(environment)
+  const database = await startEmbedded({ dataDir: dataDirOf(environment), ...options })
+  const { owner, control, runtime } = database.urls
+  const urls = { DATABASE_URL: control, RUNTIME_DATABASE_URL: runtime, MIGRATE_DATABASE_URL: owner }
+  return { environment: { ...filled, ...urls }, database }
+}
+
+/** Generates the root secret and the built-in issuer's key where there are none yet, and names their files. */
+export function withLocalFiles(environment: Environment): Environment {
+  const dir = dataDirOf(environment)
+  // Root runs PostgreSQL as another user, which has to pass through this folder but not to see what is in it.
+  mkdirSync(dir, { recursive: true, mode: process.getuid?.() === 0 ? 0o711 : 0o700 })
+  const rootSecrets = generated(join(dir, 'root-secrets'), () => randomBytes(32).toString('base64url'))
+  const issuerKey = generated(join(dir, 'builtin-issuer.pem'), () =>
+    generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }).toString(),
+  )
+  return {
+    BUILTIN_ISSUER: 'on',
+    ...(environment['ROOT_SECRETS'] === undefined && { ROOT_SECRETS_FILE: rootSecrets }),
+    ...(environment['BUILTIN_ISSUER_KEY'] === undefined && { BUILTIN_ISSUER_KEY_FILE: issuerKey }),
+    ...environment,
+  }
+}
+
+/** A secret that the embedded default keeps for the person at this laptop: made once, readable by its owner alone. */
+export async function keptSecret(environment: Environment, name: string, make: () => Promise<string>): Promise<string> {
+  const file = join(dataDirOf(environment), name)
+  if (!existsSync(file)) writeFileSync(file, await make(), { mode: 0o600 })
+  return readFileSync(file, 'utf8')
+}
+
+function dataDirOf(environment: Environment): string {
+  return resolve(environment['DATA_DIR'] ?? '.data')
+}
+
+function generated(file: string, make: () => string): string {
+  if (!existsSync(file)) writeFileSync(file, make(), { mode: 0o600 })
+  return file
+}

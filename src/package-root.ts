@@ -1,0 +1,9 @@
+import { existsSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+/** The folder that holds package.json and, beside it, `migrations/` and `docs/`. */
+export const PACKAGE_ROOT = ((folder) => {
+  while (!existsSync(join(folder, 'package.json'))) folder = dirname(folder)
+  return folder
+})(dirname(fileURLToPath(import.meta.url)))

@@ -1,0 +1,62 @@
+/** What the runtime plane asks of the database, under a role that can do nothing else. */
+
+import { sql, type Kysely } from 'kysely'
+import type { Database, KeyRow } from '../db/tables.js'
+
+/** A row of `keys` as verify needs it, with the database's clock. */
+export type CredentialRow = Pick<
+  KeyRow,
+  | 'id' | 'kind' | 'org_id' | 'mecha' | 'scopes' | 'metadata' | 'hash' | 'pepper_root'
+  | 'enabled' | 'expires_at' | 'revoked_at'
+> & { readonly first_used_at: Date | null; readonly now: Date }
+
+export async function findCredential(db: Kysely<Database>, id: string): Promise<CredentialRow | undefined> {
+  return db
+    .selectFrom('keys')
+    .leftJoin('key_usage', 'key_usage.key_id', 'keys.id')
+    .select([
+      'id', 'kind', 'org_id', 'mecha', 'scopes', 'metadata', 'hash', 'pepper_root',
+      'enabled', 'expires_at', 'revoked_at', 'first_used_at',
+    ])
+    .select(sql<Date>`clock_timestamp()`.as('now'))
+    .where('id', '=', id)
+    .executeTakeFirst()
+}
+
+/**
+ * Records that a key has been used for the first time. The row is held while that is written, so that an
+ * `Idempotency-Key` cannot replace its secret in between: either the use or the replacement comes first.
+ *
+ * @returns `false` when the row is no longer as it was read; read it again
+ */
+export async function claimFirstUse(db: Kysely<Database>, { id, hash }: CredentialRow): Promise<boolean> {
+  const { rows } = await sql<{ id: string }>`
+    WITH live AS (
+      SELECT id FROM keys WHERE id = ${id} AND hash = ${hash} AND revoked_at IS NULL FOR SHARE
+    ), used AS (
+      INSERT INTO key_usage (key_id, first_used_at, last_used_at)
+      SELECT id, clock_timestamp(), clock_timestamp() FROM live
+      ON CONFLICT (key_id) DO NOTHING
+    )
+    SELECT id FROM live`.execute(db)
+  return rows.length === 1
+}
+
+/** Replaces a hash by a better one of the same secret, unless the row has changed since. */
+export async function replaceHash(db: Kysely<Database>, row: CredentialRow, hash: string, pepperRoot: string): Promise<void> {
+  await db
+    .updateTable('keys')
+    .set({ hash, pepper_root: pepperRoot })
+    .where('id', '=', row.id)
+    .where('hash', '=', row.hash)
+    .where('revoked_at', 'is', null)
+    .execute()
+}
+
+/** Writes many times of last use in one statement. A later time is never replaced by an earlier one. */
+export async function recordLastUse(db: Kysely<Database>, uses: ReadonlyMap<string, Date>): Promise<void> {
+  await sql`
+    UPDATE key_usage SET last_used_at = used.at
+    FROM unnest(${[...uses.keys()]}::uuid[], ${[...uses.values()]}::timestamptz[]) AS used (key_id, at)
+    WHERE key_usage.key_id = used.key_id AND key_usage.last_used_at < used.at`.execute(db)
+}

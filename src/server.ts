@@ -1,0 +1,36 @@
+/** Listening, signals, draining, the end. */
+
+import { setTimeout as sleep } from 'node:timers/promises'
+import closeWithGrace from 'close-with-grace'
+import { buildApp, type AppParts } from './app.js'
+import { suspectNames, type Environment, type Settings } from './config.js'
+import { ConfigError } from './errors.js'
+
+export interface ServeOptions extends AppParts {
+  /** For a look at names that are none of ours. */
+  readonly environment: Environment
+  /** Called when requests are welcome. */
+  readonly onListening?: (url: string) => Promise<void>
+  /** Called after the last request has been answered. */
+  readonly onClosed?: () => Promise<void>
+}
+
+/** Serves until a signal: SIGTERM and SIGINT drain and end with 0, a second one ends at once. */
+export async function serve(config: Settings, options: ServeOptions): Promise<void> {
+  const { app, startDraining } = await buildApp(config, { processMetrics: true, ...options })
+  const delay = (config.DRAIN_DELAY + config.SHUTDOWN_TIMEOUT) * 1000
+  closeWithGrace({ delay, logger: app.log }, async ({ signal, err }) => {
+    if (err) app.log.fatal({ err }, 'ending after an error that nobody caught')
+    else app.log.info({ signal }, 'draining')
+    startDraining()
+    if (!err) await sleep(config.DRAIN_DELAY * 1000)
+    await app.close()
+    await options.onClosed?.()
+  })
+  for (const { name, meant } of suspectNames(options.environment))
+    app.log.warn(`${name} is no setting of mecha-keys${meant ? `: did you mean ${meant}?` : ''}`)
+  const url = await app.listen({ host: config.HOST, port: config.PORT }).catch((error: NodeJS.ErrnoException) => {
+    throw new ConfigError(`PORT ${config.PORT} on HOST ${config.HOST} cannot be listened on (${error.code})`)
+  })
+  await options.onListening?.(url)
+}

@@ -1,0 +1,107 @@
+/** The real service on a database of its own, and short words for what tests ask of it. */
+
+import { generateKeyPairSync, randomBytes } from 'node:crypto'
+import { Writable } from 'node:stream'
+import type { FastifyInstance, InjectOptions } from 'fastify'
+import type { Test } from 'tap'
+import { buildApp } from '../../src/app.js'
+import { signOperatorToken } from '../../src/auth/operators.js'
+import { SCOPES, type Scope } from '../../src/auth/scopes.js'
+import { loadConfig, type Environment, type Settings } from '../../src/config.js'
+import { createDatabase, type TestDatabase } from './database.js'
+
+export interface Answer {
+  readonly status: number
+  readonly headers: Record<string, string | string[] | number | undefined>
+  readonly text: string
+  readonly body: any
+}
+
+export interface Identity {
+  readonly org?: string
+  readonly scopes?: readonly Scope[]
+  readonly crews?: readonly string[]
+  readonly subject?: string
+}
+
+export interface CallOptions {
+  readonly token?: string
+  readonly body?: unknown
+  readonly headers?: Record<string, string>
+}
+
+export interface Service {
+  readonly app: FastifyInstance
+  readonly config: Settings
+  readonly database: TestDatabase
+  startDraining(): void
+  /** Every log line so far. */
+  logs(): string
+  /** An operator's token: of `acme`, with all scopes, unless said otherwise. */
+  token(identity?: Identity): Promise<string>
+  call(method: 'GET' | 'POST' | 'PATCH' | 'PUT' | 'DELETE' | 'HEAD' | 'OPTIONS', url: string, options?: CallOptions): Promise<Answer>
+  /** Issues a key and expects it to be issued. */
+  issue(body?: object, identity?: Identity): Promise<{ key: any; plaintext_key: string }>
+  /** The plaintext of a new gateway credential. */
+  gateway(identity?: Identity): Promise<string>
+  /** What verify says, asked by a gateway of `acme`. */
+  verify(key: string, demand?: object, gateway?: string): Promise<any>
+}
+
+const ISSUER_KEY = generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }).toString()
+
+/** The settings of a test: of a deployment, with a root secret and an issuer key of this process's own. */
+export function testEnvironment(database: TestDatabase, environment: Environment = {}): Environment {
+  return {
+    DATABASE_URL: database.control,
+    RUNTIME_DATABASE_URL: database.runtime,
+    ROOT_SECRETS: randomBytes(32).toString('base64url'),
+    BUILTIN_ISSUER: 'on',
+    BUILTIN_ISSUER_KEY: ISSUER_KEY,
+    ...environment,
+  }
+}
+
+export async function startService(t: Test, environment: Environment = {}, given?: TestDatabase): Promise<Service> {
+  const database = given ?? (await createDatabase(t))
+  const config = loadConfig(testEnvironment(database, environment))
+  const lines: string[] = []
+  const logDestination = new Writable({ write: (line, _encoding, done) => (lines.push(String(line)), done()) })
+  const { app, startDraining } = await buildApp(config, { logDestination })
+  t.teardown(() => app.close())
+
+  let gatewayOfAcme: Promise<string> | undefined
+  const service: Service = {
+    app, config, database, startDraining,
+    logs: () => lines.join(''),
+    token: ({ org = 'acme', scopes = SCOPES, crews, subject = 'alice' } = {}) =>
+      signOperatorToken(config, { org, scopes, subject, ttlSeconds: 600, ...(crews && { crews }) }),
+    async call(method, url, { token, body, headers } = {}) {
+      const request: InjectOptions = {
+        method, url,
+        headers: { ...(token && { authorization: `Bearer ${token}` }), ...headers },
+        ...(body !== undefined && { payload: body as object }),
+      }
+      const { statusCode: status, headers: answered, body: text } = await app.inject(request)
+      const isJson = /json/.test(String(answered['content-type']))
+      return { status, headers: answered, text, body: isJson && text ? JSON.parse(text) : undefined }
+    },
+    async issue(body = {}, identity) {
+      const answer = await service.call('POST', '/v1/keys', { token: await service.token(identity), body: { mecha: 'sales^acmecorp', ...body } })
+      if (answer.status !== 201) throw new Error(`issue answered ${answer.status}: ${answer.text}`)
+      return answer.body
+    },
+    async gateway(identity) {
+      const answer = await service.call('POST', '/v1/gateways', { token: await service.token(identity), body: { name: 'edge' } })
+      if (answer.status !== 201) throw new Error(`creating a gateway answered ${answer.status}: ${answer.text}`)
+      return answer.body.plaintext_key
+    },
+    async verify(key, demand = {}, gateway) {
+      gatewayOfAcme ??= service.gateway()
+      const answer = await service.call('POST', '/v1/verify', { token: gateway ?? (await gatewayOfAcme), body: { key, ...demand } })
+      if (answer.status !== 200) throw new Error(`verify answered ${answer.status}: ${answer.text}`)
+      return answer.body
+    },
+  }
+  return service
+}
