@@ -43,7 +43,7 @@ export interface AppParts {
 export interface App {
   readonly app: FastifyInstance
   /** From now on `/readyz` says no. */
-  startDraining(): void
+  readonly startDraining: () => void
 }
 
 const BODY_LIMIT = 16 * 1024

@@ -272,7 +272,7 @@ async function runList(options: { mecha?: string; status?: string; json?: true }
   let cursor: string | null = ''
   while (cursor !== null) {
     const query: URLSearchParams = new URLSearchParams({ limit: '100', ...(cursor && { cursor }), ...(options.mecha && { mecha: options.mecha }), ...(options.status && { status: options.status }) })
-    const page = (await call(config, { method: 'GET', path: `/v1/keys?${query}`, credential })) as { keys: typeof keys; next_cursor: string | null }
+    const page = (await call(config, { method: 'GET', path: `/v1/keys?${query.toString()}`, credential })) as { keys: typeof keys; next_cursor: string | null }
     keys.push(...page.keys)
     cursor = page.next_cursor
   }

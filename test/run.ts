@@ -22,7 +22,7 @@ const FAST = ['fsync=off', 'synchronous_commit=off', 'full_page_writes=off', 'ma
 const server = await startPostgres()
 process.stdout.write(`PostgreSQL: ${server.what}\n`)
 const template = `mecha_keys_template_${process.pid}`
-let exitCode = 1
+let exitCode: number
 try {
   await makeTemplate()
   exitCode = await runTap()

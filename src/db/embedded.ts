@@ -48,7 +48,7 @@ export async function startEmbedded({ dataDir, share, flags = [] }: EmbeddedOpti
     urls: urlsOf(port, passwords),
     async stop() {
       if (child.exitCode !== null || child.signalCode !== null) return
-      child.stdin!.end()
+      child.stdin.end()
       const forced = setTimeout(() => child.kill('SIGKILL'), STOP_TIMEOUT_MS)
       await once(child, 'exit')
       clearTimeout(forced)
@@ -61,7 +61,7 @@ async function startKeeper(dir: string, password: string, flags: readonly string
   mkdirSync(dir, { recursive: true, mode: 0o700 })
   if (identity.owner) chownSync(dir, identity.owner.uid, identity.owner.gid)
   const [command, ...args] = [...identity.command, process.execPath, KEEPER, JSON.stringify({ dir, flags })]
-  const child = spawn(command!, args, {
+  const child = spawn(command, args, {
     detached: true,
     stdio: ['pipe', 'pipe', 'inherit'],
     ...(identity.command.length === 0 && identity.owner),

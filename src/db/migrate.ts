@@ -10,7 +10,7 @@ const FOLDER = join(PACKAGE_ROOT, 'migrations')
 /** Applies what is missing; concurrent callers wait for one another. Returns the names applied, in order. */
 export async function migrate(db: Kysely<any>): Promise<string[]> {
   const { error, results } = await new Migrator({ db, provider: sqlFiles }).migrateToLatest()
-  if (error) throw error
+  if (error) throw error as Error
   return (results ?? []).map((result) => result.migrationName)
 }
 

@@ -77,21 +77,21 @@ export function createVerifier(parts: VerifierParts) {
     return verdict
   }
 
-  return {
-    /** What a gateway is told about a Mecha key. Keys of organizations that it does not serve are unknown to it. */
-    async verifyKey(presented: string, gateway: Gateway, demand: Demand): Promise<Verdict> {
-      const verdict = await check(presented, 'mecha', (row) =>
-        gateway.orgId !== null && gateway.orgId !== row.org_id ? 'unknown' : refusalOf(row, row.now, demand),
-      )
-      return counted('mecha', verdict)
-    },
-
-    /** The gateway behind a credential, or `undefined`. */
-    async verifyGateway(presented: string): Promise<Gateway | undefined> {
-      const verdict = counted('gateway', await check(presented, 'gateway', (row) => refusalOf(row, row.now, {})))
-      return 'key' in verdict ? { id: verdict.key.id, orgId: verdict.key.org_id } : undefined
-    },
+  /** What a gateway is told about a Mecha key. Keys of organizations that it does not serve are unknown to it. */
+  async function verifyKey(presented: string, gateway: Gateway, demand: Demand): Promise<Verdict> {
+    const verdict = await check(presented, 'mecha', (row) =>
+      gateway.orgId !== null && gateway.orgId !== row.org_id ? 'unknown' : refusalOf(row, row.now, demand),
+    )
+    return counted('mecha', verdict)
   }
+
+  /** The gateway behind a credential, or `undefined`. */
+  async function verifyGateway(presented: string): Promise<Gateway | undefined> {
+    const verdict = counted('gateway', await check(presented, 'gateway', (row) => refusalOf(row, row.now, {})))
+    return 'key' in verdict ? { id: verdict.key.id, orgId: verdict.key.org_id } : undefined
+  }
+
+  return { verifyKey, verifyGateway }
 }
 
 function inputOf(row: CredentialRow, { secret }: Token) {

@@ -34,7 +34,7 @@ export interface Service {
   readonly app: FastifyInstance
   readonly config: Settings
   readonly database: TestDatabase
-  startDraining(): void
+  readonly startDraining: () => void
   /** Every log line so far. */
   logs(): string
   /** An operator's token: of `acme`, with all scopes, unless said otherwise. */

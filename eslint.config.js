@@ -1,0 +1,80 @@
+import js from '@eslint/js'
+import tseslint from 'typescript-eslint'
+
+/**
+ * The walls: what a folder of `src/` may not import. Imports point one way,
+ * `control, runtime → auth → http → key, db → config, errors`, and the two planes never import each other.
+ */
+const walls = {
+  key: ['control', 'runtime', 'auth', 'http', 'db', 'config', 'errors', 'app', 'server', 'main'],
+  db: ['control', 'runtime', 'auth', 'http', 'config', 'app', 'server', 'main'],
+  http: ['control', 'runtime', 'auth', 'config', 'app', 'server', 'main'],
+  auth: ['control', 'runtime', 'http', 'db', 'app', 'server', 'main'],
+  control: ['runtime', 'app', 'server', 'main'],
+  runtime: ['control', 'app', 'server', 'main'],
+}
+
+const wallRules = Object.entries(walls).map(([folder, forbidden]) => ({
+  files: [`src/${folder}/**/*.ts`],
+  rules: {
+    'no-restricted-imports': [
+      'error',
+      {
+        patterns: forbidden.map((name) => ({
+          regex: `^\\.\\./${name}(/|\\.js$)`,
+          message: `src/${folder} stands below src/${name}.`,
+        })),
+      },
+    ],
+  },
+}))
+
+export default tseslint.config(
+  { ignores: ['dist/', 'node_modules/', '.tap/', '.data/'] },
+  js.configs.recommended,
+  {
+    files: ['**/*.ts'],
+    extends: [tseslint.configs.recommendedTypeChecked],
+    languageOptions: { parserOptions: { project: './tsconfig.json', tsconfigRootDir: import.meta.dirname } },
+    rules: {
+      // Fastify's plugins and hooks are asynchronous by their type, whether or not they wait for something.
+      '@typescript-eslint/require-await': 'off',
+      // `!` stands where a schema or a regular expression has just made sure; noUncheckedIndexedAccess asks for it.
+      '@typescript-eslint/no-non-null-assertion': 'off',
+      // Fastify's reply is a thenable that is not meant to be awaited.
+      '@typescript-eslint/no-floating-promises': ['error', { allowForKnownSafeCalls: [{ from: 'package', name: ['type', 'send', 'code', 'header', 'headers'], package: 'fastify' }] }],
+      '@typescript-eslint/no-misused-promises': ['error', { checksVoidReturn: false }],
+      // A table's type does not matter to what migrates it or counts its queries.
+      '@typescript-eslint/no-explicit-any': 'off',
+      '@typescript-eslint/no-unused-vars': ['error', { argsIgnorePattern: '^_', varsIgnorePattern: '^_' }],
+    },
+  },
+  {
+    files: ['src/**/*.ts'],
+    ignores: ['src/config.ts', 'src/db/postgres-keeper.ts'],
+    rules: {
+      'no-restricted-syntax': [
+        'error',
+        { selector: "MemberExpression[object.name='process'][property.name='env']", message: 'config.ts is the only reader of the environment.' },
+      ],
+    },
+  },
+  {
+    files: ['test/**/*.ts', 'bench/**/*.ts'],
+    rules: {
+      // Answers are read as JSON, of whatever shape.
+      '@typescript-eslint/no-unsafe-assignment': 'off',
+      '@typescript-eslint/no-unsafe-member-access': 'off',
+      '@typescript-eslint/no-unsafe-argument': 'off',
+      '@typescript-eslint/no-unsafe-call': 'off',
+      '@typescript-eslint/no-unsafe-return': 'off',
+      // tap's own way: `t.test` gives a promise that the parent waits for.
+      '@typescript-eslint/no-floating-promises': 'off',
+    },
+  },
+  ...wallRules,
+  {
+    files: ['**/*.js', '**/*.mjs'],
+    languageOptions: { globals: { process: 'readonly', console: 'readonly', URL: 'readonly', Buffer: 'readonly' } },
+  },
+)
