@@ -18,6 +18,7 @@ import { LOGINS, urlFor } from './helpers/database.js'
 
 /** Nothing that a test writes has to outlive it. */
 const FAST = ['fsync=off', 'synchronous_commit=off', 'full_page_writes=off', 'max_connections=300']
+const RESULTS = join(PACKAGE_ROOT, '.tap', 'test-results')
 
 const server = await startPostgres()
 process.stdout.write(`PostgreSQL: ${server.what}\n`)
@@ -73,6 +74,7 @@ async function admin(statement: string): Promise<void> {
 }
 
 async function runTap(): Promise<number> {
+  rmSync(RESULTS, { recursive: true, force: true })
   const files = process.argv.slice(2).map((file) => file.replace(/^test\//, 'dist/test/').replace(/\.ts$/, '.js'))
   const tap = spawn(process.execPath, [join(PACKAGE_ROOT, 'node_modules', 'tap', 'dist', 'esm', 'run.mjs'), ...(files.length > 0 ? files : testFiles(join('dist', 'test')))], {
     cwd: PACKAGE_ROOT,
@@ -93,10 +95,9 @@ function testFiles(folder: string): string[] {
 
 /** One line that says how many tests ran, from tap's own results. */
 function summarise(): void {
-  const folder = join(PACKAGE_ROOT, '.tap', 'test-results')
-  if (!existsSync(folder)) return
-  const results = readdirSync(folder, { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.tap'))
-  const lines = results.flatMap((file) => readFileSync(join(folder, file), 'utf8').split('\n')).map((line) => line.trim())
+  if (!existsSync(RESULTS)) return
+  const results = readdirSync(RESULTS, { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.tap'))
+  const lines = results.flatMap((file) => readFileSync(join(RESULTS, file), 'utf8').split('\n')).map((line) => line.trim())
   const count = (pattern: RegExp) => lines.filter((line) => pattern.test(line)).length
   const skipped = count(/^(not )?ok .*# SKIP/i)
   process.stdout.write(`\n${count(/^ok /) - skipped} passed, ${count(/^not ok /)} failed, ${skipped} skipped\n`)

@@ -1,0 +1,158 @@
+import t from 'tap'
+import { parseToken } from '../../src/key/token.js'
+import { startService } from '../helpers/service.js'
+
+const BODY = { mecha: 'sales^acmecorp' }
+
+t.test('201: the plaintext is revealed once, with where the key is, and is not to be stored by anyone between', async (t) => {
+  const service = await startService(t)
+  const token = await service.token()
+  const request = { ...BODY, name: 'production', scopes: ['orders:read'], metadata: { region: 'eu', n: [1, null] }, expires_in: 3600 }
+  const { status, body, headers } = await service.call('POST', '/v1/keys', { token, body: request })
+  t.equal(status, 201)
+  t.equal(headers['cache-control'], 'no-store')
+  t.equal(headers['location'], `/v1/keys/${body.key.id}`)
+  t.match(body.key, {
+    id: /^key_[0-7][0-9a-z]{25}$/, mecha: 'sales^acmecorp', org_id: 'acme', name: 'production', status: 'active', scopes: ['orders:read'],
+    metadata: { region: 'eu', n: [1, null] }, created_by: 'operator:alice', first_used_at: null, last_used_at: null, revoked_at: null,
+    revoked_by: null, revoke_reason: null, rotated_from: null, rotated_to: null,
+  })
+  t.equal(Date.parse(body.key.expires_at) - Date.parse(body.key.created_at), 3_600_000)
+  t.equal(`key_${body.plaintext_key.split('_')[1]}`, body.key.id)
+  t.ok(parseToken(body.plaintext_key))
+  const got = await service.call('GET', String(headers['location']), { token })
+  t.same(got.body, body.key, 'what is listed is what was answered, and no plaintext')
+  t.equal(got.text.includes(body.plaintext_key), false)
+})
+
+t.test('201: defaults are no name, no scopes, no metadata and no end', async (t) => {
+  const { key } = await (await startService(t)).issue()
+  t.match(key, { name: null, scopes: [], metadata: {}, expires_at: null })
+})
+
+t.test('201: the policy ends keys whose issuer names no end, and the prefix is the deployment\'s', async (t) => {
+  const service = await startService(t, { KEY_DEFAULT_TTL: '1h', KEY_MAX_TTL: '2h', KEY_PREFIX: 'mecha_stg', HASH_PROFILE: 'owasp' })
+  const { key, plaintext_key } = await service.issue()
+  t.equal(Date.parse(key.expires_at) - Date.parse(key.created_at), 3_600_000)
+  t.match(plaintext_key, /^mecha_stg_/)
+  t.match(await service.verify(plaintext_key), { valid: true })
+})
+
+t.test('400: what is wrong is named, field and rule', async (t) => {
+  const service = await startService(t, { KEY_MAX_TTL: '2h' })
+  const token = await service.token()
+  const deep = JSON.parse('{"a":'.repeat(20) + '1' + '}'.repeat(20))
+  const cases: [body: unknown, field: string, rule: string][] = [
+    [{}, 'body.mecha', 'required'],
+    [{ mecha: 'sales' }, 'body.mecha', 'pattern'],
+    [{ mecha: 'Sales^acmecorp' }, 'body.mecha', 'pattern'],
+    [{ mecha: 7 }, 'body.mecha', 'type'],
+    [{ ...BODY, nmae: 'x' }, 'body.nmae', 'additionalProperties'],
+    [{ ...BODY, name: '' }, 'body.name', 'minLength'],
+    [{ ...BODY, name: 'a\nb' }, 'body.name', 'pattern'],
+    [{ ...BODY, name: 'x'.repeat(101) }, 'body.name', 'maxLength'],
+    [{ ...BODY, scopes: 'orders:read' }, 'body.scopes', 'type'],
+    [{ ...BODY, scopes: ['a b'] }, 'body.scopes.0', 'pattern'],
+    [{ ...BODY, scopes: ['a', 'a'] }, 'body.scopes', 'uniqueItems'],
+    [{ ...BODY, metadata: [] }, 'body.metadata', 'type'],
+    [{ ...BODY, metadata: { x: 'y'.repeat(4096) } }, 'body.metadata', 'maximum'],
+    [{ ...BODY, expires_in: 0 }, 'body.expires_in', 'minimum'],
+    [{ ...BODY, expires_in: 1.5 }, 'body.expires_in', 'type'],
+    [{ ...BODY, expires_in: '60' }, 'body.expires_in', 'type'],
+    [{ ...BODY, expires_in: 7201 }, 'body.expires_in', 'maximum'],
+    [{ ...BODY, expires_at: 'tomorrow' }, 'body.expires_at', 'format'],
+    [{ ...BODY, expires_at: '2020-01-01T00:00:00Z' }, 'body.expires_at', 'minimum'],
+    [{ ...BODY, expires_at: null }, 'body.expires_at', 'maximum'],
+    [{ ...BODY, expires_in: 60, expires_at: '2999-01-01T00:00:00Z' }, 'body.expires_in', 'exclusive'],
+  ]
+  for (const [body, field, rule] of cases) {
+    const answer = await service.call('POST', '/v1/keys', { token, body })
+    t.equal(answer.status, 400, answer.text)
+    t.match(answer.headers['content-type'], 'application/problem+json')
+    t.match(answer.body, { code: 'invalid_request', type: '/errors/invalid_request', status: 400, errors: [{ field, rule }] })
+    t.ok(answer.body.detail.includes(field), 'the sentence names the field')
+  }
+  const handle = await service.call('POST', '/v1/keys', { token, body: { mecha: 'sales' } })
+  t.match(handle.body.detail, 'must be name^crew: each part 1 to 64 lower case letters')
+  for (const metadata of [{ a: 'x\0y' }, { 'a\0': 1 }, { a: '\ud800' }, deep]) {
+    const answer = await service.call('POST', '/v1/keys', { token, body: { ...BODY, metadata } })
+    t.match(answer, { status: 400, body: { code: 'invalid_request' } }, JSON.stringify(metadata).slice(0, 40))
+  }
+  t.equal((await service.database.db.selectFrom('keys').select('id').execute()).length, 0, 'nothing is half written')
+  t.equal((await service.database.db.selectFrom('mechas').select('handle').execute()).length, 0, 'and no handle is taken')
+})
+
+t.test('400, 413 and 415: bodies that are not what they must be', async (t) => {
+  const service = await startService(t)
+  const token = await service.token()
+  const send = (body: string, type = 'application/json') =>
+    service.call('POST', '/v1/keys', { token, body, headers: { 'content-type': type } })
+  t.match(await send('{"mecha":'), { status: 400, body: { code: 'malformed_body' } })
+  t.match(await send(''), { status: 400, body: { code: 'malformed_body' } })
+  t.match(await send('{"__proto__":{"x":1},"mecha":"a^b"}'), { status: 400, body: { code: 'malformed_body' } })
+  t.match(await send('null'), { status: 400, body: { code: 'invalid_request' } })
+  t.match(await send('mecha=a%5Eb', 'application/x-www-form-urlencoded'), { status: 415, body: { code: 'unsupported_media_type' } })
+  t.match(await send(`{"mecha":"a^b","name":"${'x'.repeat(16 * 1024)}"}`), { status: 413, body: { code: 'body_too_large' } })
+})
+
+t.test('400: a plaintext key is refused wherever it would be kept', async (t) => {
+  const service = await startService(t)
+  const token = await service.token()
+  const { key, plaintext_key } = await service.issue()
+  for (const body of [{ ...BODY, name: plaintext_key }, { ...BODY, metadata: { note: [`leaked: ${plaintext_key}`] } }, { ...BODY, metadata: { [plaintext_key]: 1 } }]) {
+    const answer = await service.call('POST', '/v1/keys', { token, body })
+    t.match(answer, { status: 400, body: { code: 'contains_secret' } })
+    t.equal(answer.text.includes(plaintext_key), false)
+  }
+  for (const [method, url] of [['POST', `/v1/keys/${key.id}/revoke`], ['POST', '/v1/mechas/sales%5Eacmecorp/revoke-keys']] as const)
+    t.match(await service.call(method, url, { token, body: { reason: `leaked ${plaintext_key}` } }), { status: 400, body: { code: 'contains_secret' } })
+  t.match(await service.call('GET', `/v1/keys/${plaintext_key}`, { token }), { status: 400, body: { code: 'contains_secret' } })
+  t.match(await service.call('GET', `/v1/keys?cursor=${plaintext_key}`, { token }), { status: 400, body: { code: 'contains_secret' } })
+  t.equal(service.logs().includes(plaintext_key), false)
+})
+
+t.test('404: a handle belongs to the organization that first issued for it', async (t) => {
+  const service = await startService(t)
+  await service.issue()
+  const rival = await service.token({ org: 'rival' })
+  const taken = await service.call('POST', '/v1/keys', { token: rival, body: BODY })
+  const none = await service.call('GET', '/v1/keys/key_01jd9p5v3fe8rr2k7m4q9wx0zt', { token: rival })
+  t.equal(taken.status, 404)
+  t.equal(taken.text, none.text)
+  t.equal((await service.call('POST', '/v1/keys', { token: rival, body: { mecha: 'buyer^acmecorp' } })).status, 201, 'a handle, not a crew')
+})
+
+t.test('409: no more keys than a Mecha may have, and one more when one has ended', async (t) => {
+  const service = await startService(t, { MAX_ACTIVE_KEYS_PER_MECHA: '2' })
+  const token = await service.token()
+  const { key } = await service.issue()
+  const second = await service.issue()
+  await service.call('PATCH', `/v1/keys/${second.key.id}`, { token, body: { enabled: false } })
+  const refused = await service.call('POST', '/v1/keys', { token, body: BODY })
+  t.match(refused, { status: 409, body: { code: 'key_limit_reached' } }, 'a disabled key can come back, so it counts')
+  await service.issue({ mecha: 'buyer^acmecorp' })
+  await service.call('POST', `/v1/keys/${key.id}/revoke`, { token })
+  await service.issue()
+  await service.database.db.updateTable('keys').set({ expires_at: new Date() }).where('revoked_at', 'is', null).where('mecha', '=', 'sales^acmecorp').execute()
+  await service.issue()
+  await service.issue()
+  t.equal((await service.call('POST', '/v1/keys', { token, body: BODY })).status, 409)
+})
+
+t.test('fifty issues at the same instant stop exactly at the limit', async (t) => {
+  const service = await startService(t, { MAX_ACTIVE_KEYS_PER_MECHA: '20', DATABASE_TIMEOUT: '30s' })
+  const token = await service.token()
+  const answers = await Promise.all(Array.from({ length: 50 }, () => service.call('POST', '/v1/keys', { token, body: BODY })))
+  t.equal(answers.filter(({ status }) => status === 201).length, 20)
+  t.equal(answers.filter(({ status, body }) => status === 409 && body.code === 'key_limit_reached').length, 30)
+  const { body } = await service.call('GET', '/v1/keys?status=active&limit=100', { token })
+  t.equal(body.keys.length, 20)
+})
+
+t.test('fifty organizations that claim one handle at the same instant: one gets it', async (t) => {
+  const service = await startService(t, { DATABASE_TIMEOUT: '30s' })
+  const tokens = await Promise.all(Array.from({ length: 50 }, (_, i) => service.token({ org: `org${i}` })))
+  const answers = await Promise.all(tokens.map((token) => service.call('POST', '/v1/keys', { token, body: BODY })))
+  t.equal(answers.filter(({ status }) => status === 201).length, 1)
+  t.equal(answers.filter(({ status }) => status === 404).length, 49)
+})

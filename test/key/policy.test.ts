@@ -1,0 +1,107 @@
+import { randomBytes } from 'node:crypto'
+import fc from 'fast-check'
+import t from 'tap'
+import { checkedExpiry, expiryOfNew } from '../../src/control/expiry.js'
+import { HANDLE_PATTERN } from '../../src/key/handle.js'
+import { gatewaySubject, hashSecret, HASH_PROFILES, isOutdated, verifySecret } from '../../src/key/hash.js'
+import { deriveRoot } from '../../src/key/roots.js'
+import { endOfOverlap, rotationRefusal, statusAt } from '../../src/key/status.js'
+import { refusalOf } from '../../src/key/verdict.js'
+
+const now = new Date('2030-01-01T00:00:00.000Z')
+const later = new Date(now.getTime() + 1000)
+const alive = { revoked_at: null, expires_at: null, enabled: true, rotated_to: null }
+
+t.test('a hash is bound to the id, the Mecha, the secret and the root secret', async (t) => {
+  const [root, other] = [deriveRoot(randomBytes(32).toString('hex')), deriveRoot(randomBytes(32).toString('hex'))]
+  const input = { id: 'a', subject: 'sales^acmecorp', secret: 's' }
+  const phc = await hashSecret(input, root, 'high-entropy')
+  t.match(phc, /^\$argon2id\$v=19\$m=1024,t=1,p=1\$/)
+  t.equal(await verifySecret(phc, input, root), true)
+  for (const change of [{ id: 'b' }, { subject: 'buyer^acmecorp' }, { secret: 'S' }])
+    t.equal(await verifySecret(phc, { ...input, ...change }, root), false, JSON.stringify(change))
+  t.equal(await verifySecret(phc, input, other), false, 'another pepper')
+  t.not(await hashSecret(input, root, 'high-entropy'), phc, 'salted')
+})
+
+t.test('a hash made with another profile is outdated', async (t) => {
+  const root = deriveRoot(randomBytes(32).toString('hex'))
+  const phc = await hashSecret({ id: 'a', subject: 'b', secret: 'c' }, root, 'owasp')
+  t.match(phc, /\$m=19456,t=2,p=1\$/)
+  t.equal(isOutdated(phc, 'owasp'), false)
+  t.equal(isOutdated(phc, 'high-entropy'), true)
+  t.same(Object.keys(HASH_PROFILES), ['high-entropy', 'owasp'])
+})
+
+t.test('a gateway of one organization and one of all have different subjects', async (t) => {
+  t.not(gatewaySubject(null), gatewaySubject('acme'))
+})
+
+t.test('revoked wins over expired, expired over disabled, and a key is expired from expires_at on', async (t) => {
+  t.equal(statusAt(alive, now), 'active')
+  t.equal(statusAt({ ...alive, enabled: false }, now), 'disabled')
+  t.equal(statusAt({ ...alive, enabled: false, expires_at: now }, now), 'expired')
+  t.equal(statusAt({ ...alive, expires_at: later }, now), 'active')
+  t.equal(statusAt({ enabled: false, expires_at: now, revoked_at: now }, now), 'revoked')
+})
+
+t.test('the overlap of a rotation never lengthens a life', async (t) => {
+  const times = fc.date({ min: new Date(0), max: new Date('2100-01-01'), noInvalidDate: true })
+  fc.assert(
+    fc.property(times, fc.option(times), fc.nat(10_000_000), (at, expires_at, overlap) => {
+      const end = endOfOverlap({ ...alive, expires_at }, at, overlap)
+      return (expires_at === null || end <= expires_at) && end.getTime() <= at.getTime() + overlap * 1000
+    }),
+  )
+  t.pass('for every sample')
+})
+
+t.test('only an active key that was not rotated can be rotated, and the refusal says why', async (t) => {
+  t.equal(rotationRefusal(alive, now), undefined)
+  t.equal(rotationRefusal({ ...alive, revoked_at: now, rotated_to: 'x' }, now), 'key_revoked')
+  t.equal(rotationRefusal({ ...alive, rotated_to: 'x', expires_at: now }, now), 'key_already_rotated')
+  t.equal(rotationRefusal({ ...alive, expires_at: now }, now), 'key_expired')
+  t.equal(rotationRefusal({ ...alive, enabled: false }, now), 'key_disabled')
+})
+
+t.test('what a key is comes before what is asked of it', async (t) => {
+  const key = { ...alive, mecha: 'sales^acmecorp', scopes: ['a', 'b'] }
+  t.equal(refusalOf(key, now, {}), undefined)
+  t.equal(refusalOf(key, now, { mecha: 'sales^acmecorp', scopes: ['b'] }), undefined)
+  t.equal(refusalOf(key, now, { scopes: [] }), undefined)
+  t.equal(refusalOf(key, now, { mecha: 'buyer^acmecorp', scopes: ['c'] }), 'mecha_mismatch')
+  t.equal(refusalOf(key, now, { scopes: ['a', 'c'] }), 'insufficient_scope')
+  t.equal(refusalOf({ ...key, enabled: false }, now, { mecha: 'buyer^acmecorp' }), 'disabled')
+})
+
+t.test('a handle is name^crew and nothing else', async (t) => {
+  const handle = new RegExp(HANDLE_PATTERN)
+  const long = 'a'.repeat(64)
+  for (const good of ['sales^acmecorp', 'buyer^seoul_cafe', 'a^b', '1-a^2_b', `${long}^${long}`]) t.match(good, handle)
+  for (const bad of ['', 'sales', '^', 'a^', '^b', 'A^b', 'a^b^c', '-a^b', 'a-^b', 'a^_b', 'a^b_', 'a b^c', 'é^b', `${long}a^b`, 'a^b\n', 'a.b^c'])
+    t.notMatch(bad, handle, JSON.stringify(bad))
+})
+
+t.test('a new key ends when it was asked to, within the policy', async (t) => {
+  const inSeconds = (seconds: number) => new Date(now.getTime() + seconds * 1000)
+  const free = { KEY_DEFAULT_TTL: undefined, KEY_MAX_TTL: undefined }
+  const strict = { KEY_DEFAULT_TTL: 60, KEY_MAX_TTL: 100 }
+  t.equal(expiryOfNew({}, now, free), null)
+  t.same(expiryOfNew({}, now, strict), inSeconds(60))
+  t.same(expiryOfNew({}, now, { ...strict, KEY_DEFAULT_TTL: undefined }), inSeconds(100), 'no default: the longest')
+  t.same(expiryOfNew({ expires_in: 100 }, now, strict), inSeconds(100))
+  t.same(expiryOfNew({ expires_at: '2030-01-01T01:00:01+01:00' }, now, strict), inSeconds(1), 'another time zone')
+  t.same(expiryOfNew({}, now, strict, 5), inSeconds(5), 'inherited')
+  t.same(expiryOfNew({}, now, strict, 500), inSeconds(100), 'inherited, and too long')
+  t.equal(expiryOfNew({ expires_at: null }, now, free), null)
+  for (const [request, field] of [
+    [{ expires_in: 101 }, 'body.expires_in'],
+    [{ expires_at: '2030-01-01T00:00:00Z' }, 'body.expires_at'],
+    [{ expires_at: '2031-01-01T00:00:00Z' }, 'body.expires_at'],
+    [{ expires_at: '2030-06-30T23:59:60Z' }, 'body.expires_at'],
+    [{ expires_at: null }, 'body.expires_at'],
+    [{ expires_in: 1, expires_at: '2030-01-01T00:00:01Z' }, 'body.expires_in'],
+  ] as const)
+    t.throws(() => expiryOfNew(request, now, strict), { code: 'invalid_request', extra: { errors: [{ field }] } }, JSON.stringify(request))
+  t.throws(() => checkedExpiry('2030-01-01T00:01:41Z', now, now, strict), { code: 'invalid_request' }, 'counted from the issue')
+})

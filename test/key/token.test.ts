@@ -1,0 +1,102 @@
+import { randomBytes } from 'node:crypto'
+import fc from 'fast-check'
+import t from 'tap'
+import { decodeId, encodeId, newId, parsePublicId, publicId } from '../../src/key/id.js'
+import { deriveRoot, type Roots } from '../../src/key/roots.js'
+import { containsToken, isTaggedByUs, makeToken, parseToken, PREFIX, redactTokens } from '../../src/key/token.js'
+
+const root = deriveRoot(randomBytes(32).toString('hex'))
+const other = deriveRoot(randomBytes(32).toString('hex'))
+const prefixes = fc.stringMatching(PREFIX)
+const uuids = fc.uint8Array({ minLength: 16, maxLength: 16 }).map((bytes) => {
+  const hex = Buffer.from(bytes).toString('hex')
+  return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join('-')
+})
+const BASE62 = [...'0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_']
+
+t.test('a key says its prefix and its id, and is as long as the design says', async (t) => {
+  fc.assert(
+    fc.property(prefixes, uuids, (prefix, id) => {
+      const made = makeToken(prefix, id, root)
+      const read = parseToken(made.text)
+      t.same(read, made)
+      return made.text.length === prefix.length + 1 + 26 + 1 + 60 && /^[0-9A-Za-z_]+$/.test(made.text)
+    }),
+    { numRuns: 200 },
+  )
+})
+
+t.test('a key is read behind secret-token: as well (RFC 8959)', async (t) => {
+  const made = makeToken('mecha', newId(), root)
+  t.same(parseToken(`secret-token:${made.text}`), made)
+  t.equal(parseToken(`secret-token:secret-token:${made.text}`), undefined)
+})
+
+t.test('any single character changed, dropped or added makes a key malformed', async (t) => {
+  fc.assert(
+    fc.property(uuids, fc.nat(), fc.constantFrom(...BASE62), (id, at, character) => {
+      const { text } = makeToken('mecha', id, root)
+      const i = at % text.length
+      const changed = text.slice(0, i) + character + text.slice(i + 1)
+      const dropped = text.slice(0, i) + text.slice(i + 1)
+      const added = text.slice(0, i) + character + text.slice(i)
+      return (changed === text || parseToken(changed) === undefined) && parseToken(dropped) === undefined && parseToken(added) === undefined
+    }),
+    { numRuns: 1000 },
+  )
+  t.pass('for every sample')
+})
+
+t.test('every position of one key, changed to every other character, is malformed', async (t) => {
+  const { text } = makeToken('mecha', newId(), root)
+  let refused = 0
+  for (let i = 0; i < text.length; i++)
+    for (const character of BASE62) if (character !== text[i] && !parseToken(text.slice(0, i) + character + text.slice(i + 1))) refused++
+  t.equal(refused, text.length * (BASE62.length - 1))
+})
+
+t.test('text that is no key is never read as one', async (t) => {
+  fc.assert(fc.property(fc.string({ maxLength: 300 }), (text) => parseToken(text) === undefined))
+  fc.assert(fc.property(fc.stringMatching(/^mecha_[0-7][0-9a-z]{25}_[0-9A-Za-z]{60}$/), (text) => parseToken(text) === undefined))
+  t.pass('for every sample')
+})
+
+t.test('the tag tells who made a key', async (t) => {
+  const made = makeToken('mecha', newId(), root)
+  t.equal(isTaggedByUs(made, [root]), true)
+  t.equal(isTaggedByUs(made, [other, root] as Roots), true, 'an older root secret still verifies')
+  t.equal(isTaggedByUs(made, [other]), false)
+})
+
+t.test('no two keys share a secret', async (t) => {
+  const secrets = new Set(Array.from({ length: 1000 }, () => makeToken('mecha', newId(), root).secret))
+  t.equal(secrets.size, 1000)
+})
+
+t.test('roots of different secrets differ in id, tag key and pepper, and the same secret gives the same root', async (t) => {
+  const secret = randomBytes(32).toString('hex')
+  t.same(deriveRoot(secret), deriveRoot(secret))
+  const fields = [root.id, other.id, root.tagKey.toString('hex'), other.tagKey.toString('hex'), root.pepper.toString('hex'), other.pepper.toString('hex')]
+  t.equal(new Set(fields).size, 6)
+})
+
+t.test('a key is found and masked anywhere in a text', async (t) => {
+  fc.assert(
+    fc.property(fc.string(), fc.string(), (before, after) => {
+      const { text } = makeToken('mecha', newId(), root)
+      const whole = `${before}${text}!${after}`
+      return containsToken(whole) && !redactTokens(whole).includes(text.slice(-60))
+    }),
+  )
+  t.pass('for every sample')
+})
+
+t.test('ids survive the way to the API and back, in order of time', async (t) => {
+  fc.assert(fc.property(uuids, (id) => decodeId(encodeId(id)) === id && parsePublicId('mecha', publicId('mecha', id)) === id))
+  const ids = Array.from({ length: 100 }, () => publicId('mecha', newId()))
+  t.same([...ids].sort(), ids)
+  t.equal(parsePublicId('gateway', ids[0]!), undefined)
+  t.equal(parsePublicId('mecha', 'key_81jd9p5v3fe8rr2k7m4q9wx0zt'), undefined, 'more than 128 bits')
+  // The TypeID specification's own example.
+  t.equal(encodeId('01890a5d-ac96-774b-bcce-b302099a8057'), '01h455vb4pex5vsknk084sn02q')
+})
