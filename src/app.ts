@@ -71,6 +71,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
 
   for (const schema of [ProblemSchema, KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
   app.setValidatorCompiler(schemaCompiler())
+  app.removeContentTypeParser('text/plain')
   await registerOpenApi(app, VERSION)
   const addMethodNotAllowed = collectMethods(app)
   registerProblems(app)

@@ -97,8 +97,8 @@ export async function startService(t: Test, environment: Environment = {}, given
       return answer.body.plaintext_key
     },
     async verify(key, demand = {}, gateway) {
-      gatewayOfAcme ??= service.gateway()
-      const answer = await service.call('POST', '/v1/verify', { token: gateway ?? (await gatewayOfAcme), body: { key, ...demand } })
+      const token = gateway ?? (await (gatewayOfAcme ??= service.gateway()))
+      const answer = await service.call('POST', '/v1/verify', { token, body: { key, ...demand } })
       if (answer.status !== 200) throw new Error(`verify answered ${answer.status}: ${answer.text}`)
       return answer.body
     },

@@ -1,0 +1,84 @@
+import { sql } from 'kysely'
+import t from 'tap'
+import { startService } from '../helpers/service.js'
+
+t.test('every change of state is in the audit trail: who, from where, by which request, what, when', async (t) => {
+  const service = await startService(t)
+  const token = await service.token()
+  const headers = { 'x-request-id': 'req-1' }
+  const { body } = await service.call('POST', '/v1/keys', { token, body: { mecha: 'sales^acmecorp', expires_in: 60 }, headers })
+  const { id } = body.key
+  await service.call('PATCH', `/v1/keys/${id}`, { token, body: { name: 'x' }, headers: { 'x-request-id': 'req-2' } })
+  const rotated = await service.call('POST', `/v1/keys/${id}/rotate`, { token, body: { overlap_seconds: 0 } })
+  await service.call('POST', `/v1/keys/${rotated.body.key.id}/revoke`, { token: await service.token({ subject: 'bob' }), body: { reason: 'leaked' } })
+  await service.gateway()
+  const { events } = (await service.call('GET', '/v1/events', { token })).body
+  const ours = { mecha: 'sales^acmecorp', address: '127.0.0.1' }
+  t.match(events, [
+    { type: 'key.issued', key_id: id, actor: 'operator:alice', request_id: 'req-1', at: body.key.created_at, data: { expires_at: body.key.expires_at }, ...ours },
+    { type: 'key.updated', key_id: id, request_id: 'req-2', data: { changes: { name: { from: null, to: 'x' } } }, ...ours },
+    { type: 'key.rotated', key_id: id, data: { rotated_to: rotated.body.key.id }, ...ours },
+    { type: 'key.issued', key_id: rotated.body.key.id, data: { rotated_from: id }, ...ours },
+    { type: 'key.revoked', key_id: rotated.body.key.id, actor: 'operator:bob', data: { reason: 'leaked' }, ...ours },
+    { type: 'gateway.created', key_id: /^gw_/, mecha: null },
+  ])
+  t.equal(events.length, 6)
+})
+
+t.test('what was refused is no event, and an event that cannot be written undoes what it was of', async (t) => {
+  const service = await startService(t, { MAX_ACTIVE_KEYS_PER_MECHA: '1' })
+  const token = await service.token()
+  const { key, plaintext_key } = await service.issue()
+  await service.call('POST', '/v1/keys', { token, body: { mecha: 'sales^acmecorp' } })
+  await service.call('POST', '/v1/keys', { token, body: {} })
+  t.equal((await service.call('GET', '/v1/events', { token })).body.events.length, 1)
+  const { db } = service.database
+  await sql`ALTER TABLE events ADD CONSTRAINT no_more_events CHECK (false) NOT VALID`.execute(db)
+  t.match(await service.call('POST', `/v1/keys/${key.id}/revoke`, { token }), { status: 500, body: { code: 'internal_error' } })
+  await sql`ALTER TABLE events DROP CONSTRAINT no_more_events`.execute(db)
+  t.match(await service.verify(plaintext_key), { valid: true }, 'not revoked, as it was not recorded')
+})
+
+t.test('the trail is read in order, filtered and from a position on', async (t) => {
+  const service = await startService(t)
+  const token = await service.token()
+  const keys = [await service.issue(), await service.issue({ mecha: 'buyer^acmecorp' }), await service.issue()]
+  await service.call('POST', `/v1/keys/${keys[0]!.key.id}/revoke`, { token })
+  const get = async (query: string) => (await service.call('GET', `/v1/events?${query}`, { token })).body
+  t.equal((await get('mecha=buyer%5Eacmecorp')).events.length, 1)
+  t.same((await get(`key_id=${keys[0]!.key.id}`)).events.map((event: any) => event.type), ['key.issued', 'key.revoked'])
+  t.equal((await get('type=key.revoked')).events.length, 1)
+  const seen: string[] = []
+  let after = '0'
+  for (;;) {
+    const page = await get(`limit=1&after=${after}`)
+    if (page.events.length === 0) break
+    seen.push(page.events[0].key_id)
+    after = page.next_after
+  }
+  t.same(seen, [...keys.map(({ key }) => key.id), keys[0]!.key.id])
+  t.equal((await get(`after=${after}`)).next_after, after, 'and from here on, later')
+  for (const query of ['after=x', 'type=key.lost', 'key_id=x', 'limit=1000']) t.match(await service.call('GET', `/v1/events?${query}`, { token }), { status: 400 }, query)
+})
+
+t.test('a reader who follows the trail while many write misses no event', async (t) => {
+  const service = await startService(t, { DATABASE_TIMEOUT: '30s', MAX_ACTIVE_KEYS_PER_MECHA: '1000' })
+  const token = await service.token()
+  const seen = new Set<string>()
+  let after = '0'
+  let writing = true
+  const read = async () => {
+    for (;;) {
+      const last = !writing
+      const { body } = await service.call('GET', `/v1/events?limit=100&after=${after}`, { token })
+      for (const event of body.events) seen.add(event.key_id)
+      after = body.next_after
+      if (last && body.events.length === 0) return
+    }
+  }
+  const reader = read()
+  const written = await Promise.all(Array.from({ length: 120 }, (_, i) => service.issue({ mecha: `m${i % 10}^acmecorp` })))
+  writing = false
+  await reader
+  t.same([...seen].sort(), written.map(({ key }) => key.id).sort())
+})

@@ -1,0 +1,116 @@
+import { randomBytes } from 'node:crypto'
+import t from 'tap'
+import { newId } from '../../src/key/id.js'
+import { deriveRoot, rootsOf } from '../../src/key/roots.js'
+import { makeToken } from '../../src/key/token.js'
+import { startService, type Service } from '../helpers/service.js'
+
+/** Statements and argon2 computations so far, from the service's own metrics. */
+async function costs(service: Service): Promise<{ queries: number; argon2: number }> {
+  const { text } = await service.call('GET', '/metrics')
+  const sum = (name: string) => [...text.matchAll(new RegExp(`^${name}(?:\\{[^}]*\\})? (\\S+)$`, 'gm'))].reduce((total, match) => total + Number(match[1]), 0)
+  return { queries: sum('mecha_keys_database_queries_total'), argon2: sum('mecha_keys_argon2_seconds_count') }
+}
+
+t.test('200: what a gateway learns of a valid key', async (t) => {
+  const service = await startService(t)
+  const { key, plaintext_key } = await service.issue({ scopes: ['a', 'b'], metadata: { region: { name: 'eu' } }, expires_in: 60 })
+  t.same(await service.verify(plaintext_key, { mecha: 'sales^acmecorp', scopes: ['b'] }), {
+    valid: true, key_id: key.id, mecha: { handle: 'sales^acmecorp', name: 'sales', crew: 'acmecorp' }, org_id: 'acme',
+    scopes: ['a', 'b'], metadata: { region: { name: 'eu' } }, expires_at: key.expires_at,
+  })
+  t.match(await service.verify(`secret-token:${plaintext_key}`), { valid: true })
+  const answer = await service.call('POST', '/v1/verify', { token: await service.gateway(), body: { key: plaintext_key } })
+  t.equal(answer.headers['cache-control'], 'no-store')
+})
+
+t.test('200: every refusal has its code', async (t) => {
+  const service = await startService(t)
+  const token = await service.token()
+  const { key, plaintext_key } = await service.issue({ scopes: ['a'] })
+  const refused = async (code: string, presented: string, demand?: object) => t.same(await service.verify(presented, demand), { valid: false, code }, code)
+  for (const text of ['', ' ', 'nonsense', `${plaintext_key} `, plaintext_key.slice(1), plaintext_key.toUpperCase(), 'x'.repeat(15_000), `${plaintext_key}\n`]) await refused('malformed', text)
+  await refused('unknown', makeToken('mecha', newId(), deriveRoot(randomBytes(32).toString('hex'))).text)
+  await refused('unknown', makeToken('mecha', newId(), rootsOf(service.config.ROOT_SECRETS!)[0]).text)
+  await refused('unknown', await service.gateway())
+  await refused('mecha_mismatch', plaintext_key, { mecha: 'buyer^acmecorp' })
+  await refused('insufficient_scope', plaintext_key, { scopes: ['a', 'b'] })
+  await service.call('PATCH', `/v1/keys/${key.id}`, { token, body: { enabled: false } })
+  await refused('disabled', plaintext_key, { mecha: 'buyer^acmecorp' })
+  await service.database.db.updateTable('keys').set({ expires_at: new Date() }).where('kind', '=', 'mecha').execute()
+  await refused('expired', plaintext_key)
+  await service.call('POST', `/v1/keys/${key.id}/revoke`, { token })
+  await refused('revoked', plaintext_key)
+})
+
+t.test('400, 401 and 415: what is no verify request', async (t) => {
+  const service = await startService(t)
+  const gateway = await service.gateway()
+  const send = (body: unknown, headers?: Record<string, string>) => service.call('POST', '/v1/verify', { token: gateway, body, ...(headers && { headers }) })
+  for (const [body, field] of [
+    [{}, 'body.key'], [{ key: 7 }, 'body.key'], [{ key: 'x', mecha: 'sales' }, 'body.mecha'], [{ key: 'x', scopes: 'a' }, 'body.scopes'], [{ key: 'x', more: 1 }, 'body.more'],
+  ] as const)
+    t.match(await send(body), { status: 400, body: { errors: [{ field }] } }, JSON.stringify(body))
+  t.match(await send('key=x', { 'content-type': 'text/plain' }), { status: 415 })
+  t.match(await service.call('POST', '/v1/verify', { body: { key: 'x' } }), { status: 401, body: { code: 'unauthenticated' } })
+})
+
+t.test('a malformed or forged key costs no query and no argon2', async (t) => {
+  const service = await startService(t)
+  const gateway = await service.gateway()
+  const { plaintext_key } = await service.issue()
+  await service.verify(plaintext_key, {}, gateway)
+  const foreign = deriveRoot(randomBytes(32).toString('hex'))
+  // What authenticating the gateway itself costs, each time.
+  const idle = await costs(service)
+  await service.verify('malformed', {}, gateway)
+  const one = await costs(service)
+  const own = { queries: one.queries - idle.queries, argon2: one.argon2 - idle.argon2 }
+  for (let i = 0; i < 20; i++) t.equal((await service.verify(makeToken('mecha', newId(), foreign).text, {}, gateway)).code, 'unknown')
+  for (let i = 0; i < 20; i++) t.equal((await service.verify(plaintext_key.slice(0, -1) + (plaintext_key.endsWith('0') ? '1' : '0'), {}, gateway)).code, 'malformed')
+  const flooded = await costs(service)
+  t.same({ queries: flooded.queries - one.queries, argon2: flooded.argon2 - one.argon2 }, { queries: 40 * own.queries, argon2: 40 * own.argon2 })
+  await service.verify(plaintext_key, {}, gateway)
+  const genuine = await costs(service)
+  t.ok(genuine.queries - flooded.queries > own.queries && genuine.argon2 - flooded.argon2 > own.argon2, 'the counters count')
+  // A forged gateway credential has nothing of its own to cost: nothing at all is counted.
+  for (const credential of ['nonsense', makeToken('mgw', newId(), foreign).text])
+    t.equal((await service.call('POST', '/v1/verify', { token: credential, body: { key: plaintext_key } })).status, 401)
+  t.same(await costs(service), genuine)
+})
+
+t.test('a key whose row was changed to another Mecha or another id by hand is refused', async (t) => {
+  const service = await startService(t)
+  const { db } = service.database
+  const victim = await service.issue({ mecha: 'boss^acmecorp' })
+  const { plaintext_key } = await service.issue()
+  t.match(await service.verify(plaintext_key), { valid: true })
+  await db.updateTable('keys').set({ mecha: 'boss^acmecorp' }).where('mecha', '=', 'sales^acmecorp').execute()
+  t.same(await service.verify(plaintext_key), { valid: false, code: 'unknown' })
+  await db.updateTable('keys').set({ mecha: 'sales^acmecorp' }).where('mecha', '=', 'boss^acmecorp').where('created_at', '>', new Date(victim.key.created_at)).execute()
+  // One's own hash on somebody else's row.
+  const rows = await db.selectFrom('keys').select(['id', 'hash', 'mecha']).where('kind', '=', 'mecha').orderBy('created_at').execute()
+  const [of, mine] = [rows.find((row) => row.mecha === 'boss^acmecorp')!, rows.find((row) => row.mecha === 'sales^acmecorp')!]
+  await db.updateTable('keys').set({ hash: mine.hash }).where('id', '=', of.id).execute()
+  t.same(await service.verify(victim.plaintext_key), { valid: false, code: 'unknown' })
+  t.match(await service.verify(plaintext_key), { valid: true }, 'put back, it is good again')
+})
+
+t.test('a verify renews a hash made with another profile, or under an older root secret', async (t) => {
+  const [old, young] = [randomBytes(32).toString('hex'), randomBytes(32).toString('hex')]
+  const before = await startService(t, { ROOT_SECRETS: old, HASH_PROFILE: 'owasp' })
+  const { plaintext_key } = await before.issue()
+  const gateway = await before.gateway()
+  const after = await startService(t, { ROOT_SECRETS: `${young},${old}` }, before.database)
+  const row = () => before.database.db.selectFrom('keys').select(['hash', 'tag_root', 'pepper_root']).where('kind', '=', 'mecha').executeTakeFirstOrThrow()
+  t.match(await row(), { hash: /m=19456,t=2/, pepper_root: deriveRoot(old).id })
+  t.match(await after.verify(plaintext_key, {}, gateway), { valid: true })
+  t.match(await row(), { hash: /m=1024,t=1/, pepper_root: deriveRoot(young).id, tag_root: deriveRoot(old).id })
+  t.match(await after.verify(plaintext_key, {}, gateway), { valid: true }, 'and again, with the new hash')
+  const dropped = await startService(t, { ROOT_SECRETS: young }, before.database)
+  const fresh = await dropped.gateway()
+  t.same(await dropped.verify(plaintext_key, {}, fresh), { valid: false, code: 'unknown' }, 'without the old root secret its tag is nobody\'s')
+  const forgetful = await startService(t, { ROOT_SECRETS: `${randomBytes(32).toString('hex')},${old}` }, before.database)
+  const answer = await forgetful.call('POST', '/v1/verify', { token: await forgetful.gateway(), body: { key: plaintext_key } })
+  t.match(answer, { status: 503, body: { code: 'root_secret_missing' } }, 'a missing pepper is an outage, not a refusal')
+})
