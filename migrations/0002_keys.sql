@@ -43,6 +43,8 @@ CREATE TABLE keys (
 -- Listing: newest first within an organization, and within one of its Mechas or crews.
 CREATE INDEX keys_by_org   ON keys (org_id, kind, created_at DESC, id DESC);
 CREATE INDEX keys_by_mecha ON keys (mecha, created_at DESC, id DESC) WHERE mecha IS NOT NULL;
+-- Counting and revoking what lives of a Mecha, however many keys it has had.
+CREATE INDEX living_keys_by_mecha ON keys (mecha, created_at DESC, id DESC) WHERE mecha IS NOT NULL AND revoked_at IS NULL;
 -- What rotation makes is found from both ends by id; deleting nothing, the foreign keys need no index of their own.
 
 -- A revocation is final, by the database's own rule and not only by the service's.

@@ -10,7 +10,7 @@ import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance } 
 import type { Kysely } from 'kysely'
 import type { DestinationStream } from 'pino'
 import { operatorAuthenticator } from './auth/operators.js'
-import { requireServing, type Settings } from './config.js'
+import { requireRoots, requireServing, type Settings } from './config.js'
 import { controlPlane } from './control/routes.js'
 import * as controlSchemas from './control/schemas.js'
 import { EventSchema, GatewaySchema, KeySchema } from './control/schemas.js'
@@ -25,7 +25,6 @@ import { createMetrics, registerMetrics } from './http/metrics.js'
 import { registerOpenApi } from './http/openapi.js'
 import { answerProblem, PROBLEM_JSON, ProblemSchema, registerProblems, toProblem } from './http/problems.js'
 import { schemaCompiler } from './http/validation.js'
-import { rootsOf } from './key/roots.js'
 import { PACKAGE_ROOT } from './package-root.js'
 import { runtimePlane } from './runtime/routes.js'
 import * as runtimeSchemas from './runtime/schemas.js'
@@ -63,7 +62,7 @@ export const SECRET_FIELDS = secretFields([...Object.values(controlSchemas), ...
  */
 export async function buildApp(config: Settings, parts: AppParts = {}): Promise<App> {
   requireServing(config)
-  const roots = rootsOf(config.ROOT_SECRETS!)
+  const roots = requireRoots(config)
   const metrics = createMetrics({ process: parts.processMetrics ?? false })
   const app = createServer(config, parts)
   const checks: Record<string, ReadinessCheck> = {}
@@ -132,7 +131,8 @@ function createServer(config: Settings, { logDestination }: AppParts): FastifyIn
     // While draining, what still arrives on an open connection is served as ever, and /readyz says that it is over.
     return503OnClosing: false,
     routerOptions: { maxParamLength: 256 },
-    http: { maxHeaderSize: HEADER_LIMIT, headersTimeout: timeout },
+    // Node.js looks for requests that are overdue every 30 seconds unless it is told otherwise.
+    http: { maxHeaderSize: HEADER_LIMIT, headersTimeout: timeout, connectionsCheckingInterval: 1000 },
     frameworkErrors: (error, request, reply) => {
       void answerProblem(reply.header('x-request-id', request.id), toProblem(error))
     },

@@ -18,7 +18,7 @@ export interface Call {
 }
 
 /** Sends one request and resolves to the body of its answer. */
-export async function call({ MECHA_KEYS_URL }: Settings, { method, path, body, headers, credential }: Call): Promise<unknown> {
+export async function call({ MECHA_KEYS_URL }: Pick<Settings, 'MECHA_KEYS_URL'>, { method, path, body, headers, credential }: Call): Promise<unknown> {
   const response = await fetch(MECHA_KEYS_URL + path, {
     method,
     headers: { authorization: `Bearer ${credential}`, ...(body !== undefined && { 'content-type': 'application/json' }), ...headers },

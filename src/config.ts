@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs'
 import { closest, distance } from 'fastest-levenshtein'
 import { ConfigError } from './errors.js'
 import { HASH_PROFILES, type HashProfile } from './key/hash.js'
+import { rootsOf, type Roots } from './key/roots.js'
 import { PREFIX } from './key/token.js'
 
 export type Environment = Readonly<Record<string, string | undefined>>
@@ -106,9 +107,14 @@ export function loadConfig(environment: Environment): Settings {
   return config
 }
 
+/** The roots of the configured root secrets, which whatever makes or checks a key needs. */
+export function requireRoots(config: Settings): Roots {
+  if (!config.ROOT_SECRETS) throw new ConfigError('ROOT_SECRETS or ROOT_SECRETS_FILE must be set')
+  return rootsOf(config.ROOT_SECRETS)
+}
+
 /** What serving needs beyond what every command needs. */
 export function requireServing(config: Settings): void {
-  if (!config.ROOT_SECRETS) throw new ConfigError('ROOT_SECRETS or ROOT_SECRETS_FILE must be set')
   if (config.PLANES !== 'runtime' && !config.OIDC_ISSUER && config.BUILTIN_ISSUER === 'off')
     throw new ConfigError('no operator could ever authenticate: set OIDC_ISSUER, or BUILTIN_ISSUER=on')
   if (config.BUILTIN_ISSUER === 'on' && config.PLANES !== 'runtime' && !config.BUILTIN_ISSUER_KEY)

@@ -39,10 +39,19 @@ export function withLocalFiles(environment: Environment): Environment {
   }
 }
 
-/** A secret that the embedded default keeps for the person at this laptop: made once, readable by its owner alone. */
-export async function keptSecret(environment: Environment, name: string, make: () => Promise<string>): Promise<string> {
+/**
+ * A secret that the embedded default keeps for the person at this laptop, readable by its owner alone: made once, and
+ * again when it is no longer good.
+ */
+export async function keptSecret(
+  environment: Environment,
+  name: string,
+  secret: { isGood: (kept: string) => Promise<boolean>; make: () => Promise<string> },
+): Promise<string> {
   const file = join(dataDirOf(environment), name)
-  if (!existsSync(file)) writeFileSync(file, await make(), { mode: 0o600 })
+  const kept = existsSync(file) ? readFileSync(file, 'utf8') : undefined
+  if (kept !== undefined && (await secret.isGood(kept))) return kept
+  writeFileSync(file, await secret.make(), { mode: 0o600 })
   return readFileSync(file, 'utf8')
 }
 

@@ -8,7 +8,7 @@ import { VERSION } from './app.js'
 import { signOperatorToken } from './auth/operators.js'
 import { SCOPES, type Scope } from './auth/scopes.js'
 import { call, Refused, Unreachable } from './client.js'
-import { describeConfig, loadConfig, processEnvironment, requireServing, suspectNames, type Settings } from './config.js'
+import { describeConfig, loadConfig, processEnvironment, requireRoots, suspectNames, type Settings } from './config.js'
 import { createGateway } from './control/gateways.js'
 import type { ControlParts, GatewayCaller } from './control/parts.js'
 import { revoke } from './control/revoke.js'
@@ -20,7 +20,6 @@ import { isDatabaseOutage, openDatabase } from './db/pool.js'
 import { ConfigError, Problem } from './errors.js'
 import { createMetrics } from './http/metrics.js'
 import { newId, parsePublicId, publicId } from './key/id.js'
-import { rootsOf } from './key/roots.js'
 import { statusAt } from './key/status.js'
 import { parseToken } from './key/token.js'
 import { isLocal, keptSecret, startLocal, withLocalFiles } from './local.js'
@@ -137,9 +136,11 @@ async function runServe(): Promise<void> {
 
 async function walkOf(config: Settings, url: string): Promise<string> {
   const operatorToken = await signOperatorToken(config, { org: WALK_ORG, scopes: SCOPES, subject: userInfo().username, ttlSeconds: DAY })
-  const gatewayCredential = await keptSecret(processEnvironment(), 'gateway-credential', () =>
-    withControlParts(config, async (parts) => (await createGateway(parts, commandLine(WALK_ORG), 'npm start')).plaintext),
-  )
+  const gatewayCredential = await keptSecret(processEnvironment(), 'gateway-credential', {
+    isGood: (credential) =>
+      call({ MECHA_KEYS_URL: url }, { method: 'POST', path: '/v1/verify', body: { key: '' }, credential }).then(() => true, () => false),
+    make: () => withControlParts(config, async (parts) => (await createGateway(parts, commandLine(WALK_ORG), 'npm start')).plaintext),
+  })
   return renderWalk({ url, operatorToken, gatewayCredential })
 }
 
@@ -322,10 +323,10 @@ async function withDatabaseSettings(run: (config: Settings) => Promise<void>): P
 }
 
 async function withControlParts<T>(config: Settings, run: (parts: ControlParts) => Promise<T>): Promise<T> {
-  requireServing(config)
+  const roots = requireRoots(config)
   const db = openDatabase({ url: config.DATABASE_URL!, size: 1, timeoutMs: config.DATABASE_TIMEOUT * 1000, name: 'mecha-keys command line' })
   try {
-    return await run({ db, config, roots: rootsOf(config.ROOT_SECRETS!), metrics: createMetrics({ process: false }) })
+    return await run({ db, config, roots, metrics: createMetrics({ process: false }) })
   } finally {
     await db.destroy()
   }

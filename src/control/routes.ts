@@ -7,7 +7,7 @@ import type { Scope } from '../auth/scopes.js'
 import { invalid, notFound, Problem } from '../errors.js'
 import { HandleSchema, responses } from '../http/schemas.js'
 import { refuseSecretsAndUnstorable } from '../http/validation.js'
-import { parsePublicId, type CredentialKind } from '../key/id.js'
+import { parsePublicId, publicId, type CredentialKind } from '../key/id.js'
 import { createGateway } from './gateways.js'
 import { issueKey, rotateKey, type Revealed } from './issue.js'
 import type { Caller, ControlParts } from './parts.js'
@@ -275,7 +275,7 @@ function uuidOf(kind: CredentialKind, id: string): string {
 }
 
 function locationOf({ key }: Revealed): string {
-  return `/v1/keys/${keyView(key, key.created_at).id}`
+  return `/v1/keys/${publicId('mecha', key.id)}`
 }
 
 function revealView({ key, plaintext, now }: Revealed) {

@@ -1,0 +1,36 @@
+import { sql } from 'kysely'
+import t from 'tap'
+import { migrate, pendingMigrations } from '../../src/db/migrate.js'
+import { openDatabase } from '../../src/db/pool.js'
+import { createDatabase } from '../helpers/database.js'
+import { startService } from '../helpers/service.js'
+
+t.test('from an empty database, by eight at once and again: each migration is applied once', async (t) => {
+  const database = await createDatabase(t, { empty: true })
+  const all = await Promise.all(
+    Array.from({ length: 8 }, async () => {
+      const db = openDatabase({ url: database.owner, size: 1, timeoutMs: 60_000, name: 'test migrate' })
+      return migrate(db).finally(() => db.destroy())
+    }),
+  )
+  const applied = all.flat()
+  t.equal(applied.length, new Set(applied).size, 'none twice')
+  t.same(applied.toSorted(), applied.toSorted().map((name) => name), 'all by name')
+  t.ok(applied.length >= 3)
+  t.same(await migrate(database.db), [], 'nothing is left')
+  t.same(await pendingMigrations(database.db), [])
+  const service = await startService(t, {}, database)
+  const { plaintext_key } = await service.issue()
+  t.match(await service.verify(plaintext_key), { valid: true })
+})
+
+t.test('a service whose database is behind says so and is not ready', async (t) => {
+  const service = await startService(t)
+  await sql`DELETE FROM kysely_migration WHERE name = '0003_events'`.execute(service.database.db)
+  t.match(await service.call('GET', '/readyz'), { status: 503, body: { ready: false, checks: { database_control: 'run mecha-keys migrate: 0003_events missing' } } })
+})
+
+t.test('a service on a database that was never migrated is not ready', async (t) => {
+  const service = await startService(t, {}, await createDatabase(t, { empty: true }))
+  t.match(await service.call('GET', '/readyz'), { status: 503, body: { checks: { database_runtime: /run mecha-keys migrate/ } } })
+})

@@ -1,0 +1,111 @@
+import { once } from 'node:events'
+import { connect, type AddressInfo } from 'node:net'
+import t from 'tap'
+import { startService, type Service } from '../helpers/service.js'
+
+t.test('404 and 405 are problems, and 405 says what the path takes', async (t) => {
+  const service = await startService(t)
+  for (const url of ['/', '/v1', '/v2/keys', '/v1/keys/a/b/c']) {
+    const answer = await service.call('GET', url)
+    t.match(answer, { status: 404, headers: { 'content-type': 'application/problem+json' }, body: { code: 'route_not_found' } }, url)
+  }
+  for (const [method, url, allow] of [
+    ['DELETE', '/v1/keys', 'GET, HEAD, POST'], ['PUT', '/v1/keys/key_1', 'GET, HEAD, PATCH'], ['GET', '/v1/verify', 'POST'], ['POST', '/livez', 'GET, HEAD'],
+    ['GET', '/v1/keys/x/rotate', 'POST'],
+  ] as const)
+    t.match(await service.call(method, url, { body: {} }), { status: 405, headers: { allow }, body: { code: 'method_not_allowed' } }, `${method} ${url}`)
+})
+
+t.test('a request id is taken over when it is one, and made when it is not', async (t) => {
+  const service = await startService(t)
+  const id = async (given?: string) => (await service.call('GET', '/livez', given === undefined ? {} : { headers: { 'x-request-id': given } })).headers['x-request-id']
+  t.equal(await id('abc-1.2_3'), 'abc-1.2_3')
+  for (const odd of [undefined, '', 'a b', 'x'.repeat(65), 'ä', (await service.issue()).plaintext_key]) t.match(await id(odd), /^[0-9a-f-]{36}$/)
+  await service.call('GET', '/livez', { headers: { 'x-request-id': 'find-me' } })
+  t.match(service.logs(), /"request_id":"find-me".*"route":"\/livez"/)
+  t.equal((await service.call('GET', '/nowhere', { headers: { 'x-request-id': 'lost' } })).headers['x-request-id'], 'lost')
+})
+
+t.test('each plane serves its own routes and not the other\'s', async (t) => {
+  const control = await startService(t, { PLANES: 'control' })
+  const runtime = await startService(t, { PLANES: 'runtime', BUILTIN_ISSUER: 'off' }, control.database)
+  t.equal((await control.call('POST', '/v1/verify', { body: {} })).status, 404)
+  t.equal((await runtime.call('GET', '/v1/keys')).status, 404)
+  t.equal((await control.call('GET', '/v1/keys')).status, 401)
+  t.equal((await runtime.call('POST', '/v1/verify', { body: {} })).status, 401)
+  t.match((await runtime.call('GET', '/readyz')).body, { ready: true, checks: { database_runtime: 'ok' } })
+  t.equal((await control.call('GET', '/readyz')).body.checks.database_runtime, undefined)
+})
+
+t.test('probes: alive, ready, draining', async (t) => {
+  const service = await startService(t)
+  t.same((await service.call('GET', '/livez')).body, { alive: true })
+  t.match(await service.call('GET', '/readyz'), { status: 200, body: { ready: true } })
+  service.startDraining()
+  t.match(await service.call('GET', '/readyz'), { status: 503, body: { ready: false, checks: { draining: 'draining' } } })
+  t.equal((await service.call('GET', '/livez')).status, 200)
+})
+
+t.test('metrics count what happened and name nobody', async (t) => {
+  const service = await startService(t)
+  const { key, plaintext_key } = await service.issue({ mecha: 'canary^aviary' }, { org: 'canaries-inc' })
+  const gateway = await service.gateway({ org: 'canaries-inc' })
+  await service.verify(plaintext_key, {}, gateway)
+  await service.verify('nonsense', {}, gateway)
+  const { text, headers } = await service.call('GET', '/metrics')
+  t.match(headers['content-type'], 'text/plain')
+  t.match(text, /mecha_keys_verifications_total\{credential="mecha",result="valid"\} 1\n/)
+  t.match(text, /mecha_keys_verifications_total\{credential="mecha",result="malformed"\} 1\n/)
+  t.match(text, /mecha_keys_http_request_seconds_count\{method="POST",route="\/v1\/verify",status="200"\} 2\n/)
+  for (const name of [key.id, key.id.slice(4), 'canary', 'aviary', 'canaries-inc', plaintext_key]) t.equal(text.includes(name), false, 'no name in a label')
+  await service.call('GET', `/v1/keys/${key.id}`, { token: await service.token() })
+  await service.call('GET', '/no/such/path')
+  const routes = [...(await service.call('GET', '/metrics')).text.matchAll(/route="([^"]*)"/g)].map((match) => match[1])
+  t.ok(routes.includes('/v1/keys/:id') && routes.includes('none'))
+})
+
+t.test('the contract and its page are served', async (t) => {
+  const service = await startService(t)
+  t.match((await service.call('GET', '/openapi.json')).body, { openapi: '3.1.0', paths: { '/v1/keys': {}, '/v1/verify': {} } })
+  t.match(await service.call('GET', '/docs/'), { status: 200, headers: { 'content-type': /text\/html/ } })
+})
+
+t.test('a browser frontend of an allowed origin may call, another may not', async (t) => {
+  const service = await startService(t, { CORS_ORIGINS: 'https://console.example.com' })
+  const preflight = (origin: string) =>
+    service.call('OPTIONS', '/v1/keys', { headers: { origin, 'access-control-request-method': 'POST', 'access-control-request-headers': 'authorization' } })
+  t.equal((await preflight('https://console.example.com')).headers['access-control-allow-origin'], 'https://console.example.com')
+  t.equal((await preflight('https://evil.example.com')).headers['access-control-allow-origin'], undefined)
+  const none = await startService(t, {}, service.database)
+  t.equal((await none.call('GET', '/v1/keys', { headers: { origin: 'https://console.example.com' } })).headers['access-control-allow-origin'], undefined)
+})
+
+t.test('the address in the audit trail is the peer\'s, and a forwarded one only from a proxy that is trusted', async (t) => {
+  const service = await startService(t)
+  const trusting = await startService(t, { TRUST_PROXY: '127.0.0.1', ROOT_SECRETS: service.config.ROOT_SECRETS![0]! }, service.database)
+  for (const one of [service, trusting])
+    await one.call('POST', '/v1/keys', { token: await one.token(), body: { mecha: 'a^b' }, headers: { 'x-forwarded-for': '203.0.113.9' } })
+  const { body } = await service.call('GET', '/v1/events', { token: await service.token() })
+  t.same(body.events.map((event: any) => event.address), ['127.0.0.1', '203.0.113.9'])
+})
+
+/** Sends bytes as they are and resolves to all that came back. */
+async function raw(service: Service, ...parts: string[]): Promise<string> {
+  const { port } = service.app.server.address() as AddressInfo
+  const socket = connect(port, '127.0.0.1')
+  let answer = ''
+  socket.on('data', (chunk) => (answer += String(chunk))).on('error', () => {})
+  for (const part of parts) socket.write(part)
+  await once(socket, 'close')
+  return answer
+}
+
+t.test('what is no HTTP, too large or too slow is answered as a problem and closed', async (t) => {
+  const service = await startService(t, { REQUEST_TIMEOUT: '1s' })
+  await service.app.listen({ port: 0, host: '127.0.0.1' })
+  t.match(await raw(service, 'NONSENSE\r\n\r\n'), /^HTTP\/1.1 400 .*application\/problem\+json.*"code":"invalid_request"/s)
+  t.match(await raw(service, `GET /livez HTTP/1.1\r\nHost: x\r\nX-Big: ${'x'.repeat(20_000)}\r\n\r\n`), /^HTTP\/1.1 431 .*"code":"headers_too_large"/s)
+  t.match(await raw(service, 'POST /v1/verify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n'), /^HTTP\/1.1 408 .*"code":"request_timeout"/s)
+  t.match(await raw(service, 'GET /%zz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n'), /^HTTP\/1.1 400 .*"code":"invalid_request"/s)
+  t.match(await raw(service, `GET /v1/keys/${'x'.repeat(300)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n`), /^HTTP\/1.1 414 .*"code":"uri_too_long"/s)
+})

@@ -1,0 +1,93 @@
+/** The first rule: a plaintext exists once, in the answer that reveals it. */
+
+import { Writable } from 'node:stream'
+import { sql } from 'kysely'
+import t from 'tap'
+import { createLogger } from '../../src/http/logging.js'
+import { startService, type Answer, type CallOptions } from '../helpers/service.js'
+
+t.test('after a whole life, no plaintext and no token is in a log, the database, the metrics, an event or an error', async (t) => {
+  const service = await startService(t, { LOG_LEVEL: 'trace' })
+  const token = await service.token()
+  const captured: Answer[] = []
+  const call = async (method: 'GET' | 'POST' | 'PATCH', url: string, options: CallOptions = {}) => {
+    const answer = await service.call(method, url, { token, ...options })
+    captured.push(answer)
+    return answer
+  }
+  const revealed: { plaintext_key: string; key: { id: string } }[] = []
+  const reveal = async (url: string, body: object, headers = {}) => {
+    const { body: answer } = await service.call('POST', url, { token, body, headers })
+    revealed.push(answer)
+    return answer
+  }
+
+  const once = { 'idempotency-key': 'once' }
+  const first = await reveal('/v1/keys', { mecha: 'sales^acmecorp' }, once)
+  await reveal('/v1/keys', { mecha: 'sales^acmecorp' }, once)
+  const second = revealed[1]!
+  const gateway = (await reveal('/v1/gateways', { name: 'edge' })).plaintext_key
+  const verify = (key: string) => call('POST', '/v1/verify', { token: gateway, body: { key } })
+  await verify(second.plaintext_key)
+  const third = await reveal(`/v1/keys/${first.key.id}/rotate`, { overlap_seconds: 60 })
+  await verify(third.plaintext_key)
+  await call('GET', '/v1/keys')
+  await call('PATCH', `/v1/keys/${third.key.id}`, { body: { name: 'x', enabled: false } })
+  await verify(third.plaintext_key)
+  await call('POST', `/v1/keys/${third.key.id}/revoke`, { body: { reason: 'done' } })
+  await verify(third.plaintext_key)
+
+  // And everything that can go wrong with a key in hand.
+  const key = second.plaintext_key
+  const asJson = { 'content-type': 'application/json' }
+  await call('POST', '/v1/verify', { token: gateway, body: { key: { [key]: key } } })
+  await call('POST', '/v1/verify', { token: gateway, body: { key, [key]: 1 } })
+  await call('POST', '/v1/verify', { token: gateway, body: `{"key":"${key}"`, headers: asJson })
+  await call('POST', '/v1/verify', { token: gateway, body: `{"key":"${key}${' '.repeat(17_000)}"}`, headers: asJson })
+  await call('POST', '/v1/verify', { token: gateway, body: key, headers: { 'content-type': key } })
+  await call('POST', '/v1/verify', { token: key, body: { key, mecha: key, scopes: [key] } })
+  await call('POST', '/v1/verify', { token: gateway, body: { key, mecha: key, scopes: [key] }, headers: { 'x-request-id': key, 'x-mecha-key': key, cookie: key } })
+  await call('POST', '/v1/keys', { body: { mecha: key, name: key, scopes: [key], expires_at: key, metadata: { [key]: key } } })
+  await call('POST', '/v1/keys', { body: { mecha: 'a^b', metadata: { note: key } }, headers: { 'idempotency-key': key } })
+  await call('POST', '/v1/keys', { body: { mecha: 'a^b' }, headers: { 'idempotency-key': key } })
+  revealed.push(captured.pop()!.body)
+  await call('GET', `/v1/keys/${key}?mecha=${key}&${key}=${key}`)
+  await call('GET', `/${key}`)
+  await call('GET', `/v1/events?after=${key}`)
+  await call('GET', '/metrics')
+  const events = await call('GET', '/v1/events?limit=100')
+  t.ok(events.body.events.length >= 8)
+  await service.app.close()
+
+  const { db } = service.database
+  const tables = await sql<{ name: string }>`SELECT table_name AS name FROM information_schema.tables WHERE table_schema = 'public'`.execute(db)
+  const rows = await Promise.all(tables.rows.map(({ name }) => sql`SELECT * FROM ${sql.table(name)}`.execute(db)))
+  const dump = JSON.stringify(rows.map((result) => result.rows), (_name, value: unknown) =>
+    (value as { type?: string } | null)?.type === 'Buffer' ? Buffer.from((value as { data: number[] }).data).toString('latin1') : value,
+  )
+  const places = { logs: service.logs(), dump, answers: captured.map(({ text, headers }) => text + JSON.stringify(headers)).join('\n') }
+  t.ok(dump.includes('$argon2id$') && places.logs.includes('"route":"/v1/verify"'), 'the search looks at what it should')
+  const secrets = revealed.flatMap(({ plaintext_key }) => [plaintext_key, plaintext_key.slice(-60), plaintext_key.slice(-60, -17)])
+  t.equal(secrets.length, 15)
+  for (const [place, text] of Object.entries(places)) {
+    t.same(secrets.filter((secret) => text.includes(secret)), [], `no plaintext in ${place}`)
+    t.equal(text.includes(token), false, `no operator token in ${place}`)
+    if (place !== 'dump') t.equal(text.includes('$argon2'), false, `no hash in ${place}`)
+    for (const secret of service.config.ROOT_SECRETS!) t.equal(text.includes(secret), false, `no root secret in ${place}`)
+  }
+})
+
+t.test('whatever is logged by mistake, no key and no hash leaves in a line', async (t) => {
+  const service = await startService(t)
+  const { plaintext_key } = await service.issue()
+  const { hash } = await service.database.db.selectFrom('keys').select('hash').executeTakeFirstOrThrow()
+  const lines: string[] = []
+  const destination = new Writable({ write: (line, _encoding, done) => (lines.push(String(line)), done()) })
+  const log = createLogger({ level: 'trace', secrets: ['plaintext_key', 'key'], destination })
+  log.info({ anything: { deep: [plaintext_key] }, hash }, `a message with ${plaintext_key} and ${hash}`)
+  log.error({ err: Object.assign(new Error(plaintext_key), { detail: `Failing row contains (${hash})`, parameters: [plaintext_key] }) })
+  log.info({ key: 'canary', a: { plaintext_key: 'canary', b: { headers: { authorization: 'canary', 'x-mecha-key': 'canary' } } }, body: 'canary', req: { body: 'canary' } })
+  const text = lines.join('')
+  t.equal(lines.length, 3)
+  for (const secret of [plaintext_key, plaintext_key.slice(-60, -17), hash, hash.slice(-43), 'canary']) t.equal(text.includes(secret), false)
+})
