@@ -75,8 +75,9 @@ async function admin(statement: string): Promise<void> {
 
 async function runTap(): Promise<number> {
   rmSync(RESULTS, { recursive: true, force: true })
-  const files = process.argv.slice(2).map((file) => file.replace(/^test\//, 'dist/test/').replace(/\.ts$/, '.js'))
-  const tap = spawn(process.execPath, [join(PACKAGE_ROOT, 'node_modules', 'tap', 'dist', 'esm', 'run.mjs'), ...(files.length > 0 ? files : testFiles(join('dist', 'test')))], {
+  const asked = process.argv.slice(2)
+  const files = (asked.length > 0 ? asked : testFiles()).map((file) => join('dist', file.replace(/\.ts$/, '.js')))
+  const tap = spawn(process.execPath, [join(PACKAGE_ROOT, 'node_modules', 'tap', 'dist', 'esm', 'run.mjs'), ...files], {
     cwd: PACKAGE_ROOT,
     stdio: 'inherit',
     env: { ...process.env, TEST_SERVER_URL: server.url, TEST_TEMPLATE: template },
@@ -86,11 +87,12 @@ async function runTap(): Promise<number> {
   return code ?? 1
 }
 
-function testFiles(folder: string): string[] {
-  return readdirSync(join(PACKAGE_ROOT, folder), { recursive: true, encoding: 'utf8' })
-    .filter((file) => file.endsWith('.test.js'))
+/** By their sources: what is left in `dist/` of a test that was removed does not run. */
+function testFiles(): string[] {
+  return readdirSync(join(PACKAGE_ROOT, 'test'), { recursive: true, encoding: 'utf8' })
+    .filter((file) => file.endsWith('.test.ts'))
     .sort()
-    .map((file) => join(folder, file))
+    .map((file) => join('test', file))
 }
 
 /** One line that says how many tests ran, from tap's own results. */
