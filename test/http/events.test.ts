@@ -1,5 +1,7 @@
 import { sql } from 'kysely'
 import t from 'tap'
+import { insertEvents } from '../../src/control/store.js'
+import { parsePublicId } from '../../src/key/id.js'
 import { startService } from '../helpers/service.js'
 
 t.test('every change of state is in the audit trail: who, from where, by which request, what, when', async (t) => {
@@ -81,4 +83,25 @@ t.test('a reader who follows the trail while many write misses no event', async 
   writing = false
   await reader
   t.same([...seen].sort(), written.map(({ key }) => key.id).sort())
+})
+
+t.test('positions are in the order of commits: who comes second to write for an organization waits for the first', async (t) => {
+  const service = await startService(t, { DATABASE_TIMEOUT: '30s' })
+  const { db } = service.database
+  const { key } = await service.issue()
+  const waiting = async () => (await sql`SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`.execute(db)).rows.length
+  let second: Promise<unknown> | undefined
+  await db.transaction().execute(async (trx) => {
+    const event = { at: new Date(), type: 'key.updated', org_id: 'acme', key_id: parsePublicId('mecha', key.id)!, kind: 'mecha' as const, mecha: 'sales^acmecorp', actor: 'slow', request_id: 'x', address: 'x', data: '{}' }
+    await insertEvents(trx, 'acme', [event])
+    let settled = false
+    second = service.issue({ mecha: 'buyer^acmecorp' }).finally(() => (settled = true))
+    const elsewhere = await service.issue({ mecha: 'sales^rival' }, { org: 'rival' })
+    t.match(elsewhere.key.id, /^key_/, 'another organization does not wait')
+    while (!settled && (await waiting()) === 0);
+    t.equal(settled, false, 'the second waits')
+  })
+  await second
+  const { body } = await service.call('GET', '/v1/events?after=1', { token: await service.token() })
+  t.same(body.events.map((event: any) => event.actor), ['slow', 'operator:alice'])
 })
