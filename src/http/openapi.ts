@@ -4,6 +4,16 @@ import swagger from '@fastify/swagger'
 import swaggerUi from '@fastify/swagger-ui'
 import type { FastifyInstance } from 'fastify'
 
+const DESCRIPTION = `Issues, lists, rotates, revokes and verifies Mecha keys: the runtime credentials of named AI workers.
+
+Operators call the control plane with a bearer JWT whose claims name their organization and their scopes; gateways call
+the runtime plane with a gateway credential. Bodies are JSON, times are RFC 3339 in UTC, and every error is a problem
+(RFC 9457) whose \`code\` is stable and whose \`type\` is the path of a page that explains it. What is not the caller's is
+answered exactly as what does not exist.
+
+Every answer has an \`X-Request-Id\`, which names the request in the log and in the audit trail: the caller's own where it
+sent one of up to 64 letters, digits, \`.\`, \`_\` and \`-\`. No answer under \`/v1\` may be cached.`
+
 /** Must be registered before the routes that it describes. */
 export async function registerOpenApi(app: FastifyInstance, version: string): Promise<void> {
   await app.register(swagger, {
@@ -12,7 +22,7 @@ export async function registerOpenApi(app: FastifyInstance, version: string): Pr
       info: {
         title: 'mecha-keys',
         version,
-        description: 'Issues, lists, rotates, revokes and verifies Mecha keys: the runtime credentials of named AI workers.',
+        description: DESCRIPTION,
         license: { name: 'Apache-2.0', identifier: 'Apache-2.0' },
       },
       tags: [
@@ -22,13 +32,31 @@ export async function registerOpenApi(app: FastifyInstance, version: string): Pr
       ],
       components: {
         securitySchemes: {
-          operator: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT', description: 'A token of a trusted issuer; its claims name the organization and the scopes' },
+          operator: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT', description: 'A token of a trusted issuer; its claims name the organization and the scopes. An operation lists the scope that it needs' },
           gateway: { type: 'http', scheme: 'bearer', bearerFormat: 'mgw_…', description: 'A gateway credential' },
         },
       },
+    },
+    transformObject: (made) => {
+      if (!('openapiObject' in made)) return made.swaggerObject
+      markOptionalBodies(made.openapiObject as unknown as Document)
+      return made.openapiObject
     },
     refResolver: { buildLocalReference: (json, _base, _fragment, i) => String(json.$id ?? `schema-${i}`) },
   })
   await app.register(swaggerUi, { routePrefix: '/docs', uiConfig: { deepLinking: true } })
   app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger())
+}
+
+/** As much of the document as is looked at here. */
+interface Document {
+  readonly paths: Record<string, Record<string, { requestBody?: { required: boolean; content: Record<string, { schema: { required?: string[]; minProperties?: number } }> } }>>
+}
+
+/** A body that may be empty may be left out, which the plugin does not see: it calls every body required. */
+function markOptionalBodies({ paths }: Document): void {
+  for (const { requestBody } of Object.values(paths).flatMap((path) => Object.values(path))) {
+    const schema = requestBody?.content['application/json']?.schema
+    if (schema) requestBody.required = schema.required !== undefined || schema.minProperties !== undefined
+  }
 }
