@@ -90,11 +90,11 @@ const plaintextKey = (description: string) => Type.String({ 'x-secret': true, de
 export const RevealedKey = Type.Object({
   key: Type.Ref('Key#'),
   plaintext_key: plaintextKey('The key. Shown now and never again'),
-})
+}, { title: 'RevealedKey' })
 export const RevealedGateway = Type.Object({
   gateway: Type.Ref('Gateway#'),
   plaintext_key: plaintextKey('The credential. Shown now and never again'),
-})
+}, { title: 'RevealedGateway' })
 
 const details = { name: Type.Optional(Name), scopes: Type.Optional(ScopesSchema), metadata: Type.Optional(MetadataSchema) }
 const expiry = { expires_in: Type.Optional(ExpiresIn), expires_at: Type.Optional(ExpiresAt) }

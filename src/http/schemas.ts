@@ -2,6 +2,7 @@
 
 import { Type, type Static, type TSchema } from '@fastify/type-provider-typebox'
 import type { Metadata } from '../db/tables.js'
+import { CATALOGUE, type ErrorCode } from '../errors.js'
 import { HANDLE_PATTERN, HANDLE_RULE } from '../key/handle.js'
 
 export const HandleSchema = Type.String({
@@ -38,8 +39,27 @@ export function nullable<T extends TSchema>(schema: T, description?: string) {
 export const nullableTime = (description: string) => nullable(TimeSchema, `${description}. RFC 3339, UTC`)
 export const nullableText = (description: string) => nullable(Type.String(), description)
 
-/** `responses` of a route: what it answers when all is well, and the statuses of the problems that it may answer with. */
-export function responses<const S extends number, T extends object>(success: T, ...statuses: S[]) {
-  const problem = { description: 'A problem', content: { 'application/problem+json': { schema: { $ref: 'Problem#' } } } }
-  return { ...success, ...(Object.fromEntries(statuses.map((status) => [status, problem])) as { [K in S]: unknown }) }
+const text = (description: string) => ({ type: 'string', description })
+const CHALLENGE = { 'WWW-Authenticate': text('What is wrong with the credential, as RFC 6750 has it') }
+const RETRY = { 'Retry-After': text('Seconds after which to try again, where trying again can help') }
+const HEADERS_OF_PROBLEMS: Record<number, object> = { 401: CHALLENGE, 403: CHALLENGE, 503: RETRY }
+
+/** What a route answers when all is well. */
+export function answer<T extends TSchema>(description: string, schema: T, headers: Record<string, string> = {}) {
+  const own = Object.fromEntries(Object.entries(headers).map(([name, about]) => [name, text(about)]))
+  return { description, headers: { 'Cache-Control': text('`no-store`'), ...own }, content: { 'application/json': { schema } } }
+}
+
+/** `response` of a route: what it answers when all is well, and the problems that it may answer with. */
+export function responses<S extends object>(success: S, ...codes: ErrorCode[]): S {
+  const problems = codes.map((code) => {
+    const [status] = CATALOGUE[code]
+    const ofStatus = codes.filter((one) => CATALOGUE[one][0] === status).map((one) => `\`${one}\`: ${CATALOGUE[one][1]}`)
+    return [status, problem(ofStatus.join('. '), HEADERS_OF_PROBLEMS[status])] as const
+  })
+  return { ...success, ...Object.fromEntries(problems), default: problem('Any other problem') }
+}
+
+function problem(description: string, headers?: object) {
+  return { description, ...(headers && { headers }), content: { 'application/problem+json': { schema: { $ref: 'Problem#' } } } }
 }
