@@ -4,15 +4,12 @@ import swagger from '@fastify/swagger'
 import swaggerUi from '@fastify/swagger-ui'
 import type { FastifyInstance } from 'fastify'
 
-const DESCRIPTION = `Issues, lists, rotates, revokes and verifies Mecha keys: the runtime credentials of named AI workers.
-
-Operators call the control plane with a bearer JWT whose claims name their organization and their scopes; gateways call
-the runtime plane with a gateway credential. Bodies are JSON, times are RFC 3339 in UTC, and every error is a problem
-(RFC 9457) whose \`code\` is stable and whose \`type\` is the path of a page that explains it. What is not the caller's is
-answered exactly as what does not exist.
-
-Every answer has an \`X-Request-Id\`, which names the request in the log and in the audit trail: the caller's own where it
-sent one of up to 64 letters, digits, \`.\`, \`_\` and \`-\`. No answer under \`/v1\` may be cached.`
+const DESCRIPTION = [
+  'Issues, lists, rotates, revokes and verifies Mecha keys: the runtime credentials of named AI workers.',
+  'Operators call the control plane with a bearer JWT whose claims name their organization and their scopes. Gateways call the runtime plane with a gateway credential.',
+  'Bodies are JSON, times are RFC 3339 in UTC, and every error is a problem (RFC 9457) whose `code` is stable and whose `type` is the path of a page that explains it. What is not the caller\'s is answered exactly as what does not exist.',
+  'Every answer has an `X-Request-Id`, which names the request in the log and in the audit trail: the caller\'s own where it sent one of up to 64 letters, digits, `.`, `_` and `-`. No answer under `/v1` may be cached.',
+].join('\n\n')
 
 /** Must be registered before the routes that it describes. */
 export async function registerOpenApi(app: FastifyInstance, version: string): Promise<void> {
@@ -39,7 +36,8 @@ export async function registerOpenApi(app: FastifyInstance, version: string): Pr
     },
     transformObject: (made) => {
       if (!('openapiObject' in made)) return made.swaggerObject
-      markOptionalBodies(made.openapiObject as unknown as Document)
+      const paths = Object.values(made.openapiObject.paths ?? {}) as Record<string, Operation>[]
+      for (const operation of paths.flatMap((path) => Object.values(path))) correct(operation)
       return made.openapiObject
     },
     refResolver: { buildLocalReference: (json, _base, _fragment, i) => String(json.$id ?? `schema-${i}`) },
@@ -48,15 +46,16 @@ export async function registerOpenApi(app: FastifyInstance, version: string): Pr
   app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger())
 }
 
-/** As much of the document as is looked at here. */
-interface Document {
-  readonly paths: Record<string, Record<string, { requestBody?: { required: boolean; content: Record<string, { schema: { required?: string[]; minProperties?: number } }> } }>>
+/** As much of an operation as is looked at here. */
+interface Operation {
+  readonly parameters?: { readonly in: string; name: string }[]
+  readonly requestBody?: { required: boolean; readonly content: Record<string, { schema: { required?: string[]; minProperties?: number } }> }
 }
 
-/** A body that may be empty may be left out, which the plugin does not see: it calls every body required. */
-function markOptionalBodies({ paths }: Document): void {
-  for (const { requestBody } of Object.values(paths).flatMap((path) => Object.values(path))) {
-    const schema = requestBody?.content['application/json']?.schema
-    if (schema) requestBody.required = schema.required !== undefined || schema.minProperties !== undefined
-  }
+/** What the plugin cannot know: that a body that may be empty may be left out, and how people spell a header. */
+function correct({ requestBody, parameters = [] }: Operation): void {
+  const schema = requestBody?.content['application/json']?.schema
+  if (schema) requestBody.required = schema.required !== undefined || schema.minProperties !== undefined
+  for (const parameter of parameters)
+    if (parameter.in === 'header') parameter.name = parameter.name.replace(/\b[a-z]/g, (letter) => letter.toUpperCase())
 }
