@@ -6,6 +6,7 @@ import { Type } from '@fastify/type-provider-typebox'
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { isDatabaseOutage } from '../db/pool.js'
 import { ERROR_CODES, Problem, type ErrorCode, type FieldError } from '../errors.js'
+import { redactTokens } from '../key/token.js'
 import { PACKAGE_ROOT } from '../package-root.js'
 
 export const PROBLEM_JSON = 'application/problem+json'
@@ -100,7 +101,8 @@ function fieldError(context: string, error: unknown): FieldError {
   const place = context === 'querystring' ? 'query' : context === 'params' ? 'path' : context
   const missing = params['missingProperty'] ?? params['additionalProperty']
   const path = instancePath.split('/').slice(1).concat(typeof missing === 'string' ? missing : [])
-  const field = [place, ...path].join('.')
+  // The name of a field is the caller's too, and may be a key that went astray.
+  const field = redactTokens([place, ...path].join('.'))
   if (keyword === 'required') return { field, rule: keyword, message: 'is required' }
   if (keyword === 'additionalProperties') return { field, rule: keyword, message: 'is not a field of this request' }
   if (keyword === 'enum')
