@@ -73,6 +73,8 @@ async function admin(statement: string): Promise<void> {
 }
 
 async function runTap(): Promise<number> {
+  // Results of earlier runs would be counted as this one's.
+  rmSync(join(PACKAGE_ROOT, '.tap', 'test-results'), { recursive: true, force: true })
   const files = process.argv.slice(2).map((file) => file.replace(/^test\//, 'dist/test/').replace(/\.ts$/, '.js'))
   const tap = spawn(process.execPath, [join(PACKAGE_ROOT, 'node_modules', 'tap', 'dist', 'esm', 'run.mjs'), ...(files.length > 0 ? files : testFiles(join('dist', 'test')))], {
     cwd: PACKAGE_ROOT,
