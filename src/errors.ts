@@ -3,7 +3,7 @@
  * `docs/errors/`, which the service serves at the problem's `type`.
  */
 
-const CATALOGUE = {
+export const CATALOGUE = {
   invalid_request: [400, 'The request is not valid'],
   malformed_body: [400, 'The body is not what its Content-Type says'],
   contains_secret: [400, 'The request carries a plaintext key where none may be'],

@@ -4,8 +4,8 @@ import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typ
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { Operator, OperatorAuthenticator } from '../auth/operators.js'
 import type { Scope } from '../auth/scopes.js'
-import { invalid, notFound, Problem } from '../errors.js'
-import { HandleSchema, responses } from '../http/schemas.js'
+import { invalid, notFound, Problem, type ErrorCode } from '../errors.js'
+import { answer, HandleSchema, responses } from '../http/schemas.js'
 import { refuseSecretsAndUnstorable } from '../http/validation.js'
 import { parsePublicId, publicId, type CredentialKind } from '../key/id.js'
 import { createGateway } from './gateways.js'
@@ -34,6 +34,10 @@ declare module 'fastify' {
 /** Metadata comes back with every verify, so it is kept small. */
 const MAX_METADATA_BYTES = 4096
 
+/** The problems of every route here, and of those that take a body. */
+const ASKING = ['invalid_request', 'contains_secret', 'unauthenticated', 'insufficient_scope', 'database_unavailable', 'issuer_unavailable'] satisfies ErrorCode[]
+const TELLING = [...ASKING, 'malformed_body', 'body_too_large', 'unsupported_media_type'] satisfies ErrorCode[]
+
 export function controlPlane(parts: ControlParts, authenticate: OperatorAuthenticator): FastifyPluginAsyncTypebox {
   return async (app) => {
     requireOperator(app, authenticate)
@@ -55,7 +59,7 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
         schema: {
           ...documented('issueKey', 'Issue a key. Its plaintext is in this answer and nowhere else, ever'),
           headers: IdempotencyHeaders, body: IssueBody,
-          response: responses({ 201: RevealedKey }, 400, 401, 403, 404, 409, 413, 415, 422, 503),
+          response: responses({ 201: revealing(RevealedKey) }, ...TELLING, 'not_found', 'key_limit_reached', 'idempotent_key_in_use', 'idempotency_key_reused'),
         },
       },
       async (request, reply) => {
@@ -71,7 +75,7 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
         config: { scope: 'keys:read' },
         schema: {
           ...documented('listKeys', 'List keys, newest first: metadata only'),
-          querystring: ListQuery, response: responses({ 200: KeyPage }, 400, 401, 403, 503),
+          querystring: ListQuery, response: responses({ 200: answer('A page of keys', KeyPage) }, ...ASKING),
         },
       },
       async ({ query, operator }) => {
@@ -84,7 +88,10 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
       '/v1/keys/:id',
       {
         config: { scope: 'keys:read' },
-        schema: { ...documented('getKey', 'What is known of one key'), params: KeyParams, response: responses({ 200: Type.Ref('Key#') }, 400, 401, 403, 404, 503) },
+        schema: {
+          ...documented('getKey', 'What is known of one key'),
+          params: KeyParams, response: responses({ 200: answer('The key, without its plaintext', Type.Ref('Key#')) }, ...ASKING, 'not_found'),
+        },
       },
       async ({ params, operator }) => {
         const [key, now] = await Promise.all([findKey(db, operator, 'mecha', uuidOf('mecha', params.id)), readClock(db)])
@@ -99,7 +106,8 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
         config: { scope: 'keys:issue' },
         schema: {
           ...documented('updateKey', 'Change a key that has not ended'),
-          params: KeyParams, body: UpdateBody, response: responses({ 200: Type.Ref('Key#') }, 400, 401, 403, 404, 409, 413, 415, 503),
+          params: KeyParams, body: UpdateBody,
+          response: responses({ 200: answer('The key as it is now', Type.Ref('Key#')) }, ...TELLING, 'not_found', 'key_revoked', 'key_expired'),
         },
       },
       async (request) => {
@@ -116,7 +124,10 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
         schema: {
           ...documented('rotateKey', 'Replace a key by a successor; both are valid until the overlap ends'),
           params: KeyParams, headers: IdempotencyHeaders, body: Type.Optional(RotateBody),
-          response: responses({ 201: RevealedKey }, 400, 401, 403, 404, 409, 413, 415, 422, 503),
+          response: responses(
+            { 201: revealing(RevealedKey) },
+            ...TELLING, 'not_found', 'key_revoked', 'key_expired', 'key_disabled', 'key_already_rotated', 'key_limit_reached', 'idempotent_key_in_use', 'idempotency_key_reused',
+          ),
         },
       },
       async (request, reply) => {
@@ -133,7 +144,8 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
         config: { scope: 'keys:revoke' },
         schema: {
           ...documented('revokeKey', 'Revoke a key, for good'),
-          params: KeyParams, body: Type.Optional(RevokeBody), response: responses({ 200: Type.Ref('Key#') }, 400, 401, 403, 404, 413, 415, 503),
+          params: KeyParams, body: Type.Optional(RevokeBody),
+          response: responses({ 200: answer('The key, revoked: by this call or by an earlier one', Type.Ref('Key#')) }, ...TELLING, 'not_found'),
         },
       },
       async (request) => {
@@ -149,7 +161,7 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
         schema: {
           ...documented('revokeKeysOfMecha', 'The kill switch: revoke every key of a Mecha'),
           params: Type.Object({ mecha: HandleSchema }), body: Type.Optional(RevokeBody),
-          response: responses({ 200: KillSwitchAnswer }, 400, 401, 403, 404, 413, 415, 503),
+          response: responses({ 200: answer('What was revoked', KillSwitchAnswer) }, ...TELLING, 'not_found'),
         },
       },
       async (request) => {
@@ -173,7 +185,8 @@ function gatewayRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
         config: { scope: 'gateways:manage' },
         schema: {
           ...documented('createGateway', 'Create a gateway credential. Its plaintext is in this answer and nowhere else, ever'),
-          body: GatewayBody, response: responses({ 201: RevealedGateway }, 400, 401, 403, 413, 415, 503),
+          body: GatewayBody,
+          response: responses({ 201: answer('The credential, and its plaintext', RevealedGateway) }, ...TELLING, 'crews_restricted'),
         },
       },
       async (request, reply) => {
@@ -186,7 +199,10 @@ function gatewayRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
       '/v1/gateways',
       {
         config: { scope: 'gateways:manage' },
-        schema: { ...documented('listGateways', 'List gateway credentials, newest first: metadata only'), querystring: GatewayListQuery, response: responses({ 200: GatewayPage }, 400, 401, 403, 503) },
+        schema: {
+          ...documented('listGateways', 'List gateway credentials, newest first: metadata only'),
+          querystring: GatewayListQuery, response: responses({ 200: answer('A page of gateway credentials', GatewayPage) }, ...ASKING, 'crews_restricted'),
+        },
       },
       async ({ query, operator }) => {
         const { keys, now, next_cursor } = await page(parts, operator, 'gateway', query)
@@ -201,7 +217,7 @@ function gatewayRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
         schema: {
           ...documented('revokeGateway', 'Revoke a gateway credential, for good'),
           params: Type.Object({ id: GatewayIdSchema }), body: Type.Optional(RevokeBody),
-          response: responses({ 200: Type.Ref('Gateway#') }, 400, 401, 403, 404, 413, 415, 503),
+          response: responses({ 200: answer('The credential, revoked: by this call or by an earlier one', Type.Ref('Gateway#')) }, ...TELLING, 'crews_restricted', 'not_found'),
         },
       },
       async (request) => {
@@ -218,7 +234,10 @@ function eventRoutes({ db }: ControlParts): FastifyPluginAsyncTypebox {
       '/v1/events',
       {
         config: { scope: 'audit:read' },
-        schema: { ...documented('listEvents', 'Who did what, oldest first'), querystring: EventsQuery, response: responses({ 200: EventPage }, 400, 401, 403, 503) },
+        schema: {
+          ...documented('listEvents', 'Who did what, oldest first'),
+          querystring: EventsQuery, response: responses({ 200: answer('A page of the audit trail', EventPage) }, ...ASKING),
+        },
       },
       async ({ query, operator }) => {
         const { mecha, key_id, type, after = '0', limit = 50 } = query
@@ -233,8 +252,9 @@ function eventRoutes({ db }: ControlParts): FastifyPluginAsyncTypebox {
 /** Every route names the scope that it needs: one that names none does not start. */
 function requireOperator(app: FastifyInstance, authenticate: OperatorAuthenticator): void {
   app.decorateRequest('operator')
-  app.addHook('onRoute', ({ url, config, method }) => {
+  app.addHook('onRoute', ({ url, config, method, schema }) => {
     if (!config?.scope && method !== 'OPTIONS') throw new Error(`${String(method)} ${url} names no scope`)
+    if (schema && config?.scope) schema.security = [{ operator: [config.scope] }]
   })
   app.addHook('onRequest', async (request, reply) => {
     reply.header('cache-control', 'no-store')
@@ -287,6 +307,10 @@ function refuseLargeMetadata(metadata: object | undefined): void {
     throw invalid('body.metadata', 'maximum', `must be at most ${MAX_METADATA_BYTES} bytes of JSON`)
 }
 
+function revealing(schema: typeof RevealedKey) {
+  return answer('The key, and its plaintext', schema, { Location: 'Path of the key' })
+}
+
 function documented(operationId: string, summary: string) {
-  return { tags: ['control'], operationId, summary, security: [{ operator: [] }] }
+  return { tags: ['control'], operationId, summary }
 }

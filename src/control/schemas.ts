@@ -1,5 +1,5 @@
 import { Type, type Static } from '@fastify/type-provider-typebox'
-import { HandleSchema, MetadataSchema, NullableText, NullableTime, ScopesSchema, TimeSchema } from '../http/schemas.js'
+import { HandleSchema, MetadataSchema, nullable, nullableText, nullableTime, ScopesSchema, TimeSchema } from '../http/schemas.js'
 import { ID_PATTERN } from '../key/id.js'
 import type { KeyStatus } from '../key/status.js'
 import { EVENT_TYPES } from './parts.js'
@@ -9,48 +9,63 @@ const line = (maxLength: number, description: string) =>
   Type.String({ minLength: 1, maxLength, pattern: '^[^\\p{Cc}]*$', 'x-rule': `must be 1 to ${maxLength} characters without control characters`, description })
 
 const Name = line(100, 'What people call it')
-const Status = Type.Unsafe<KeyStatus>({ type: 'string', enum: ['active', 'disabled', 'expired', 'revoked'], description: 'As of this answer' })
+const STATUSES: KeyStatus[] = ['active', 'disabled', 'expired', 'revoked']
+const Status = (description: string) => Type.Unsafe<KeyStatus>({ type: 'string', enum: STATUSES, description, examples: ['active'] })
+const EventType = Type.Unsafe<(typeof EVENT_TYPES)[number]>({ type: 'string', enum: [...EVENT_TYPES], description: 'What happened', examples: ['key.issued'] })
 const ExpiresIn = Type.Integer({ minimum: 1, maximum: 3_162_240_000, description: 'Seconds from now. Not together with `expires_at`', examples: [2_592_000] })
+const ExpiresAt = nullableTime('When the key ends; null is never')
 
-export const KeyIdSchema = Type.String({ pattern: `^key_${ID_PATTERN}$`, 'x-rule': 'must be a key id, as in key_01jd9p5v3fe8rr2k7m4q9wx0zt' })
-export const GatewayIdSchema = Type.String({ pattern: `^gw_${ID_PATTERN}$`, 'x-rule': 'must be a gateway id, as in gw_01jd9p5v3fe8rr2k7m4q9wx0zt' })
+const EXAMPLE_ID = '01jd9p5v3fe8rr2k7m4q9wx0zt'
+export const KeyIdSchema = Type.String({
+  pattern: `^key_${ID_PATTERN}$`, 'x-rule': `must be a key id, as in key_${EXAMPLE_ID}`,
+  description: 'Id of a key. It is no secret', examples: [`key_${EXAMPLE_ID}`],
+})
+export const GatewayIdSchema = Type.String({
+  pattern: `^gw_${ID_PATTERN}$`, 'x-rule': `must be a gateway id, as in gw_${EXAMPLE_ID}`,
+  description: 'Id of a gateway credential. It is no secret', examples: [`gw_${EXAMPLE_ID}`],
+})
+
+// What keys and gateway credentials have in common.
+const CurrentStatus = Status('As of this answer')
+const beginning = {
+  created_at: TimeSchema,
+  created_by: Type.String({ description: 'Who made it: `operator:` and the `sub` of their token, or `cli:` and a user' }),
+}
+const useAndEnd = {
+  first_used_at: nullableTime('When it was first valid in a verify; null is never'),
+  last_used_at: nullableTime('When it was last valid in a verify, some seconds late'),
+  revoked_at: nullableTime('When it was revoked; null is never'),
+  revoked_by: nullableText('Who revoked it'),
+  revoke_reason: nullableText('Why, in their words'),
+}
+const OrgId = Type.String({ description: 'The organization', examples: ['acmecorp'] })
 
 export const KeySchema = Type.Object(
   {
-    id: Type.String({ examples: ['key_01jd9p5v3fe8rr2k7m4q9wx0zt'] }),
+    id: KeyIdSchema,
     mecha: HandleSchema,
-    org_id: Type.String(),
-    name: NullableText,
-    status: Status,
-    scopes: Type.Array(Type.String()),
+    org_id: OrgId,
+    name: nullableText('What people call it'),
+    status: CurrentStatus,
+    scopes: Type.Array(Type.String(), { description: 'What the key may be used for' }),
     metadata: MetadataSchema,
-    created_at: TimeSchema,
-    created_by: Type.String(),
-    expires_at: NullableTime,
-    first_used_at: NullableTime,
-    last_used_at: NullableTime,
-    revoked_at: NullableTime,
-    revoked_by: NullableText,
-    revoke_reason: NullableText,
-    rotated_from: NullableText,
-    rotated_to: NullableText,
+    ...beginning,
+    expires_at: ExpiresAt,
+    ...useAndEnd,
+    rotated_from: nullableText('Id of the key that it succeeded'),
+    rotated_to: nullableText('Id of the key that succeeded it'),
   },
   { $id: 'Key', title: 'Key', description: 'What is known of a key. The key itself is not' },
 )
 
 export const GatewaySchema = Type.Object(
   {
-    id: Type.String({ examples: ['gw_01jd9p5v3fe8rr2k7m4q9wx0zt'] }),
-    org_id: Type.String(),
-    name: Type.String(),
-    status: Status,
-    created_at: TimeSchema,
-    created_by: Type.String(),
-    first_used_at: NullableTime,
-    last_used_at: NullableTime,
-    revoked_at: NullableTime,
-    revoked_by: NullableText,
-    revoke_reason: NullableText,
+    id: GatewayIdSchema,
+    org_id: OrgId,
+    name: Name,
+    status: CurrentStatus,
+    ...beginning,
+    ...useAndEnd,
   },
   { $id: 'Gateway', title: 'Gateway', description: 'What is known of a gateway credential' },
 )
@@ -59,15 +74,15 @@ export const EventSchema = Type.Object(
   {
     id: Type.String({ description: 'Position in the audit trail, in the order of commits. Pass it as `after`' }),
     at: TimeSchema,
-    type: Type.Unsafe<(typeof EVENT_TYPES)[number]>({ type: 'string', enum: [...EVENT_TYPES] }),
-    key_id: Type.String(),
-    mecha: NullableText,
-    actor: Type.String(),
-    request_id: Type.String(),
-    address: Type.String(),
-    data: Type.Object({}, { additionalProperties: true }),
+    type: EventType,
+    key_id: Type.String({ description: 'Id of the key or of the gateway credential' }),
+    mecha: nullableText('The Mecha; null for a gateway credential'),
+    actor: Type.String({ description: 'Who did it: `operator:` and the `sub` of their token, or `cli:` and a user' }),
+    request_id: Type.String({ description: 'The `X-Request-Id` of the answer, which the log has too' }),
+    address: Type.String({ description: 'Where the request came from' }),
+    data: Type.Object({}, { additionalProperties: true, description: 'What is particular to the type' }),
   },
-  { $id: 'Event', title: 'Event' },
+  { $id: 'Event', title: 'Event', description: 'An entry of the audit trail' },
 )
 
 const plaintextKey = (description: string) => Type.String({ 'x-secret': true, description })
@@ -75,14 +90,14 @@ const plaintextKey = (description: string) => Type.String({ 'x-secret': true, de
 export const RevealedKey = Type.Object({
   key: Type.Ref('Key#'),
   plaintext_key: plaintextKey('The key. Shown now and never again'),
-})
+}, { title: 'RevealedKey' })
 export const RevealedGateway = Type.Object({
   gateway: Type.Ref('Gateway#'),
   plaintext_key: plaintextKey('The credential. Shown now and never again'),
-})
+}, { title: 'RevealedGateway' })
 
 const details = { name: Type.Optional(Name), scopes: Type.Optional(ScopesSchema), metadata: Type.Optional(MetadataSchema) }
-const expiry = { expires_in: Type.Optional(ExpiresIn), expires_at: Type.Optional(NullableTime) }
+const expiry = { expires_in: Type.Optional(ExpiresIn), expires_at: Type.Optional(ExpiresAt) }
 const strict = (example: object) => ({ additionalProperties: false, examples: [example] })
 
 export const IssueBody = Type.Object(
@@ -94,35 +109,43 @@ export const RotateBody = Type.Object(
   strict({ overlap_seconds: 3600 }),
 )
 export const UpdateBody = Type.Object(
-  { name: Type.Optional(Type.Union([Name, Type.Null()])), metadata: Type.Optional(MetadataSchema), expires_at: Type.Optional(NullableTime), enabled: Type.Optional(Type.Boolean()) },
+  { name: Type.Optional(nullable(Name)), metadata: Type.Optional(MetadataSchema), expires_at: Type.Optional(ExpiresAt), enabled: Type.Optional(Type.Boolean({ description: '`false` suspends the key, `true` takes that back' })) },
   { ...strict({ name: 'production, eu', enabled: true }), minProperties: 1 },
 )
 export const RevokeBody = Type.Object({ reason: Type.Optional(line(500, 'Why, for the audit trail')) }, strict({ reason: 'found in a public repository' }))
 export const GatewayBody = Type.Object({ name: Name }, strict({ name: 'edge-eu-1' }))
 
-const Limit = Type.Integer({ minimum: 1, maximum: 100, default: 50 })
+const OnlyStatus = Status('Only those with this status')
+const OnlyMecha = Type.String({ ...HandleSchema, description: 'Only those of this Mecha: `name^crew`' })
+const Limit = Type.Integer({ minimum: 1, maximum: 100, default: 50, description: 'Most entries in one page', examples: [50] })
 const PageCursor = Type.String({ maxLength: 200, description: '`next_cursor` of the page before' })
 
 export const ListQuery = Type.Object(
-  { mecha: Type.Optional(HandleSchema), status: Type.Optional(Status), limit: Type.Optional(Limit), cursor: Type.Optional(PageCursor) },
+  { mecha: Type.Optional(OnlyMecha), status: Type.Optional(OnlyStatus), limit: Type.Optional(Limit), cursor: Type.Optional(PageCursor) },
   { additionalProperties: false },
 )
 export const GatewayListQuery = Type.Object(
-  { status: Type.Optional(Status), limit: Type.Optional(Limit), cursor: Type.Optional(PageCursor) },
+  { status: Type.Optional(OnlyStatus), limit: Type.Optional(Limit), cursor: Type.Optional(PageCursor) },
   { additionalProperties: false },
 )
 export const EventsQuery = Type.Object(
   {
-    mecha: Type.Optional(HandleSchema),
-    key_id: Type.Optional(Type.String({ pattern: `^(key|gw)_${ID_PATTERN}$`, 'x-rule': 'must be a key id or a gateway id' })),
-    type: Type.Optional(Type.Unsafe<(typeof EVENT_TYPES)[number]>({ type: 'string', enum: [...EVENT_TYPES] })),
-    after: Type.Optional(Type.String({ pattern: '^[0-9]{1,18}$', 'x-rule': 'must be the id of an event' })),
+    mecha: Type.Optional(OnlyMecha),
+    key_id: Type.Optional(Type.String({
+      pattern: `^(key|gw)_${ID_PATTERN}$`, 'x-rule': 'must be a key id or a gateway id',
+      description: 'Only those of this key or gateway credential', examples: [`key_${EXAMPLE_ID}`],
+    })),
+    type: Type.Optional(EventType),
+    after: Type.Optional(Type.String({
+      pattern: '^[0-9]{1,18}$', 'x-rule': 'must be the id of an event',
+      description: '`next_after` of the page before; from the start without it', examples: ['0'],
+    })),
     limit: Type.Optional(Limit),
   },
   { additionalProperties: false },
 )
 
-const NextCursor = Type.Union([Type.String(), Type.Null()], { description: 'Pass it as `cursor` for the next page; null on the last' })
+const NextCursor = nullableText('Pass it as `cursor` for the next page; null on the last')
 export const KeyPage = Type.Object({ keys: Type.Array(Type.Ref('Key#')), next_cursor: NextCursor })
 export const GatewayPage = Type.Object({ gateways: Type.Array(Type.Ref('Gateway#')), next_cursor: NextCursor })
 export const EventPage = Type.Object({
@@ -132,7 +155,11 @@ export const EventPage = Type.Object({
 export const KillSwitchAnswer = Type.Object({ mecha: HandleSchema, revoked: Type.Array(Type.String(), { description: 'Ids of the keys that this call revoked' }) })
 
 export const IdempotencyHeaders = Type.Object({
-  'idempotency-key': Type.Optional(Type.String({ minLength: 1, maxLength: 255, description: 'A repeat with the same value makes no second key' })),
+  'idempotency-key': Type.Optional(Type.String({
+    minLength: 1, maxLength: 255,
+    description: 'A repeat with the same value makes no second key: it reveals a new secret of the same key, unless that has been used',
+    examples: ['5a0c8e6e-58f5-4ec6-9d04-0d3c6c1b7f1e'],
+  })),
 })
 
 export type KeyBody = Static<typeof KeySchema>

@@ -12,20 +12,31 @@ export interface HealthParts {
   readonly onReadiness: (ready: boolean) => void
 }
 
-const Readiness = Type.Object({
-  ready: Type.Boolean(),
-  checks: Type.Record(Type.String(), Type.String(), { description: '`ok`, or what is wrong' }),
-})
+const readiness = (description: string) =>
+  Type.Object(
+    { ready: Type.Boolean(), checks: Type.Record(Type.String(), Type.String(), { description: '`ok`, or what is wrong' }) },
+    { description },
+  )
 
 export function registerHealth(app: FastifyInstance, { checks, isDraining, onReadiness }: HealthParts): void {
   app.get(
     '/livez',
-    { schema: { tags: ['ops'], summary: 'Is the process alive? Asks nothing of the database', response: { 200: Type.Object({ alive: Type.Boolean() }) } } },
+    {
+      schema: {
+        tags: ['ops'], operationId: 'livez', summary: 'Is the process alive? Asks nothing of the database', security: [],
+        response: { 200: Type.Object({ alive: Type.Boolean() }, { description: 'It is' }) },
+      },
+    },
     async () => ({ alive: true }),
   )
   app.get(
     '/readyz',
-    { schema: { tags: ['ops'], summary: 'May traffic come? Not while draining, nor without the database', response: { 200: Readiness, 503: Readiness } } },
+    {
+      schema: {
+        tags: ['ops'], operationId: 'readyz', summary: 'May traffic come? Not while draining, nor without the database', security: [],
+        response: { 200: readiness('It may'), 503: readiness('Not now') },
+      },
+    },
     async (_request, reply) => {
       const entries = Object.entries(checks).map(async ([name, check]) => [name, (await check()) ?? 'ok'] as const)
       const results = { ...Object.fromEntries(await Promise.all(entries)), draining: isDraining() ? 'draining' : 'ok' }

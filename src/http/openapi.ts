@@ -4,6 +4,13 @@ import swagger from '@fastify/swagger'
 import swaggerUi from '@fastify/swagger-ui'
 import type { FastifyInstance } from 'fastify'
 
+const DESCRIPTION = [
+  'Issues, lists, rotates, revokes and verifies Mecha keys: the runtime credentials of named AI workers.',
+  'Operators call the control plane with a bearer JWT whose claims name their organization and their scopes. Gateways call the runtime plane with a gateway credential.',
+  'Bodies are JSON, times are RFC 3339 in UTC, and every error is a problem (RFC 9457) whose `code` is stable and whose `type` is the path of a page that explains it. What is not the caller\'s is answered exactly as what does not exist.',
+  'Every answer has an `X-Request-Id`, which names the request in the log and in the audit trail: the caller\'s own where it sent one of up to 64 letters, digits, `.`, `_` and `-`. No answer under `/v1` may be cached.',
+].join('\n\n')
+
 /** Must be registered before the routes that it describes. */
 export async function registerOpenApi(app: FastifyInstance, version: string): Promise<void> {
   await app.register(swagger, {
@@ -12,7 +19,7 @@ export async function registerOpenApi(app: FastifyInstance, version: string): Pr
       info: {
         title: 'mecha-keys',
         version,
-        description: 'Issues, lists, rotates, revokes and verifies Mecha keys: the runtime credentials of named AI workers.',
+        description: DESCRIPTION,
         license: { name: 'Apache-2.0', identifier: 'Apache-2.0' },
       },
       tags: [
@@ -22,13 +29,33 @@ export async function registerOpenApi(app: FastifyInstance, version: string): Pr
       ],
       components: {
         securitySchemes: {
-          operator: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT', description: 'A token of a trusted issuer; its claims name the organization and the scopes' },
+          operator: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT', description: 'A token of a trusted issuer; its claims name the organization and the scopes. An operation lists the scope that it needs' },
           gateway: { type: 'http', scheme: 'bearer', bearerFormat: 'mgw_…', description: 'A gateway credential' },
         },
       },
+    },
+    transformObject: (made) => {
+      if (!('openapiObject' in made)) return made.swaggerObject
+      const paths = Object.values(made.openapiObject.paths ?? {}) as Record<string, Operation>[]
+      for (const operation of paths.flatMap((path) => Object.values(path))) correct(operation)
+      return made.openapiObject
     },
     refResolver: { buildLocalReference: (json, _base, _fragment, i) => (typeof json.$id === 'string' ? json.$id : `schema-${i}`) },
   })
   await app.register(swaggerUi, { routePrefix: '/docs', uiConfig: { deepLinking: true } })
   app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger())
+}
+
+/** As much of an operation as is looked at here. */
+interface Operation {
+  readonly parameters?: { readonly in: string; name: string }[]
+  readonly requestBody?: { required: boolean; readonly content: Record<string, { schema: { required?: string[]; minProperties?: number } }> }
+}
+
+/** What the plugin cannot know: that a body that may be empty may be left out, and how people spell a header. */
+function correct({ requestBody, parameters = [] }: Operation): void {
+  const schema = requestBody?.content['application/json']?.schema
+  if (schema) requestBody.required = schema.required !== undefined || schema.minProperties !== undefined
+  for (const parameter of parameters)
+    if (parameter.in === 'header') parameter.name = parameter.name.replace(/\b[a-z]/g, (letter) => letter.toUpperCase())
 }

@@ -13,13 +13,20 @@ export const PROBLEM_JSON = 'application/problem+json'
 
 export const ProblemSchema = Type.Object(
   {
-    type: Type.String({ description: 'Where this error is explained' }),
-    title: Type.String(),
-    status: Type.Integer(),
-    detail: Type.String(),
-    code: Type.String({ description: 'Stable: programs decide by this' }),
+    type: Type.String({ description: 'Path of the page that explains this error', examples: ['/errors/not_found'] }),
+    title: Type.String({ description: 'What the code means' }),
+    status: Type.Integer({ description: 'The HTTP status' }),
+    detail: Type.String({ description: 'What is wrong with this request, for people' }),
+    code: Type.String({ description: 'Stable: programs decide by this', examples: ['not_found'] }),
     errors: Type.Optional(
-      Type.Array(Type.Object({ field: Type.String(), rule: Type.String(), message: Type.String() })),
+      Type.Array(
+        Type.Object({
+          field: Type.String({ description: 'Where: `body.expires_in`, `query.limit`' }),
+          rule: Type.String({ description: 'The rule that it breaks' }),
+          message: Type.String({ description: 'What would be right' }),
+        }),
+        { description: 'The broken rules, of an `invalid_request`' },
+      ),
     ),
   },
   { $id: 'Problem', title: 'Problem', description: 'An error, as RFC 9457 has it' },

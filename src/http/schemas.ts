@@ -1,7 +1,8 @@
 /** The shapes that both planes speak. TypeBox is the one source for validation, types and the OpenAPI document. */
 
-import { Type } from '@fastify/type-provider-typebox'
+import { Type, type Static, type TSchema } from '@fastify/type-provider-typebox'
 import type { Metadata } from '../db/tables.js'
+import { CATALOGUE, type ErrorCode } from '../errors.js'
 import { HANDLE_PATTERN, HANDLE_RULE } from '../key/handle.js'
 
 export const HandleSchema = Type.String({
@@ -17,7 +18,7 @@ export const ScopesSchema = Type.Array(
     pattern: '^[\\x21\\x23-\\x5b\\x5d-\\x7e]{1,128}$',
     'x-rule': 'must be 1 to 128 printable ASCII characters without spaces, quotes and backslashes',
   }),
-  { maxItems: 50, uniqueItems: true, examples: [['orders:read', 'orders:write']] },
+  { maxItems: 50, uniqueItems: true, description: 'What the key may be used for: for the platform to define, and for verify to compare', examples: [['orders:read', 'orders:write']] },
 )
 
 export const MetadataSchema = Type.Unsafe<Metadata>({
@@ -28,11 +29,37 @@ export const MetadataSchema = Type.Unsafe<Metadata>({
 })
 
 export const TimeSchema = Type.String({ format: 'date-time', description: 'RFC 3339, UTC', examples: ['2030-01-31T12:00:00.000Z'] })
-export const NullableTime = Type.Union([TimeSchema, Type.Null()])
-export const NullableText = Type.Union([Type.String(), Type.Null()])
 
-/** `responses` of a route: what it answers when all is well, and the statuses of the problems that it may answer with. */
-export function responses<const S extends number, T extends object>(success: T, ...statuses: S[]) {
-  const problem = { description: 'A problem', content: { 'application/problem+json': { schema: { $ref: 'Problem#' } } } }
-  return { ...success, ...(Object.fromEntries(statuses.map((status) => [status, problem])) as { [K in S]: unknown }) }
+/** A schema whose value may also be null. As a list of types and not as `anyOf`, which makes three errors of one. */
+export function nullable<T extends TSchema>(schema: T, description?: string) {
+  const { type } = schema as { type?: string }
+  return Type.Unsafe<Static<T> | null>({ ...schema, type: [type, 'null'], ...(description && { description }) })
+}
+
+export const nullableTime = (description: string) => nullable(TimeSchema, `${description}. RFC 3339, UTC`)
+export const nullableText = (description: string) => nullable(Type.String(), description)
+
+const text = (description: string) => ({ type: 'string', description })
+const CHALLENGE = { 'WWW-Authenticate': text('What is wrong with the credential, as RFC 6750 has it') }
+const RETRY = { 'Retry-After': text('Seconds after which to try again, where trying again can help') }
+const HEADERS_OF_PROBLEMS: Record<number, object> = { 401: CHALLENGE, 403: CHALLENGE, 503: RETRY }
+
+/** What a route answers when all is well. */
+export function answer<T extends TSchema>(description: string, schema: T, headers: Record<string, string> = {}) {
+  const own = Object.fromEntries(Object.entries(headers).map(([name, about]) => [name, text(about)]))
+  return { description, headers: { 'Cache-Control': text('`no-store`'), ...own }, content: { 'application/json': { schema } } }
+}
+
+/** `response` of a route: what it answers when all is well, and the problems that it may answer with. */
+export function responses<S extends object>(success: S, ...codes: ErrorCode[]): S {
+  const problems = codes.map((code) => {
+    const [status] = CATALOGUE[code]
+    const ofStatus = codes.filter((one) => CATALOGUE[one][0] === status).map((one) => `\`${one}\`: ${CATALOGUE[one][1]}`)
+    return [status, problem(ofStatus.join('. '), HEADERS_OF_PROBLEMS[status])] as const
+  })
+  return { ...success, ...Object.fromEntries(problems), default: problem('Any other problem') }
+}
+
+function problem(description: string, headers?: object) {
+  return { description, ...(headers && { headers }), content: { 'application/problem+json': { schema: { $ref: 'Problem#' } } } }
 }

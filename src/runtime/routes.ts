@@ -2,7 +2,7 @@
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { authenticateGateway, type Gateway } from '../auth/gateways.js'
-import { responses } from '../http/schemas.js'
+import { answer, responses } from '../http/schemas.js'
 import { parseHandle } from '../key/handle.js'
 import { publicId } from '../key/id.js'
 import { VerifyAnswer, VerifyBody } from './schemas.js'
@@ -31,7 +31,10 @@ export function runtimePlane(verifier: Verifier): FastifyPluginAsyncTypebox {
           summary: 'Is this key good, for this Mecha and these scopes?',
           security: [{ gateway: [] }],
           body: VerifyBody,
-          response: responses({ 200: VerifyAnswer }, 400, 401, 413, 415, 503),
+          response: responses(
+            { 200: answer('The verdict, valid or not', VerifyAnswer) },
+            'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'root_secret_missing',
+          ),
         },
       },
       async ({ body: { key, ...demand }, gateway }) => {

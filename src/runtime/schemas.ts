@@ -1,11 +1,14 @@
 import { Type } from '@fastify/type-provider-typebox'
-import { HandleSchema, MetadataSchema, NullableTime, ScopesSchema } from '../http/schemas.js'
+import { HandleSchema, MetadataSchema, nullableTime, ScopesSchema } from '../http/schemas.js'
+import type { RefusalCode } from '../key/verdict.js'
+
+const REFUSALS: RefusalCode[] = ['malformed', 'unknown', 'revoked', 'expired', 'disabled', 'mecha_mismatch', 'insufficient_scope']
 
 export const VerifyBody = Type.Object(
   {
     key: Type.String({ 'x-secret': true, description: 'The key as it was presented; `secret-token:` in front of it (RFC 8959) is fine' }),
-    mecha: Type.Optional(HandleSchema),
-    scopes: Type.Optional(ScopesSchema),
+    mecha: Type.Optional(Type.String({ ...HandleSchema, description: 'The Mecha that the key must be of: `name^crew`' })),
+    scopes: Type.Optional(Type.Unsafe<string[]>({ ...ScopesSchema, description: 'Scopes that the key must have, all of them' })),
   },
   {
     additionalProperties: false,
@@ -15,20 +18,21 @@ export const VerifyBody = Type.Object(
 
 const Valid = Type.Object({
   valid: Type.Literal(true),
-  key_id: Type.String(),
+  key_id: Type.String({ description: 'Id of the key', examples: ['key_01jd9p5v3fe8rr2k7m4q9wx0zt'] }),
   mecha: Type.Object({ handle: Type.String(), name: Type.String(), crew: Type.String() }),
-  org_id: Type.String(),
-  scopes: Type.Array(Type.String()),
+  org_id: Type.String({ description: 'The organization' }),
+  scopes: Type.Array(Type.String(), { description: 'All scopes of the key' }),
   metadata: MetadataSchema,
-  expires_at: NullableTime,
-})
+  expires_at: nullableTime('When the key ends; null is never'),
+}, { title: 'Valid' })
 
 const Refused = Type.Object({
   valid: Type.Literal(false),
-  code: Type.Union(
-    (['malformed', 'unknown', 'revoked', 'expired', 'disabled', 'mecha_mismatch', 'insufficient_scope'] as const).map((code) => Type.Literal(code)),
-    { description: 'Why not. `unknown` covers every key that was never issued here, or is none of this gateway\'s business' },
-  ),
-})
+  code: Type.Unsafe<RefusalCode>({
+    type: 'string',
+    enum: REFUSALS,
+    description: 'Why not. `unknown` covers every key that was never issued here, or is none of this gateway\'s business',
+  }),
+}, { title: 'Refused' })
 
 export const VerifyAnswer = Type.Union([Valid, Refused])

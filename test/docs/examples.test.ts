@@ -1,0 +1,87 @@
+import t, { type Test } from 'tap'
+import { compilerOf, contractOf, operationsOf, successOf, type Entry } from '../helpers/contract.js'
+import { startService, type Answer, type Service } from '../helpers/service.js'
+
+t.test('every example of the contract is answered as the contract says', async (t) => {
+  const service = await startService(t)
+  const contract = contractOf(service.app)
+  const compile = compilerOf(contract)
+  const operations = operationsOf(contract)
+  t.ok(operations.length > 10)
+
+  for (const entry of operations) {
+    const { name, path, method, operation } = entry
+    t.test(name, async (t) => {
+      const status = successOf(operation)
+      const answer = await send(service, entry, await credentialFor(service, entry))
+      t.equal(String(answer.status), status, answer.text)
+      conforms(t, answer, status)
+      if (operation.operationId === 'verifyKey') t.match(answer.body, { valid: false }, 'the example key was never issued')
+    })
+
+    if (operation.security.length === 0) continue
+    t.test(`${name} without a credential`, async (t) => {
+      const answer = await send(service, entry)
+      t.equal(answer.status, 401)
+      conforms(t, answer, '401')
+    })
+
+    function conforms(t: Test, { headers, body }: Answer, status: string): void {
+      const documented = operation.responses[status]!
+      const type = String(headers['content-type']).split(';')[0]!
+      t.ok(documented.content[type], `${type} is documented`)
+      const valid = compile('paths', path, method.toLowerCase(), 'responses', status, 'content', type, 'schema')
+      t.ok(valid(body), 'the body is as documented', { errors: valid.errors, body })
+      for (const header of Object.keys(documented.headers ?? {})) t.ok(headers[header.toLowerCase()], `${header} is there`)
+    }
+  }
+})
+
+t.test('verify of a valid key, and pages that hold something, are as the contract says', async (t) => {
+  const service = await startService(t)
+  const compile = compilerOf(contractOf(service.app))
+  const token = await service.token()
+  const { key, plaintext_key } = await service.issue({ name: 'production', scopes: ['orders:read'], metadata: { region: 'eu' }, expires_in: 3600 })
+  const verdict = await service.verify(plaintext_key, { mecha: key.mecha, scopes: ['orders:read'] })
+  t.equal(verdict.valid, true)
+  const asDocumented = (path: string, method: string, body: unknown) => {
+    const valid = compile('paths', path, method, 'responses', '200', 'content', 'application/json', 'schema')
+    t.ok(valid(body), `${method} ${path}`, { errors: valid.errors, body })
+  }
+  asDocumented('/v1/verify', 'post', verdict)
+  await service.call('POST', `/v1/keys/${key.id}/rotate`, { token })
+  await service.call('POST', `/v1/keys/${key.id}/revoke`, { token, body: { reason: 'x' } })
+  for (const [path, list] of [['/v1/keys', 'keys'], ['/v1/gateways', 'gateways'], ['/v1/events', 'events']] as const) {
+    const { body } = await service.call('GET', path, { token })
+    t.ok(body[list].length > 0, path)
+    asDocumented(path, 'get', body)
+  }
+})
+
+/** Sends the documented example, with the id of something that is there. */
+async function send(service: Service, { method, path, operation }: Entry, token?: string): Promise<Answer> {
+  const { parameters = [], requestBody } = operation
+  const examples = (place: 'path' | 'query' | 'header') =>
+    parameters.filter((one) => one.in === place && one.example !== undefined).map((one) => [one.name, String(one.example)] as const)
+  const ids = { '/v1/keys/{id}': () => service.issue().then(({ key }) => key.id), '/v1/gateways/{id}': () => gatewayId(service) }
+  let url = path
+  for (const [place, make] of Object.entries(ids)) if (path.startsWith(place)) url = url.replace('{id}', await make())
+  for (const [name, value] of examples('path')) url = url.replace(`{${name}}`, encodeURIComponent(value))
+  const query = new URLSearchParams(Object.fromEntries(examples('query'))).toString()
+  const body = requestBody?.content['application/json']?.example
+  const options = { headers: Object.fromEntries(examples('header')), ...(body !== undefined && { body }), ...(token && { token }) }
+  return service.call(method as 'GET', query ? `${url}?${query}` : url, options)
+}
+
+/** An operator each, so that the one example of an Idempotency-Key is a new one to everybody; with the named scope alone. */
+async function credentialFor(service: Service, { operation }: Entry): Promise<string | undefined> {
+  const [needs] = operation.security
+  if (!needs) return undefined
+  if (needs['gateway']) return service.gateway()
+  return service.token({ subject: operation.operationId, scopes: needs['operator'] as [] })
+}
+
+async function gatewayId(service: Service): Promise<string> {
+  const { body } = await service.call('POST', '/v1/gateways', { token: await service.token(), body: { name: 'edge' } })
+  return body.gateway.id
+}
