@@ -20,7 +20,6 @@ export async function registerOpenApi(app: FastifyInstance, version: string): Pr
         title: 'mecha-keys',
         version,
         description: DESCRIPTION,
-        license: { name: 'Apache-2.0', identifier: 'Apache-2.0' },
       },
       tags: [
         { name: 'control', description: 'Operators issue and govern' },
