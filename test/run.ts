@@ -8,13 +8,12 @@ import { once } from 'node:events'
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { Pool } from 'pg'
 import { startEmbedded } from '../src/db/embedded.js'
 import { migrate } from '../src/db/migrate.js'
 import { ensureLogin } from '../src/db/logins.js'
 import { openDatabase } from '../src/db/pool.js'
 import { PACKAGE_ROOT } from '../src/package-root.js'
-import { LOGINS, urlFor } from './helpers/database.js'
+import { LOGINS, openAdmin, urlFor } from './helpers/database.js'
 
 /** Nothing that a test writes has to outlive it. */
 const FAST = ['fsync=off', 'synchronous_commit=off', 'full_page_writes=off', 'max_connections=300']
@@ -68,7 +67,7 @@ async function makeTemplate(): Promise<void> {
 }
 
 async function admin(statement: string): Promise<void> {
-  const pool = new Pool({ connectionString: server.url, max: 1 })
+  const pool = openAdmin(server.url)
   await pool.query(statement)
   await pool.end()
 }

@@ -29,12 +29,17 @@ export function urlFor(serverUrl: string, database: string, credentials?: string
   return url.href
 }
 
+/** One connection as the server's superuser. It may still be closing when the server ends, which is no error here. */
+export function openAdmin(url: string): Pool {
+  return new Pool({ connectionString: url, max: 1 }).on('error', () => {})
+}
+
 export async function createDatabase(t: Test, options: { empty?: boolean } = {}): Promise<TestDatabase> {
   const server = process.env['TEST_SERVER_URL']
   const template = process.env['TEST_TEMPLATE']
   if (!server || !template) throw new Error('run the tests with npm test, which starts a PostgreSQL for them')
   const name = `mecha_keys_${randomBytes(6).toString('hex')}`
-  const admin = new Pool({ connectionString: server, max: 1 })
+  const admin = openAdmin(server)
   await admin.query(`CREATE DATABASE ${name} TEMPLATE ${options.empty ? 'template1' : template}`)
   const owner = urlFor(server, name)
   const db = openDatabase({ url: owner, size: 5, timeoutMs: 30_000, name: 'test owner' })
