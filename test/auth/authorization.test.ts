@@ -57,7 +57,7 @@ t.test('403: every call needs its own scope and no other', async (t) => {
 
 /** Asks for somebody else's and for nobody's, and holds the answers against each other to the byte. */
 async function sameAsNothing(t: Tap, service: Service, token: string, theirs: { id: string; mecha: string; gateway?: string }): Promise<void> {
-  const ask = ([method, url, , body]: ReturnType<typeof calls>[number]) => service.call(method, url, { token, ...(body && { body }) } as CallOptions)
+  const ask = ([method, url, , body]: ReturnType<typeof calls>[number]) => service.call(method, url, { token, ...(body && { body }) })
   const others = calls(theirs.id, theirs.mecha, theirs.gateway)
   const nobodys = calls(NONE, 'nobody^nowhere')
   for (const i of [2, 3, 4, 5, 6, ...(theirs.gateway ? [10] : [])]) {

@@ -29,7 +29,7 @@ export interface Issuer {
 }
 
 export async function makeKey(kid: string, alg: Algorithm = 'ES256'): Promise<SigningKey> {
-  return { kid, alg, ...(await generateKeyPair(alg, { extractable: true })) } as SigningKey
+  return { kid, alg, ...(await generateKeyPair(alg, { extractable: true })) }
 }
 
 export async function startIssuer(t: Test, keys: SigningKey[]): Promise<Issuer> {
