@@ -51,7 +51,7 @@ program
   .requiredOption('--org <org>', 'organization')
   .option('--scope <scopes...>', `any of ${SCOPES.join(', ')}; all of them by default`, [...SCOPES])
   .option('--crew <crews...>', 'narrow the token to some crews')
-  .option('--subject <name>', 'who it is for, as the audit trail names them', userInfo().username)
+  .option('--subject <name>', 'who it is for, as the audit trail names them', userName())
   .option('--ttl <seconds>', 'how long it is valid', positive, 3600)
   .action(runOperatorToken)
 
@@ -136,7 +136,7 @@ async function runServe(): Promise<void> {
 }
 
 async function walkOf(config: Settings, url: string): Promise<string> {
-  const operatorToken = await signOperatorToken(config, { org: WALK_ORG, scopes: SCOPES, subject: userInfo().username, ttlSeconds: DAY })
+  const operatorToken = await signOperatorToken(config, { org: WALK_ORG, scopes: SCOPES, subject: userName(), ttlSeconds: DAY })
   const gatewayCredential = await keptSecret(processEnvironment(), 'gateway-credential', {
     isGood: (credential) =>
       call({ MECHA_KEYS_URL: url }, { method: 'POST', path: '/v1/verify', body: { key: '' }, credential }).then(() => true, () => false),
@@ -335,7 +335,16 @@ async function withControlParts<T>(config: Settings, run: (parts: ControlParts) 
 
 /** Whoever runs the command line, for the audit trail. */
 function commandLine(orgId: string | null): GatewayCaller {
-  return { actor: `cli:${userInfo().username}`, requestId: newId(), address: 'local', orgId, crews: undefined }
+  return { actor: `cli:${userName()}`, requestId: newId(), address: 'local', orgId, crews: undefined }
+}
+
+/** A container may run as a user id that has no name. */
+function userName(): string {
+  try {
+    return userInfo().username
+  } catch {
+    return `uid-${process.getuid?.()}`
+  }
 }
 
 function orgOf({ org, allOrganizations }: OfWhom): string | null {
