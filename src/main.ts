@@ -7,7 +7,7 @@ import { Command, InvalidArgumentError, Option } from 'commander'
 import { signOperatorToken } from './auth/operators.js'
 import { SCOPES, type Scope } from './auth/scopes.js'
 import { call, Refused, Unreachable } from './client.js'
-import { describeConfig, loadConfig, processEnvironment, requireRoots, suspectNames, type Settings } from './config.js'
+import { describeConfig, loadConfig, processEnvironment, requireDatabase, requireRoots, suspectNames, type Settings } from './config.js'
 import { createGateway } from './control/gateways.js'
 import type { ControlParts, GatewayCaller } from './control/parts.js'
 import { revoke } from './control/revoke.js'
@@ -153,13 +153,13 @@ async function runMigrate(options: { withLogins?: true }): Promise<void> {
 }
 
 async function migrateDatabase(config: Settings, withLogins: boolean): Promise<string[]> {
-  const url = config.MIGRATE_DATABASE_URL ?? config.DATABASE_URL!
+  const url = requireDatabase(config, 'MIGRATE_DATABASE_URL', 'DATABASE_URL')
   // A migration may take its time; waiting for a lock that the service holds may not.
   const db = openDatabase({ url, size: 1, timeoutMs: 600_000, name: 'mecha-keys migrate' })
   try {
     const applied = await migrate(db)
     if (withLogins) {
-      await ensureLogin(db, 'control', config.DATABASE_URL!)
+      await ensureLogin(db, 'control', requireDatabase(config, 'DATABASE_URL'))
       if (config.RUNTIME_DATABASE_URL) await ensureLogin(db, 'runtime', config.RUNTIME_DATABASE_URL)
     }
     return applied
@@ -325,7 +325,7 @@ async function withDatabaseSettings(run: (config: Settings) => Promise<void>): P
 
 async function withControlParts<T>(config: Settings, run: (parts: ControlParts) => Promise<T>): Promise<T> {
   const roots = requireRoots(config)
-  const db = openDatabase({ url: config.DATABASE_URL!, size: 1, timeoutMs: config.DATABASE_TIMEOUT * 1000, name: 'mecha-keys command line' })
+  const db = openDatabase({ url: requireDatabase(config, 'DATABASE_URL'), size: 1, timeoutMs: config.DATABASE_TIMEOUT * 1000, name: 'mecha-keys command line' })
   try {
     return await run({ db, config, roots, metrics: createMetrics({ process: false }) })
   } finally {

@@ -12,8 +12,10 @@ import { sql } from 'kysely'
 import t, { type Test } from 'tap'
 import { parse } from 'yaml'
 import { loadConfig, settingsTable, type Environment } from '../src/config.js'
+import { pendingMigrations } from '../src/db/migrate.js'
 import { PACKAGE_ROOT } from '../src/package-root.js'
 import { createDatabase, type TestDatabase } from './helpers/database.js'
+import { startService } from './helpers/service.js'
 
 const compose = parse(read('docker-compose.yml'), { merge: true })
 const services: [string, any][] = Object.entries(compose.services)
@@ -123,6 +125,18 @@ t.test('what the image holds migrates an empty database and serves it with the g
 t.test('the image has no embedded PostgreSQL, and says so', async (t) => {
   const data = temporaryFolder(t)
   t.match(await run(layOut(t), ['serve'], { BUILTIN_ISSUER: 'on', DATA_DIR: data }), { code: 78, output: /DATABASE_URL/ })
+})
+
+t.test('a database that is named is never passed over for the embedded one', async (t) => {
+  const data = temporaryFolder(t)
+  const database = await createDatabase(t, { empty: true })
+  t.match(await run(PACKAGE_ROOT, ['migrate'], { MIGRATE_DATABASE_URL: database.owner, DATA_DIR: data }), { code: 0, output: /^applied 0001_roles, / })
+  t.same(await pendingMigrations(database.db), [], 'it is the one that was migrated')
+  t.same(readdirSync(data), [])
+
+  const runtime = await startService(t, { PLANES: 'runtime', DATABASE_URL: undefined }, database)
+  t.match(await runtime.call('GET', '/readyz'), { status: 200, body: { checks: { database_runtime: 'ok' } } }, 'one login is enough for one plane')
+  await t.rejects(startService(t, { PLANES: 'control', DATABASE_URL: undefined }, database), { message: 'DATABASE_URL or DATABASE_URL_FILE must be set' })
 })
 
 t.test('the image runs as a user that has no name', async (t) => {
@@ -361,7 +375,11 @@ function spawnIn(root: string, args: string[], environment: Environment) {
 async function startServing(t: Test, root: string, environment: Environment) {
   const child = spawnIn(root, ['serve'], environment)
   t.teardown(async () => {
-    if (child.exitCode === null && child.signalCode === null) await Promise.all([once(child, 'exit'), child.kill('SIGKILL')])
+    if (child.exitCode === null && child.signalCode === null) {
+      const exited = once(child, 'exit')
+      child.kill('SIGKILL')
+      await exited
+    }
   })
   const lines: string[] = []
   child.stderr.on('data', (data) => lines.push(String(data)))
