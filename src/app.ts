@@ -8,7 +8,7 @@ import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance } 
 import type { Kysely } from 'kysely'
 import type { DestinationStream } from 'pino'
 import { operatorAuthenticator } from './auth/operators.js'
-import { requireRoots, requireServing, type Settings } from './config.js'
+import { requireDatabase, requireRoots, requireServing, type Settings } from './config.js'
 import { controlPlane } from './control/routes.js'
 import * as controlSchemas from './control/schemas.js'
 import { EventSchema, GatewaySchema, KeySchema } from './control/schemas.js'
@@ -75,11 +75,11 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   if (config.CORS_ORIGINS) await app.register(cors, { origin: config.CORS_ORIGINS, exposedHeaders: ['location', 'x-request-id'] })
 
   if (config.PLANES !== 'runtime') {
-    const db = openPlane('control', config.DATABASE_URL!)
+    const db = openPlane('control', requireDatabase(config, 'DATABASE_URL'))
     await app.register(controlPlane({ db, roots, config, metrics }, await operatorAuthenticator(config)))
   }
   if (config.PLANES !== 'control') {
-    const db = openPlane('runtime', config.RUNTIME_DATABASE_URL ?? config.DATABASE_URL!)
+    const db = openPlane('runtime', requireDatabase(config, 'RUNTIME_DATABASE_URL', 'DATABASE_URL'))
     const usage = new UsageRecorder((uses) => recordLastUse(db, uses), config.USAGE_FLUSH_INTERVAL * 1000, (error) =>
       app.log.warn({ err: error }, 'times of last use could not be written and are kept for the next attempt'),
     )

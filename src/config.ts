@@ -40,7 +40,7 @@ const SETTINGS = {
   DRAIN_DELAY: { about: 'Seconds that `/readyz` says no before a stopping process ends its listener, for balancers that poll it', default: '0', parse: integer(0, 300) },
   SHUTDOWN_TIMEOUT: { about: 'Longest that requests in flight may take after SIGTERM or SIGINT', default: '8s', parse: duration },
 
-  DATABASE_URL: { about: "The control plane's database login, and the runtime's where it has none of its own; without it, an embedded PostgreSQL is started", secret: true, parse: postgresUrl },
+  DATABASE_URL: { about: "The control plane's database login, and the runtime's where it has none of its own; with none of the three, an embedded PostgreSQL is started", secret: true, parse: postgresUrl },
   RUNTIME_DATABASE_URL: { about: "The runtime plane's database login", secret: true, parse: postgresUrl },
   MIGRATE_DATABASE_URL: { about: "The owner's database login, for `mecha-keys migrate`; `DATABASE_URL` where it is not set", secret: true, parse: postgresUrl },
   DATABASE_POOL_SIZE: { about: 'Most connections open at once, for each plane', default: '10', parse: integer(1, 1000) },
@@ -79,6 +79,7 @@ const SETTINGS = {
 } satisfies Record<string, Setting<unknown>>
 
 export type SettingName = keyof typeof SETTINGS
+type DatabaseUrl = 'DATABASE_URL' | 'RUNTIME_DATABASE_URL' | 'MIGRATE_DATABASE_URL'
 export type Settings = { readonly [Name in SettingName]: Value<(typeof SETTINGS)[Name]> }
 
 const NAMES = Object.keys(SETTINGS) as SettingName[]
@@ -111,6 +112,13 @@ export function loadConfig(environment: Environment): Settings {
 export function requireRoots(config: Settings): Roots {
   if (!config.ROOT_SECRETS) throw new ConfigError('ROOT_SECRETS or ROOT_SECRETS_FILE must be set')
   return rootsOf(config.ROOT_SECRETS)
+}
+
+/** The first of these database logins that is set. */
+export function requireDatabase(config: Settings, ...names: [DatabaseUrl, ...DatabaseUrl[]]): string {
+  const name = names.find((one) => config[one] !== undefined)
+  if (!name) throw new ConfigError(`${names[0]} or ${names[0]}_FILE must be set`)
+  return config[name]!
 }
 
 /** What serving needs beyond what every command needs. */

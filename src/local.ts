@@ -1,4 +1,4 @@
-/** The embedded default: with no DATABASE_URL, what a deployment would be given is generated under the data folder. */
+/** The embedded default: with no database named, what a deployment would be given is generated under the data folder. */
 
 import { generateKeyPairSync, randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
@@ -6,8 +6,11 @@ import { join, resolve } from 'node:path'
 import type { Environment } from './config.js'
 import { startEmbedded, type EmbeddedDatabase } from './db/embedded.js'
 
+/** Whether no database is named at all: one that is named is never passed over for the embedded one. */
 export function isLocal(environment: Environment): boolean {
-  return environment['DATABASE_URL'] === undefined && environment['DATABASE_URL_FILE'] === undefined
+  return ['DATABASE_URL', 'RUNTIME_DATABASE_URL', 'MIGRATE_DATABASE_URL']
+    .flatMap((name) => [name, `${name}_FILE`])
+    .every((name) => environment[name] === undefined)
 }
 
 /** Starts the embedded database, or shares a running one, and returns the environment with the gaps filled. */

@@ -7,7 +7,7 @@ import { Command, InvalidArgumentError, Option } from 'commander'
 import { signOperatorToken } from './auth/operators.js'
 import { SCOPES, type Scope } from './auth/scopes.js'
 import { call, Refused, Unreachable } from './client.js'
-import { describeConfig, loadConfig, processEnvironment, requireRoots, suspectNames, type Settings } from './config.js'
+import { describeConfig, loadConfig, processEnvironment, requireDatabase, requireRoots, suspectNames, type Settings } from './config.js'
 import { createGateway } from './control/gateways.js'
 import type { ControlParts, GatewayCaller } from './control/parts.js'
 import { revoke } from './control/revoke.js'
@@ -51,7 +51,7 @@ program
   .requiredOption('--org <org>', 'organization')
   .option('--scope <scopes...>', `any of ${SCOPES.join(', ')}; all of them by default`, [...SCOPES])
   .option('--crew <crews...>', 'narrow the token to some crews')
-  .option('--subject <name>', 'who it is for, as the audit trail names them', userInfo().username)
+  .option('--subject <name>', 'who it is for, as the audit trail names them', userName())
   .option('--ttl <seconds>', 'how long it is valid', positive, 3600)
   .action(runOperatorToken)
 
@@ -136,7 +136,7 @@ async function runServe(): Promise<void> {
 }
 
 async function walkOf(config: Settings, url: string): Promise<string> {
-  const operatorToken = await signOperatorToken(config, { org: WALK_ORG, scopes: SCOPES, subject: userInfo().username, ttlSeconds: DAY })
+  const operatorToken = await signOperatorToken(config, { org: WALK_ORG, scopes: SCOPES, subject: userName(), ttlSeconds: DAY })
   const gatewayCredential = await keptSecret(processEnvironment(), 'gateway-credential', {
     isGood: (credential) =>
       call({ MECHA_KEYS_URL: url }, { method: 'POST', path: '/v1/verify', body: { key: '' }, credential }).then(() => true, () => false),
@@ -153,13 +153,13 @@ async function runMigrate(options: { withLogins?: true }): Promise<void> {
 }
 
 async function migrateDatabase(config: Settings, withLogins: boolean): Promise<string[]> {
-  const url = config.MIGRATE_DATABASE_URL ?? config.DATABASE_URL!
+  const url = requireDatabase(config, 'MIGRATE_DATABASE_URL', 'DATABASE_URL')
   // A migration may take its time; waiting for a lock that the service holds may not.
   const db = openDatabase({ url, size: 1, timeoutMs: 600_000, name: 'mecha-keys migrate' })
   try {
     const applied = await migrate(db)
     if (withLogins) {
-      await ensureLogin(db, 'control', config.DATABASE_URL!)
+      await ensureLogin(db, 'control', requireDatabase(config, 'DATABASE_URL'))
       if (config.RUNTIME_DATABASE_URL) await ensureLogin(db, 'runtime', config.RUNTIME_DATABASE_URL)
     }
     return applied
@@ -325,7 +325,7 @@ async function withDatabaseSettings(run: (config: Settings) => Promise<void>): P
 
 async function withControlParts<T>(config: Settings, run: (parts: ControlParts) => Promise<T>): Promise<T> {
   const roots = requireRoots(config)
-  const db = openDatabase({ url: config.DATABASE_URL!, size: 1, timeoutMs: config.DATABASE_TIMEOUT * 1000, name: 'mecha-keys command line' })
+  const db = openDatabase({ url: requireDatabase(config, 'DATABASE_URL'), size: 1, timeoutMs: config.DATABASE_TIMEOUT * 1000, name: 'mecha-keys command line' })
   try {
     return await run({ db, config, roots, metrics: createMetrics({ process: false }) })
   } finally {
@@ -335,7 +335,16 @@ async function withControlParts<T>(config: Settings, run: (parts: ControlParts) 
 
 /** Whoever runs the command line, for the audit trail. */
 function commandLine(orgId: string | null): GatewayCaller {
-  return { actor: `cli:${userInfo().username}`, requestId: newId(), address: 'local', orgId, crews: undefined }
+  return { actor: `cli:${userName()}`, requestId: newId(), address: 'local', orgId, crews: undefined }
+}
+
+/** A container may run as a user id that has no name. */
+function userName(): string {
+  try {
+    return userInfo().username
+  } catch {
+    return `uid-${process.getuid?.()}`
+  }
 }
 
 function orgOf({ org, allOrganizations }: OfWhom): string | null {

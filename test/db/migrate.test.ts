@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto'
 import { sql } from 'kysely'
 import t from 'tap'
 import { migrate, pendingMigrations } from '../../src/db/migrate.js'
@@ -33,4 +34,23 @@ t.test('a service whose database is behind says so and is not ready', async (t) 
 t.test('a service on a database that was never migrated is not ready', async (t) => {
   const service = await startService(t, {}, await createDatabase(t, { empty: true }))
   t.match(await service.call('GET', '/readyz'), { status: 503, body: { checks: { database_runtime: /run mecha-keys migrate/ } } })
+})
+
+t.test('where the two roles are there, an owner who may not make roles migrates', async (t) => {
+  const database = await createDatabase(t, { empty: true })
+  const url = new URL(database.owner)
+  const [name, owner, password] = [url.pathname.slice(1), `owner_${randomBytes(4).toString('hex')}`, randomBytes(16).toString('hex')]
+  await sql`CREATE ROLE ${sql.id(owner)} LOGIN PASSWORD ${sql.lit(password)}`.execute(database.db)
+  await sql`ALTER DATABASE ${sql.id(name)} OWNER TO ${sql.id(owner)}`.execute(database.db)
+  t.teardown(async () => {
+    await sql`ALTER DATABASE ${sql.id(name)} OWNER TO CURRENT_USER`.execute(database.db)
+    await sql`REASSIGN OWNED BY ${sql.id(owner)} TO CURRENT_USER`.execute(database.db)
+    await sql`DROP OWNED BY ${sql.id(owner)}`.execute(database.db)
+    await sql`DROP ROLE ${sql.id(owner)}`.execute(database.db)
+  })
+  const db = openDatabase({ url: Object.assign(url, { username: owner, password }).href, size: 1, timeoutMs: 60_000, name: 'test migrate' })
+  await migrate(db).finally(() => db.destroy())
+  const service = await startService(t, {}, database)
+  const { plaintext_key } = await service.issue()
+  t.match(await service.verify(plaintext_key), { valid: true })
 })

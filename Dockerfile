@@ -1,0 +1,32 @@
+# The newest Node.js with long-term support; the service itself runs on 20.19 and later.
+ARG NODE_VERSION=26
+FROM node:${NODE_VERSION}-trixie-slim AS base
+WORKDIR /app
+COPY package.json package-lock.json ./
+
+FROM base AS build
+# No package's install script is needed, neither to compile nor to run.
+RUN npm ci --ignore-scripts
+COPY tsconfig.json ./
+COPY src src
+COPY test test
+COPY bench bench
+RUN npm run build
+
+FROM base AS production
+# @node-rs/argon2 brings its prebuilt binary as an optional dependency: do not omit those.
+RUN npm ci --omit=dev --ignore-scripts
+COPY --from=build /app/dist/src dist/src
+COPY migrations migrations
+COPY docs/errors docs/errors
+COPY openapi openapi
+COPY docker docker
+# A volume mounted here takes over this ownership; docker-compose.yml keeps generated secrets so.
+RUN install -d -o node -g node -m 0700 /secrets/owner /secrets/service
+ENV NODE_ENV=production HOST=0.0.0.0
+USER node
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
+  CMD ["node", "-e", "fetch('http://127.0.0.1:' + (process.env.PORT ?? 8080) + '/livez', { signal: AbortSignal.timeout(2000) }).then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))"]
+ENTRYPOINT ["node", "dist/src/main.js"]
+CMD ["serve"]
