@@ -4,7 +4,7 @@ import { createGateway } from '../../src/control/gateways.js'
 import { requireRoots } from '../../src/config.js'
 import { openDatabase } from '../../src/db/pool.js'
 import { createMetrics } from '../../src/http/metrics.js'
-import { startService, type Answer, type CallOptions, type Service } from '../helpers/service.js'
+import { startService, type Answer, type Service } from '../helpers/service.js'
 
 const NONE = 'key_01jd9p5v3fe8rr2k7m4q9wx0zt'
 
