@@ -1,10 +1,8 @@
 /** The composition root: every part of the service by name, in the order in which it is put together. */
 
 import { randomUUID } from 'node:crypto'
-import { readFileSync } from 'node:fs'
 import { STATUS_CODES } from 'node:http'
 import type { Socket } from 'node:net'
-import { join } from 'node:path'
 import cors from '@fastify/cors'
 import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance } from 'fastify'
 import type { Kysely } from 'kysely'
@@ -25,7 +23,7 @@ import { createMetrics, registerMetrics } from './http/metrics.js'
 import { registerOpenApi } from './http/openapi.js'
 import { answerProblem, PROBLEM_JSON, ProblemSchema, registerProblems, toProblem } from './http/problems.js'
 import { schemaCompiler } from './http/validation.js'
-import { PACKAGE_ROOT } from './package-root.js'
+import { VERSION } from './package-root.js'
 import { runtimePlane } from './runtime/routes.js'
 import * as runtimeSchemas from './runtime/schemas.js'
 import { recordLastUse } from './runtime/store.js'
@@ -49,8 +47,6 @@ const BODY_LIMIT = 16 * 1024
 const HEADER_LIMIT = 16 * 1024
 /** No longer than a UUID needs with room to spare, and shorter than any key: none can hide in one. */
 const REQUEST_ID = /^[A-Za-z0-9._-]{1,64}$/
-
-export const VERSION = (JSON.parse(readFileSync(join(PACKAGE_ROOT, 'package.json'), 'utf8')) as { version: string }).version
 
 /** Fields of any request or answer that carry a secret, by the schemas' own marks. */
 export const SECRET_FIELDS = secretFields([...Object.values(controlSchemas), ...Object.values(runtimeSchemas)])
