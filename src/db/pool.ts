@@ -34,6 +34,9 @@ export function openDatabase(options: PoolOptions): Kysely<Database> {
     keepAlive: true,
   })
   pool.on('error', (error) => options.onError?.(error))
+  // The pool listens to idle connections alone. One that breaks in use fails its statement, and the next one on it:
+  // that is how it is told, and nobody listening would end the process.
+  pool.on('connect', (client) => client.on('error', () => {}))
   return new Kysely<Database>({
     dialect: new PostgresDialect({ pool }),
     ...(onQuery && { log: () => onQuery() }),
