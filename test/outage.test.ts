@@ -111,10 +111,14 @@ async function layWire(t: Test): Promise<Wire> {
   const proxy = createServer((near) => {
     if (state === 'cut') return void near.destroy()
     const far = connect(Number(port), hostname)
+    let isDead = false
     for (const [from, to] of [[near, far], [far, near]] as const) {
       open.add(from)
       from.on('error', () => {}).on('close', () => (open.delete(from), to.destroy()))
-      from.on('data', (bytes) => void (state === 'whole' && to.write(bytes)))
+      from.on('data', (bytes) => {
+        isDead ||= state === 'silent'
+        if (!isDead) to.write(bytes)
+      })
     }
   }).listen(0, '127.0.0.1')
   await once(proxy, 'listening')
@@ -125,7 +129,7 @@ async function layWire(t: Test): Promise<Wire> {
     database: { ...direct, control: through(direct.control), runtime: through(direct.runtime) },
     cut: () => ((state = 'cut'), hangUp()),
     silence: () => void (state = 'silent'),
-    // What was lost while the wire was dead is lost: those connections are of no use to anybody.
-    restore: () => ((state = 'whole'), hangUp()),
+    // New connections pass. Those that were silenced stay so for ever, as when a firewall or a server lost them.
+    restore: () => void (state = 'whole'),
   }
 }
