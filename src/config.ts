@@ -129,13 +129,13 @@ export function requireServing(config: Settings): void {
     throw new ConfigError('BUILTIN_ISSUER=on needs BUILTIN_ISSUER_KEY or BUILTIN_ISSUER_KEY_FILE')
 }
 
-/** Names in the environment that look like a setting and are none. */
+/** Names in the environment that look like a setting and are none. Two letters off a short one is another word: PGHOST. */
 export function suspectNames(environment: Environment): { name: string; meant: string | undefined }[] {
   const known = new Set<string>(NAMES.flatMap((name) => (settingOf(name).secret ? [name, `${name}_FILE`] : [name])))
   return Object.keys(environment)
     .filter((name) => /^[A-Z][A-Z0-9_]{4,}$/.test(name) && !known.has(name))
     .map((name) => ({ name, near: closest(name, [...known]) }))
-    .map(({ name, near }) => ({ name, meant: distance(name, near) <= 2 ? near : undefined }))
+    .map(({ name, near }) => ({ name, meant: distance(name, near) <= (near.length > 6 ? 2 : 1) ? near : undefined }))
     .filter(({ name, meant }) => meant !== undefined || name.startsWith('MECHA_'))
 }
 

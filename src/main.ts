@@ -20,7 +20,7 @@ import { ConfigError, Problem } from './errors.js'
 import { createMetrics } from './http/metrics.js'
 import { newId, parsePublicId, publicId } from './key/id.js'
 import { statusAt } from './key/status.js'
-import { parseToken } from './key/token.js'
+import { parseToken, redactTokens } from './key/token.js'
 import { isLocal, keptSecret, startLocal, withLocalFiles } from './local.js'
 import { VERSION } from './package-root.js'
 import { renderWalk } from './walk.js'
@@ -34,6 +34,8 @@ const DAY = 86_400
 const program = new Command('mecha-keys')
   .description('Issues, lists, rotates, revokes and verifies Mecha keys. Settings come from the environment: see the README.')
   .version(VERSION)
+  // Whatever is refused may be a key that was pasted into the wrong place.
+  .configureOutput({ outputError: (message, write) => write(redactTokens(message)) })
   .exitOverride((error) => {
     throw error
   })
@@ -114,9 +116,9 @@ await program.parseAsync().catch(fail)
 // ── Commands ──
 
 async function runServe(): Promise<void> {
-  // The server takes most of the time that the program takes to load, and no other command needs it.
-  const { serve } = await import('./server.js')
   const environment = processEnvironment()
+  // Half of the time that a command takes to start, and only this one needs it.
+  const { serve } = await import('./server.js')
   if (!isLocal(environment)) return serve(loadConfig(environment), { environment })
   // A wrong setting is told before a database is started for it.
   loadConfig(withLocalFiles(environment))
@@ -387,7 +389,7 @@ function fail(error: Error & { code?: string; exitCode?: number }): void {
     process.exitCode = error.exitCode === 0 ? 0 : EXIT.usage
     return
   }
-  process.stderr.write(`mecha-keys: ${error.message}\n`)
+  process.stderr.write(`mecha-keys: ${redactTokens(error.message)}\n`)
   if (error instanceof InvalidArgumentError) process.exitCode = EXIT.usage
   else if (error instanceof ConfigError) process.exitCode = EXIT.config
   else if (error instanceof Unreachable || isDatabaseOutage(error)) process.exitCode = EXIT.unavailable

@@ -19,7 +19,8 @@ export interface ServeOptions extends AppParts {
 export async function serve(config: Settings, options: ServeOptions): Promise<void> {
   const { app, startDraining } = await buildApp(config, { processMetrics: true, ...options })
   const delay = (config.DRAIN_DELAY + config.SHUTDOWN_TIMEOUT) * 1000
-  closeWithGrace({ delay, logger: app.log }, async ({ signal, err }) => {
+  // A start that fails ends with its own exit code, and not as if it had been asked to end.
+  closeWithGrace({ delay, logger: app.log, skip: ['beforeExit'] }, async ({ signal, err }) => {
     if (err) app.log.fatal({ err }, 'ending after an error that nobody caught')
     else app.log.info({ signal }, 'draining')
     startDraining()
@@ -29,8 +30,13 @@ export async function serve(config: Settings, options: ServeOptions): Promise<vo
   })
   for (const { name, meant } of suspectNames(options.environment))
     app.log.warn(`${name} is no setting of mecha-keys${meant ? `: did you mean ${meant}?` : ''}`)
-  const url = await app.listen({ host: config.HOST, port: config.PORT }).catch((error: NodeJS.ErrnoException) => {
-    throw new ConfigError(`PORT ${config.PORT} on HOST ${config.HOST} cannot be listened on (${error.code})`)
-  })
-  await options.onListening?.(url)
+  try {
+    const url = await app.listen({ host: config.HOST, port: config.PORT }).catch((error: NodeJS.ErrnoException) => {
+      throw new ConfigError(`PORT ${config.PORT} on HOST ${config.HOST} cannot be listened on (${error.code})`)
+    })
+    await options.onListening?.(url)
+  } catch (error) {
+    await app.close()
+    throw error
+  }
 }

@@ -1,7 +1,7 @@
 /** One pool per plane, with a bound on everything that could wait. */
 
 import { Kysely, PostgresDialect } from 'kysely'
-import { Pool } from 'pg'
+import { Client, Pool } from 'pg'
 import type { Database } from './tables.js'
 
 export interface PoolOptions {
@@ -22,6 +22,7 @@ export interface PoolOptions {
 export function openDatabase(options: PoolOptions): Kysely<Database> {
   const { timeoutMs, onQuery } = options
   const pool = new Pool({
+    Client: ImpatientClient,
     connectionString: options.url,
     max: options.size,
     application_name: options.name,
@@ -34,10 +35,25 @@ export function openDatabase(options: PoolOptions): Kysely<Database> {
     keepAlive: true,
   })
   pool.on('error', (error) => options.onError?.(error))
+  // The pool listens to idle connections alone. One that breaks in use fails its statement, and the next one on it:
+  // that is how it is told, and nobody listening would end the process.
+  pool.on('connect', (client) => client.on('error', () => {}))
   return new Kysely<Database>({
     dialect: new PostgresDialect({ pool }),
     ...(onQuery && { log: () => onQuery() }),
   })
+}
+
+/**
+ * A connection that let a statement time out is given up: it may be dead without knowing, the statement may still run
+ * on it, and a transaction may still be open. The pool would hand it out again.
+ */
+class ImpatientClient extends Client {
+  override query(...args: unknown[]): any {
+    const result = (super.query as (...args: unknown[]) => Promise<unknown> | undefined)(...args)
+    result?.catch((error: Error) => (error.message === 'Query read timeout' ? this.end() : undefined))
+    return result
+  }
 }
 
 /** SQLSTATE classes that say "the database is not there", not "the statement is wrong". */

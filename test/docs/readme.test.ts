@@ -8,7 +8,8 @@ import { PACKAGE_ROOT } from '../../src/package-root.js'
 import { WALK } from '../../src/walk.js'
 import { contractOf, operationsOf } from '../helpers/contract.js'
 import { createDatabase } from '../helpers/database.js'
-import { openShell, serveProcess } from '../helpers/process.js'
+import { start } from '../helpers/process.js'
+import { openShell } from '../helpers/shell.js'
 import { startService, testEnvironment } from '../helpers/service.js'
 import { withSettings } from '../tools/documents.js'
 
@@ -119,7 +120,7 @@ t.test('every file that a page names is there', async (t) => {
 async function served(t: Test) {
   const database = await createDatabase(t)
   const environment = testEnvironment(database)
-  const url = await serveProcess(t, environment)
+  const [, url = ''] = await start(t, ['serve'], { env: { ...environment, PORT: '0' } }).line(/listening at (http:\/\/[\d.:]+)/)
   const operatorToken = await signOperatorToken(loadConfig(environment), { org: ORG, scopes: SCOPES, subject: 'newcomer', ttlSeconds: 600 })
   const answer = await fetch(`${url}/v1/gateways`, {
     method: 'POST',
@@ -127,7 +128,7 @@ async function served(t: Test) {
     body: JSON.stringify({ name: 'walk' }),
   })
   const { plaintext_key: gatewayCredential } = (await answer.json()) as { plaintext_key: string }
-  return { url, database, environment, shell: openShell(t, {}), operatorToken, gatewayCredential }
+  return { url, database, environment, shell: openShell(t), operatorToken, gatewayCredential }
 }
 
 function sectionOf(heading: string): string {

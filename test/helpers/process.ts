@@ -1,67 +1,97 @@
-/** The service as a process of its own, and a shell beside it. */
+/** The program as it is run: a process of its own, with an environment in which nothing is set but what the test says. */
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { join } from 'node:path'
-import { createInterface } from 'node:readline'
 import type { Test } from 'tap'
 import type { Environment } from '../../src/config.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
 
-/** Nothing of the environment of the tests but what finds programs. */
-const around = () => ({ PATH: process.env['PATH'], HOME: process.env['HOME'] })
+/** Longest wait for a line or for an end: a bound, and no expectation. */
+const PATIENCE_MS = 40_000
 
-/** Starts `mecha-keys serve` on a free port; resolves to its address when it listens. */
-export async function serveProcess(t: Test, environment: Environment): Promise<string> {
-  const child = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist', 'src', 'main.js'), 'serve'], {
-    cwd: PACKAGE_ROOT,
-    env: { ...around(), ...environment, PORT: '0' },
-    stdio: ['ignore', 'pipe', 'pipe'],
+export interface Ended {
+  readonly code: number | null
+  readonly signal: NodeJS.Signals | null
+  readonly stdout: string
+  readonly stderr: string
+}
+
+export interface RunOptions {
+  readonly env?: Environment
+  /** What stands on standard input; nothing otherwise. */
+  readonly input?: string
+}
+
+export interface Running {
+  readonly pid: number
+  /** Everything on standard output so far. */
+  stdout(): string
+  /** Resolves when standard output holds a match. */
+  line(pattern: RegExp): Promise<RegExpExecArray>
+  /** Sends a signal to the process alone. */
+  signal(signal: NodeJS.Signals): void
+  /** Sends a signal to its whole process group, as a terminal does for Ctrl-C. */
+  signalGroup(signal: NodeJS.Signals): void
+  /** Resolves when the process has ended, and everything that writes where it wrote. */
+  ended(): Promise<Ended>
+}
+
+/** Starts `mecha-keys` with some arguments. Whatever is left of its process group ends with the test. */
+export function start(t: Test, args: readonly string[], { env = {}, input = '' }: RunOptions = {}): Running {
+  const child = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist', 'src', 'main.js'), ...args], {
+    env: { PATH: process.env['PATH'], ...env },
+    stdio: ['pipe', 'pipe', 'pipe'],
+    detached: true,
   })
+  const text = { stdout: '', stderr: '' }
+  for (const name of ['stdout', 'stderr'] as const) child[name].setEncoding('utf8').on('data', (chunk: string) => (text[name] += chunk))
+  child.stdin.on('error', () => {})
+  child.stdin.end(input)
   const exited = once(child, 'exit')
+  const closed = once(child, 'close') as Promise<[number | null, NodeJS.Signals | null]>
+  const signalGroup = (signal: NodeJS.Signals) => void process.kill(-child.pid!, signal)
+  const told = () => `\n— standard output:\n${text.stdout}\n— standard error:\n${text.stderr}`
   t.teardown(async () => {
-    child.kill('SIGTERM')
+    try {
+      signalGroup('SIGKILL')
+    } catch {
+      // Nothing is left of it.
+    }
     await exited
   })
-  const lines: string[] = []
-  child.stderr.on('data', (data) => lines.push(String(data)))
-  for await (const line of createInterface({ input: child.stdout })) {
-    lines.push(line)
-    const url = /listening at (http:\/\/[\d.:]+)/.exec(line)?.[1]
-    if (!url) continue
-    child.stdout.resume()
-    return url
-  }
-  throw new Error(`the service ended before it listened:\n${lines.join('\n')}`)
-}
-
-export interface Shell {
-  /** Runs one line, and resolves to what it wrote, both streams together, and its exit code. */
-  run(line: string): Promise<{ output: string; code: number }>
-}
-
-/** A bash that keeps its variables from line to line, as a terminal does. */
-export function openShell(t: Test, environment: Environment): Shell {
-  const bash = spawn('bash', ['--norc', '--noprofile'], { cwd: PACKAGE_ROOT, env: { ...around(), ...environment }, stdio: ['pipe', 'pipe', 'inherit'] })
-  const output = createInterface({ input: bash.stdout })[Symbol.asyncIterator]()
-  const exited = once(bash, 'exit')
-  t.teardown(async () => {
-    bash.stdin.end()
-    await exited
-  })
-  bash.stdin.write('exec 2>&1\n')
   return {
-    async run(line) {
-      // An answer need not end in a line feed; the mark stands on a line of its own.
-      bash.stdin.write(`${line}\nprintf '\\n-- done %d --\\n' $?\n`)
-      const lines: string[] = []
-      for (;;) {
-        const { value, done } = await output.next()
-        if (done) throw new Error(`bash ended at: ${line}\n${lines.join('\n')}`)
-        const code = /^-- done (\d+) --$/.exec(value)?.[1]
-        if (code !== undefined) return { output: lines.join('\n').trim(), code: Number(code) }
-        lines.push(value)
+    pid: child.pid!,
+    stdout: () => text.stdout,
+    signal: (signal) => void child.kill(signal),
+    signalGroup,
+    async line(pattern) {
+      const found = () => pattern.exec(text.stdout)
+      const ended = closed.then(() => true)
+      const deadline = Date.now() + PATIENCE_MS
+      for (let match = found(); ; match = found()) {
+        if (match) return match
+        const left = deadline - Date.now()
+        const more = left > 0 && once(child.stdout, 'data', { signal: AbortSignal.timeout(left) }).then(() => false, () => true)
+        if (!more || (await Promise.race([more, ended]))) {
+          const last = found()
+          if (last) return last
+          throw new Error(`${args.join(' ')} never wrote ${pattern}${told()}`)
+        }
       }
     },
+    async ended() {
+      let timer: NodeJS.Timeout
+      const late = new Promise<never>((_resolve, reject) => {
+        timer = setTimeout(() => reject(new Error(`${args.join(' ')} did not end${told()}`)), PATIENCE_MS)
+      })
+      const [code, signal] = await Promise.race([closed, late]).finally(() => clearTimeout(timer))
+      return { code, signal, ...text }
+    },
   }
+}
+
+/** Runs `mecha-keys` to its end. */
+export function run(t: Test, args: readonly string[], options?: RunOptions): Promise<Ended> {
+  return start(t, args, options).ended()
 }
