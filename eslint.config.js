@@ -6,12 +6,12 @@ import tseslint from 'typescript-eslint'
  * `control, runtime → auth → http → key, db → config, errors`, and the two planes never import each other.
  */
 const walls = {
-  key: ['control', 'runtime', 'auth', 'http', 'db', 'config', 'errors', 'app', 'server', 'main'],
-  db: ['control', 'runtime', 'auth', 'http', 'config', 'app', 'server', 'main'],
-  http: ['control', 'runtime', 'auth', 'config', 'app', 'server', 'main'],
-  auth: ['control', 'runtime', 'http', 'db', 'app', 'server', 'main'],
-  control: ['runtime', 'app', 'server', 'main'],
-  runtime: ['control', 'app', 'server', 'main'],
+  key: ['control', 'runtime', 'auth', 'http', 'db', 'config', 'errors', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
+  db: ['control', 'runtime', 'auth', 'http', 'config', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
+  http: ['control', 'runtime', 'auth', 'config', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
+  auth: ['control', 'runtime', 'http', 'db', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
+  control: ['runtime', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
+  runtime: ['control', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
 }
 
 const wallRules = Object.entries(walls).map(([folder, forbidden]) => ({

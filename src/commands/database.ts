@@ -1,0 +1,126 @@
+/** Commands that work straight in the database: `migrate`, `gateway`, `root-secrets`. */
+
+import { InvalidArgumentError } from 'commander'
+import { loadConfig, processEnvironment, requireDatabase, requireRoots, type Settings } from '../config.js'
+import { createGateway } from '../control/gateways.js'
+import type { ControlParts, GatewayCaller } from '../control/parts.js'
+import { revoke } from '../control/revoke.js'
+import { rootSecretsStatus } from '../control/root-secrets.js'
+import { listKeys } from '../control/store.js'
+import { ensureLogin } from '../db/logins.js'
+import { migrate } from '../db/migrate.js'
+import { openDatabase } from '../db/pool.js'
+import { createMetrics } from '../http/metrics.js'
+import { newId, parsePublicId, publicId } from '../key/id.js'
+import { statusAt } from '../key/status.js'
+import { isLocal, startLocal } from '../local.js'
+import { print, userName } from './shared.js'
+
+export async function runMigrate(options: { withLogins?: true }): Promise<void> {
+  await withDatabaseSettings(async (config) => {
+    const applied = await migrateDatabase(config, options.withLogins ?? false)
+    process.stdout.write(applied.length > 0 ? `applied ${applied.join(', ')}\n` : 'nothing to apply\n')
+  })
+}
+
+interface OfWhom {
+  org?: string
+  allOrganizations?: true
+}
+
+export async function runGatewayCreate(options: OfWhom & { name: string; json?: true }): Promise<void> {
+  const caller = commandLine(orgOf(options))
+  await withDatabaseSettings((config) =>
+    withControlParts(config, async (parts) => {
+      const { key, plaintext } = await createGateway(parts, caller, options.name)
+      const id = publicId('gateway', key.id)
+      print(options.json, { id, name: options.name, org_id: key.org_id, plaintext_key: plaintext }, () => [plaintext])
+    }),
+  )
+}
+
+export async function runGatewayList(options: OfWhom & { json?: true }): Promise<void> {
+  const { orgId } = commandLine(orgOf(options))
+  await withDatabaseSettings((config) =>
+    withControlParts(config, async ({ db }) => {
+      const { keys, now } = await listKeys(db, { orgId, crews: undefined }, { kind: 'gateway', limit: 1000 })
+      const gateways = keys.map((key) => ({ id: publicId('gateway', key.id), name: key.name, org_id: key.org_id, status: statusAt(key, now) }))
+      print(options.json, { gateways }, () => gateways.map(({ id, status, name }) => `${id}  ${status}  ${name}`))
+    }),
+  )
+}
+
+export async function runGatewayRevoke(id: string, options: OfWhom & { reason?: string }): Promise<void> {
+  const uuid = parsePublicId('gateway', id)
+  if (!uuid) throw new InvalidArgumentError('<id> must be a gateway id: gw_…')
+  const caller = commandLine(orgOf(options))
+  await withDatabaseSettings((config) =>
+    withControlParts(config, async (parts) => {
+      await revoke(parts, caller, 'gateway', uuid, options.reason)
+      process.stdout.write(`revoked ${id}\n`)
+    }),
+  )
+}
+
+export async function runRootSecretsStatus({ json }: { json?: true }): Promise<void> {
+  await withDatabaseSettings((config) =>
+    withControlParts(config, async ({ db, roots }) => {
+      const status = await rootSecretsStatus(db, roots)
+      print(json, { root_secrets: status }, () =>
+        status.map((root) => {
+          const next = { newest: 'makes keys', older: root.droppable ? 'may be dropped' : 'still needed', missing: 'NEEDED AND NOT CONFIGURED' }
+          return `${root.id}  ${root.role}  tags ${root.tagged} living keys, peppers ${root.peppered}  ${next[root.role]}`
+        }),
+      )
+    }),
+  )
+}
+
+export async function migrateDatabase(config: Settings, withLogins: boolean): Promise<string[]> {
+  const url = requireDatabase(config, 'MIGRATE_DATABASE_URL', 'DATABASE_URL')
+  // A migration may take its time; waiting for a lock that the service holds may not.
+  const db = openDatabase({ url, size: 1, timeoutMs: 600_000, name: 'mecha-keys migrate' })
+  try {
+    const applied = await migrate(db)
+    if (withLogins) {
+      await ensureLogin(db, 'control', requireDatabase(config, 'DATABASE_URL'))
+      if (config.RUNTIME_DATABASE_URL) await ensureLogin(db, 'runtime', config.RUNTIME_DATABASE_URL)
+    }
+    return applied
+  } finally {
+    await db.destroy()
+  }
+}
+
+/** Runs with the settings of a database: the deployment's, or the embedded one, which is started if it is not up. */
+async function withDatabaseSettings(run: (config: Settings) => Promise<void>): Promise<void> {
+  const environment = processEnvironment()
+  if (!isLocal(environment)) return run(loadConfig(environment))
+  const local = await startLocal(environment, { share: true })
+  try {
+    await run(loadConfig(local.environment))
+  } finally {
+    await local.database.stop()
+  }
+}
+
+export async function withControlParts<T>(config: Settings, run: (parts: ControlParts) => Promise<T>): Promise<T> {
+  const roots = requireRoots(config)
+  const db = openDatabase({ url: requireDatabase(config, 'DATABASE_URL'), size: 1, timeoutMs: config.DATABASE_TIMEOUT * 1000, name: 'mecha-keys command line' })
+  try {
+    return await run({ db, config, roots, metrics: createMetrics({ process: false }) })
+  } finally {
+    await db.destroy()
+  }
+}
+
+/** Whoever runs the command line, for the audit trail. */
+export function commandLine(orgId: string | null): GatewayCaller {
+  return { actor: `cli:${userName()}`, requestId: newId(), address: 'local', orgId, crews: undefined }
+}
+
+function orgOf({ org, allOrganizations }: OfWhom): string | null {
+  if (org !== undefined && org !== '') return org
+  if (allOrganizations) return null
+  throw new InvalidArgumentError('say --org <org>, or --all-organizations')
+}

@@ -1,0 +1,46 @@
+/** `serve`: the deployment's service, or the embedded default with a walk to paste. */
+
+import { signOperatorToken } from '../auth/operators.js'
+import { SCOPES } from '../auth/scopes.js'
+import { call } from '../client.js'
+import { loadConfig, processEnvironment, type Settings } from '../config.js'
+import { createGateway } from '../control/gateways.js'
+import { isLocal, keptSecret, startLocal, withLocalFiles } from '../local.js'
+import { serve } from '../server.js'
+import { renderWalk } from '../walk.js'
+import { commandLine, migrateDatabase, withControlParts } from './database.js'
+import { userName } from './shared.js'
+
+/** The organization and the operator of the walk that `npm start` prints. */
+const WALK_ORG = 'acmecorp'
+const DAY = 86_400
+
+export async function runServe(): Promise<void> {
+  const environment = processEnvironment()
+  if (!isLocal(environment)) return serve(loadConfig(environment), { environment })
+  // A wrong setting is told before a database is started for it.
+  loadConfig(withLocalFiles(environment))
+  const local = await startLocal(environment)
+  try {
+    const config = loadConfig(local.environment)
+    await migrateDatabase(config, true)
+    await serve(config, {
+      environment,
+      onListening: async (url) => void process.stdout.write(await walkOf(config, url)),
+      onClosed: () => local.database.stop(),
+    })
+  } catch (error) {
+    await local.database.stop()
+    throw error
+  }
+}
+
+async function walkOf(config: Settings, url: string): Promise<string> {
+  const operatorToken = await signOperatorToken(config, { org: WALK_ORG, scopes: SCOPES, subject: userName(), ttlSeconds: DAY })
+  const gatewayCredential = await keptSecret(processEnvironment(), 'gateway-credential', {
+    isGood: (credential) =>
+      call({ MECHA_KEYS_URL: url }, { method: 'POST', path: '/v1/verify', body: { key: '' }, credential }).then(() => true, () => false),
+    make: () => withControlParts(config, async (parts) => (await createGateway(parts, commandLine(WALK_ORG), 'npm start')).plaintext),
+  })
+  return renderWalk({ url, operatorToken, gatewayCredential })
+}
