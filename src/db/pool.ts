@@ -49,8 +49,8 @@ export function openDatabase(options: PoolOptions): Kysely<Database> {
  * on it, and a transaction may still be open. The pool would hand it out again.
  */
 class ImpatientClient extends Client {
-  override query(...args: any[]): any {
-    const result = (super.query as (...args: any[]) => Promise<unknown> | undefined)(...args)
+  override query(...args: unknown[]): any {
+    const result = (super.query as (...args: unknown[]) => Promise<unknown> | undefined)(...args)
     result?.catch((error: Error) => (error.message === 'Query read timeout' ? this.end() : undefined))
     return result
   }
