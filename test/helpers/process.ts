@@ -33,7 +33,7 @@ export interface Running {
   signal(signal: NodeJS.Signals): void
   /** Sends a signal to its whole process group, as a terminal does for Ctrl-C. */
   signalGroup(signal: NodeJS.Signals): void
-  /** Resolves when the process has ended. */
+  /** Resolves when the process has ended, and everything that writes where it wrote. */
   ended(): Promise<Ended>
 }
 
@@ -48,6 +48,7 @@ export function start(t: Test, args: readonly string[], { env = {}, input = '' }
   for (const name of ['stdout', 'stderr'] as const) child[name].setEncoding('utf8').on('data', (chunk: string) => (text[name] += chunk))
   child.stdin.on('error', () => {})
   child.stdin.end(input)
+  const exited = once(child, 'exit')
   const closed = once(child, 'close') as Promise<[number | null, NodeJS.Signals | null]>
   const signalGroup = (signal: NodeJS.Signals) => void process.kill(-child.pid!, signal)
   const told = () => `\n— standard output:\n${text.stdout}\n— standard error:\n${text.stderr}`
@@ -57,7 +58,7 @@ export function start(t: Test, args: readonly string[], { env = {}, input = '' }
     } catch {
       // Nothing is left of it.
     }
-    await closed
+    await exited
   })
   return {
     pid: child.pid!,
