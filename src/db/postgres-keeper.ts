@@ -8,7 +8,7 @@
 
 import { execFileSync } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, readFileSync } from 'node:fs'
+import { readFileSync, statSync } from 'node:fs'
 import { rm, writeFile } from 'node:fs/promises'
 import { createServer, type AddressInfo } from 'node:net'
 import { join } from 'node:path'
@@ -39,7 +39,7 @@ try {
   await writeFile(keeperPid, String(process.pid))
   const port = await freePort()
   const postgres = embeddedPostgres(port)
-  if (!existsSync(initialised)) {
+  if (!exists(initialised)) {
     // A first start that was interrupted leaves half a cluster, with nothing in it that anybody was ever told of.
     await rm(data, { recursive: true, force: true })
     await postgres.initialise()
@@ -98,18 +98,27 @@ async function isGone(pid: number | undefined, mark: string): Promise<boolean> {
 }
 
 function pidIn(file: string): number | undefined {
-  return existsSync(file) ? Number(readFileSync(file, 'utf8').split('\n')[0]) || undefined : undefined
+  return exists(file) ? Number(readFileSync(file, 'utf8').split('\n')[0]) || undefined : undefined
 }
 
 /** The command line of a process, empty when there is none: process ids are used again, so the id alone says little. */
 function commandOf(pid: number): string {
   try {
-    return existsSync('/proc/self/cmdline')
+    return exists('/proc/self/cmdline')
       ? readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ')
       : execFileSync('ps', ['-o', 'command=', '-p', String(pid)], { encoding: 'utf8' })
   } catch {
     return ''
   }
+}
+
+/**
+ * Whether there is such a file. Not existsSync: access(2) ignores the capability that this process may have been lent,
+ * so that below a folder of mode 0700 nothing would seem to be there, and the cluster would be made anew.
+ * What cannot be looked at for another reason is an error and not an absence.
+ */
+function exists(file: string): boolean {
+  return statSync(file, { throwIfNoEntry: false }) !== undefined
 }
 
 async function freePort(): Promise<number> {
