@@ -93,6 +93,8 @@ interface Identity {
 /**
  * PostgreSQL refuses to run as root, so root runs it as `postgres`, or as `nobody` where there is no such user.
  * Where that user cannot reach the checkout (a home of mode 0700), it is lent the one capability that lets it.
+ * access(2), by which initdb looks for its programs, heeds a capability of another user than root only under
+ * `no_setuid_fixup` (capabilities(7)); the exec that follows takes all others away.
  */
 function unprivileged(dir: string): Identity {
   const user = ['postgres', 'nobody'].find((name) => idOf('-u', name) !== undefined)
@@ -102,7 +104,7 @@ function unprivileged(dir: string): Identity {
   if (reachable) return { command: [], owner }
   const [uid, gid] = [`--reuid=${owner.uid}`, `--regid=${owner.gid}`]
   const lent = ['--inh-caps=+dac_override', '--ambient-caps=+dac_override']
-  return { command: ['setpriv', uid, gid, '--clear-groups', ...lent, '--'], owner }
+  return { command: ['setpriv', uid, gid, '--clear-groups', '--securebits=+no_setuid_fixup', ...lent, '--'], owner }
 }
 
 function idOf(flag: '-u' | '-g', user: string): number | undefined {
