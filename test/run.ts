@@ -13,7 +13,7 @@ import { migrate } from '../src/db/migrate.js'
 import { ensureLogin } from '../src/db/logins.js'
 import { openDatabase } from '../src/db/pool.js'
 import { PACKAGE_ROOT } from '../src/package-root.js'
-import { LOGINS, openAdmin, urlFor } from './helpers/database.js'
+import { LOGINS, openAdmin, urlFor } from './helpers/server.js'
 
 /** Nothing that a test writes has to outlive it. */
 const FAST = ['fsync=off', 'synchronous_commit=off', 'full_page_writes=off', 'max_connections=300']

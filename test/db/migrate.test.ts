@@ -26,7 +26,7 @@ t.test('from an empty database, by eight at once and again: each migration is ap
 })
 
 t.test('a service whose database is behind says so and is not ready', async (t) => {
-  const service = await startService(t)
+  const service = await startService(t, {}, await createDatabase(t))
   await sql`DELETE FROM kysely_migration WHERE name = '0003_events'`.execute(service.database.db)
   t.match(await service.call('GET', '/readyz'), { status: 503, body: { ready: false, checks: { database_control: 'run mecha-keys migrate: 0003_events missing' } } })
 })

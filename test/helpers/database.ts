@@ -1,17 +1,11 @@
-/** A database of a test file's own, cloned from the migrated template. */
+/** Databases of tests. */
 
 import { randomBytes } from 'node:crypto'
-import type { Kysely } from 'kysely'
-import { Pool } from 'pg'
-import type { Test } from 'tap'
+import { sql, type Kysely } from 'kysely'
+import tap, { type Test } from 'tap'
 import { openDatabase } from '../../src/db/pool.js'
 import type { Database } from '../../src/db/tables.js'
-
-/** The planes' logins on the test server. Made up, as the server is. */
-export const LOGINS = {
-  control: 'mecha_keys_test_control:control-of-a-throw-away-database',
-  runtime: 'mecha_keys_test_runtime:runtime-of-a-throw-away-database',
-} as const
+import { LOGINS, openAdmin, urlFor } from './server.js'
 
 export interface TestDatabase {
   readonly owner: string
@@ -21,20 +15,21 @@ export interface TestDatabase {
   readonly db: Kysely<Database>
 }
 
-/** The URL of a database on the test server, as its superuser or as a `user:password`. */
-export function urlFor(serverUrl: string, database: string, credentials?: string): string {
-  const url = new URL(serverUrl)
-  url.pathname = `/${database}`
-  if (credentials) [url.username, url.password] = credentials.split(':') as [string, string]
-  return url.href
+let ofThisFile: Promise<TestDatabase> | undefined
+
+/** The database of this test file, with nothing in it. Tests of one file run one after another, so they can share it. */
+export async function emptyDatabase(): Promise<TestDatabase> {
+  const database = await (ofThisFile ??= createDatabase(tap))
+  await database.db.transaction().execute(async (trx) => {
+    // Events can be neither changed nor deleted: their trigger has to look away.
+    await sql`SET LOCAL session_replication_role = replica`.execute(trx)
+    await sql`TRUNCATE events, idempotency_keys, key_usage, keys, mechas RESTART IDENTITY`.execute(trx)
+  })
+  return database
 }
 
-/** One connection as the server's superuser. It may still be closing when the server ends, which is no error here. */
-export function openAdmin(url: string): Pool {
-  return new Pool({ connectionString: url, max: 1 }).on('error', () => {})
-}
-
-export async function createDatabase(t: Test, options: { empty?: boolean } = {}): Promise<TestDatabase> {
+/** A database of its own, cloned from the migrated template or empty. */
+export async function createDatabase(t: Pick<Test, 'teardown'>, options: { empty?: boolean } = {}): Promise<TestDatabase> {
   const server = process.env['TEST_SERVER_URL']
   const template = process.env['TEST_TEMPLATE']
   if (!server || !template) throw new Error('run the tests with npm test, which starts a PostgreSQL for them')

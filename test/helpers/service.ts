@@ -1,4 +1,4 @@
-/** The real service on a database of its own, and short words for what tests ask of it. */
+/** The real service on the empty database of the test file, and short words for what tests ask of it. */
 
 import { generateKeyPairSync, randomBytes } from 'node:crypto'
 import { Writable } from 'node:stream'
@@ -8,7 +8,7 @@ import { buildApp } from '../../src/app.js'
 import { signOperatorToken } from '../../src/auth/operators.js'
 import { SCOPES, type Scope } from '../../src/auth/scopes.js'
 import { loadConfig, type Environment, type Settings } from '../../src/config.js'
-import { createDatabase, type TestDatabase } from './database.js'
+import { emptyDatabase, type TestDatabase } from './database.js'
 
 export interface Answer {
   readonly status: number
@@ -63,7 +63,7 @@ export function testEnvironment(database: TestDatabase, environment: Environment
 }
 
 export async function startService(t: Test, environment: Environment = {}, given?: TestDatabase): Promise<Service> {
-  const database = given ?? (await createDatabase(t))
+  const database = given ?? (await emptyDatabase())
   const config = loadConfig(testEnvironment(database, environment))
   const lines: string[] = []
   const logDestination = new Writable({ write: (line, _encoding, done) => (lines.push(String(line)), done()) })

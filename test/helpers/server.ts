@@ -1,0 +1,22 @@
+/** The PostgreSQL that the tests run on. Known to the runner too, so nothing here knows tap. */
+
+import { Pool } from 'pg'
+
+/** The planes' logins on the test server. Made up, as the server is. */
+export const LOGINS = {
+  control: 'mecha_keys_test_control:control-of-a-throw-away-database',
+  runtime: 'mecha_keys_test_runtime:runtime-of-a-throw-away-database',
+} as const
+
+/** The URL of a database on the test server, as its superuser or as a `user:password`. */
+export function urlFor(serverUrl: string, database: string, credentials?: string): string {
+  const url = new URL(serverUrl)
+  url.pathname = `/${database}`
+  if (credentials) [url.username, url.password] = credentials.split(':') as [string, string]
+  return url.href
+}
+
+/** One connection as the server's superuser. It may still be closing when the server ends, which is no error here. */
+export function openAdmin(url: string): Pool {
+  return new Pool({ connectionString: url, max: 1 }).on('error', () => {})
+}
