@@ -31,6 +31,8 @@ export type OperatorAuthenticator = (authorization: string | undefined) => Promi
 /** How the built-in issuer names itself in its tokens. */
 const BUILTIN_ISSUER = 'mecha-keys:builtin'
 const FETCH_TIMEOUT_MS = 5000
+/** What the audit trail can store and show (OpenID Connect Core 1.0, section 2: 255 characters at most). */
+const SUBJECT = /^[^\p{Cc}\p{Cs}]{1,255}$/u
 const ORG_ID = /^[\x21-\x7e]{1,128}$/
 const CREW = /^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$/
 
@@ -153,6 +155,8 @@ async function verifiedClaims(token: string, issuer: Issuer, config: Settings): 
 }
 
 function operatorOf(claims: JWTPayload, config: Settings): Operator {
+  const subject: unknown = claims.sub
+  if (typeof subject !== 'string' || !SUBJECT.test(subject)) throw wrongClaim('sub')
   const orgId = claims[config.OIDC_ORG_CLAIM]
   if (typeof orgId !== 'string' || !ORG_ID.test(orgId)) throw wrongClaim(config.OIDC_ORG_CLAIM)
   const scope = claims[config.OIDC_SCOPE_CLAIM] ?? ''
@@ -162,7 +166,7 @@ function operatorOf(claims: JWTPayload, config: Settings): Operator {
   if (crews !== undefined && !(isListOfText(crews) && crews.every((crew) => CREW.test(crew)))) throw wrongClaim(config.OIDC_CREWS_CLAIM)
   const known = new Set<string>(SCOPES)
   return {
-    actor: `operator:${claims.sub!}`.slice(0, 255),
+    actor: `operator:${subject}`,
     orgId,
     scopes: new Set(scopes.filter((one) => known.has(one))),
     crews,
