@@ -146,12 +146,18 @@ async function verifiedClaims(token: string, issuer: Issuer, config: Settings): 
     return payload
   } catch (error) {
     if (error instanceof Problem) throw error
-    if (error instanceof joseErrors.JWKSTimeout || error instanceof joseErrors.JWKSInvalid) throw issuerUnavailable()
+    if (isAboutKeySet(error)) throw issuerUnavailable()
     if (error instanceof joseErrors.JWTExpired) throw unauthenticated('The token has expired.', 'invalid_token')
     if (error instanceof joseErrors.JWTClaimValidationFailed)
       throw unauthenticated(`The token's claim ${error.claim} is not as it must be.`, 'invalid_token')
     throw unauthenticated('The token is not valid.', 'invalid_token')
   }
+}
+
+/** What is wrong with a token has an error class of its own; jose's general one is for a key set that is not JSON. */
+function isAboutKeySet(error: unknown): boolean {
+  if (error instanceof joseErrors.JWKSTimeout || error instanceof joseErrors.JWKSInvalid) return true
+  return error instanceof joseErrors.JOSEError && error.code === joseErrors.JOSEError.code
 }
 
 function operatorOf(claims: JWTPayload, config: Settings): Operator {
