@@ -96,16 +96,21 @@ async function trustedIssuers(config: Settings): Promise<Map<string, Issuer>> {
 
 /** The key set's address is looked up once (OpenID Connect Discovery 1.0, section 4), and again until that works. */
 function remoteKeys(issuer: string, config: Settings): JWTVerifyGetKey {
-  let keys: JWTVerifyGetKey | undefined
+  let keys: Promise<JWTVerifyGetKey> | undefined
   const options = {
     timeoutDuration: FETCH_TIMEOUT_MS,
     cooldownDuration: config.OIDC_JWKS_COOLDOWN * 1000,
     cacheMaxAge: config.OIDC_JWKS_MAX_AGE * 1000,
     [customFetch]: fetchOrUnavailable,
   }
+  const find = async () => createRemoteJWKSet(new URL(config.OIDC_JWKS_URL ?? (await discoverJwksUrl(issuer))), options)
   return async (header, token) => {
-    keys ??= createRemoteJWKSet(new URL(config.OIDC_JWKS_URL ?? (await discoverJwksUrl(issuer))), options)
-    return keys(header, token)
+    // Requests that come while it is looked up wait for the same answer: they cannot pile up on a slow issuer.
+    keys ??= find().catch((error: unknown) => {
+      keys = undefined
+      throw error
+    })
+    return (await keys)(header, token)
   }
 }
 
