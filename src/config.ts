@@ -157,6 +157,13 @@ export function settingsTable(): { name: string; default: string | undefined; se
   })
 }
 
+/** Whether an issuer's documents may be fetched from here: keys fetched in the clear could be anybody's. */
+export function isFetchable(address: string): boolean {
+  if (!URL.canParse(address)) return false
+  const { protocol, hostname } = new URL(address)
+  return protocol === 'https:' || (protocol === 'http:' && ['localhost', '127.0.0.1', '[::1]'].includes(hostname))
+}
+
 function readSetting(name: SettingName, environment: Environment): unknown {
   const { value, from } = rawSetting(name, environment)
   if (value === undefined) return undefined
@@ -239,11 +246,8 @@ function httpUrl(value: string): string {
   return url(value, ['http:', 'https:'], 'must be an http or https URL').href.replace(/\/$/, '')
 }
 
-/** Keys fetched in the clear could be anybody's. */
 function issuerUrl(value: string): string {
-  const rule = 'must be an https URL (http only on the loopback)'
-  const { protocol, hostname } = url(value, ['http:', 'https:'], rule)
-  if (protocol === 'http:' && !['localhost', '127.0.0.1', '[::1]'].includes(hostname)) throw new Error(rule)
+  if (!isFetchable(value)) throw new Error('must be an https URL (http only on the loopback)')
   return value
 }
 

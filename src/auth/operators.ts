@@ -12,7 +12,7 @@ import {
   type JWTPayload,
   type JWTVerifyGetKey,
 } from 'jose'
-import type { Settings } from '../config.js'
+import { isFetchable, type Settings } from '../config.js'
 import { ConfigError, Problem } from '../errors.js'
 import { SCOPES, type Scope } from './scopes.js'
 
@@ -118,7 +118,7 @@ async function discoverJwksUrl(issuer: string): Promise<string> {
   const url = `${issuer.replace(/\/$/, '')}/.well-known/openid-configuration`
   const response = await fetchOrUnavailable(url, { redirect: 'error', signal: AbortSignal.timeout(FETCH_TIMEOUT_MS) })
   const found = (await response.json().catch(() => ({}))) as { issuer?: unknown; jwks_uri?: unknown }
-  if (found.issuer !== issuer || typeof found.jwks_uri !== 'string' || !URL.canParse(found.jwks_uri)) throw issuerUnavailable()
+  if (found.issuer !== issuer || typeof found.jwks_uri !== 'string' || !isFetchable(found.jwks_uri)) throw issuerUnavailable()
   return found.jwks_uri
 }
 
