@@ -28,9 +28,9 @@ export interface HashInput {
   readonly secret: string
 }
 
-/** A gateway's hash is bound to the organization whose keys it may verify (`*`: all of them). */
+/** A gateway's hash is bound to the organization whose keys it may verify. For all of them it is a text that no id gives. */
 export function gatewaySubject(orgId: string | null): string {
-  return `gateway ${orgId ?? '*'}`
+  return orgId === null ? 'gateway' : `gateway ${orgId}`
 }
 
 /** An argon2id PHC string for storage. */
