@@ -1,81 +1,96 @@
-/** A real OIDC issuer on the loopback: discovery, a key set that can be rotated, and everything that can go wrong with it. */
+/** A real OpenID Connect issuer on the loopback: discovery, a key set that rotates, and every way to be out of order. */
 
 import { once } from 'node:events'
-import { createServer, type ServerResponse } from 'node:http'
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import { exportJWK, generateKeyPair, SignJWT, type CryptoKey, type JWTPayload } from 'jose'
+import { exportJWK, generateKeyPair, SignJWT, type CryptoKey, type JWK } from 'jose'
 import type { Test } from 'tap'
 
-export type Algorithm = 'RS256' | 'ES256' | 'EdDSA' | 'PS384'
+/** How a document is served: `down` resets connections, `hanging` never answers. */
+export type Behaviour = 'up' | 'down' | 'hanging' | 'error' | 'not_json' | 'wrong' | 'truncated'
+export type Document = 'discovery' | 'jwks'
+export type Algorithm = 'RS256' | 'PS256' | 'ES256' | 'ES384' | 'EdDSA'
+
+/** Claims as a test wants them, right or wrong. */
+export type Claims = Record<string, unknown>
 
 export interface SigningKey {
   readonly kid: string
   readonly alg: Algorithm
   readonly privateKey: CryptoKey
-  readonly publicKey: CryptoKey
+  readonly jwk: JWK
 }
 
 export interface Issuer {
   readonly url: string
-  /** How often the key set was fetched. */
-  readonly fetches: () => number
-  /** The keys that are published. */
-  keys: SigningKey[]
-  /** What is answered instead of what should be. */
-  fault: undefined | 'status 500' | 'not JSON' | 'another issuer' | 'no answer'
-  /** Takes the listener away, and gives it back on the same port. */
-  down(): Promise<void>
-  up(): Promise<void>
+  /** How often each document has been asked for. */
+  readonly requests: Record<Document, number>
+  readonly behaviour: Record<Document, Behaviour>
+  /** Overrides members of the discovery document. */
+  readonly discovery: Record<string, unknown>
+  /** The keys of the set, newest first. */
+  readonly keys: SigningKey[]
+  /** Signs with the newest key, as an operator of `acme` with the scope `keys:read`, unless said otherwise. `undefined` leaves a claim out. */
+  token(claims?: Claims, key?: SigningKey): Promise<string>
 }
 
-export async function makeKey(kid: string, alg: Algorithm = 'ES256'): Promise<SigningKey> {
-  return { kid, alg, ...(await generateKeyPair(alg, { extractable: true })) }
+/** What the issuer says of its operators unless a test says otherwise. */
+export function claimsOf(issuer: string): Claims {
+  const now = Math.floor(Date.now() / 1000)
+  return { iss: issuer, aud: 'mecha-keys', sub: 'olivia', iat: now, exp: now + 600, org_id: 'acme', scope: 'keys:read' }
 }
 
-export async function startIssuer(t: Test, keys: SigningKey[]): Promise<Issuer> {
-  let fetches = 0
-  const server = createServer((request, response) => void answer(request.url ?? '', response))
-  const listen = async (port: number) => {
-    server.listen(port, '127.0.0.1')
-    await once(server, 'listening')
-  }
-  await listen(0)
-  const { port } = server.address() as AddressInfo
-  const issuer: Issuer = {
-    url: `http://127.0.0.1:${port}`,
-    fetches: () => fetches,
-    keys,
-    fault: undefined,
-    async down() {
-      server.close()
-      server.closeAllConnections()
-      await once(server, 'close')
-    },
-    up: () => listen(port),
-  }
+export async function makeKey(alg: Algorithm = 'ES256', kid = `key-${++made}`): Promise<SigningKey> {
+  const { privateKey, publicKey } = await generateKeyPair(alg, { extractable: true })
+  return { kid, alg, privateKey, jwk: { ...(await exportJWK(publicKey)), kid, alg, use: 'sig' } }
+}
+
+export function sign(claims: Claims, { alg, kid, privateKey }: SigningKey, header: object = {}): Promise<string> {
+  return new SignJWT(claims).setProtectedHeader({ alg, kid, ...header }).sign(privateKey)
+}
+
+export async function startIssuer(t: Test, keys?: SigningKey[]): Promise<Issuer> {
+  const server = createServer((request, response) => answer(issuer, request, response))
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
   t.teardown(() => {
     server.close()
     server.closeAllConnections()
   })
-  return issuer
-
-  async function answer(path: string, response: ServerResponse): Promise<void> {
-    if (issuer.fault === 'no answer') return
-    if (issuer.fault === 'status 500') return void response.writeHead(500).end('{}')
-    if (issuer.fault === 'not JSON') return void response.end('<html>')
-    response.setHeader('content-type', 'application/json')
-    if (path === '/.well-known/openid-configuration')
-      return void response.end(JSON.stringify({ issuer: issuer.fault ? 'https://elsewhere.example.com' : issuer.url, jwks_uri: `${issuer.url}/jwks` }))
-    fetches++
-    const published = issuer.keys.map(async ({ kid, alg, publicKey }) => ({ ...(await exportJWK(publicKey)), kid, alg, use: 'sig' }))
-    response.end(JSON.stringify({ keys: await Promise.all(published) }))
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  const issuer: Issuer = {
+    url,
+    requests: { discovery: 0, jwks: 0 },
+    behaviour: { discovery: 'up', jwks: 'up' },
+    discovery: {},
+    keys: keys ?? [await makeKey()],
+    token: (claims, key = issuer.keys[0]!) => sign({ ...claimsOf(url), ...claims }, key),
   }
+  return issuer
 }
 
-/** A token of the issuer's, good unless told otherwise. `undefined` leaves a claim out. */
-export async function tokenOf(issuer: Issuer, key: SigningKey, claims: JWTPayload = {}, header: object = {}): Promise<string> {
-  const now = Math.floor(Date.now() / 1000)
-  const whole = { iss: issuer.url, aud: 'mecha-keys', sub: 'carol', iat: now, exp: now + 600, org_id: 'acme', scope: 'openid keys:issue keys:read', ...claims }
-  const given = Object.fromEntries(Object.entries(whole).filter(([, value]) => value !== undefined))
-  return new SignJWT(given).setProtectedHeader({ alg: key.alg, kid: key.kid, ...header }).sign(key.privateKey)
+let made = 0
+
+function answer({ url, requests, behaviour, discovery, keys }: Issuer, request: IncomingMessage, response: ServerResponse): void {
+  const documents: Record<string, { name: Document; right: object; wrong: object }> = {
+    '/.well-known/openid-configuration': {
+      name: 'discovery',
+      right: { issuer: url, jwks_uri: `${url}/jwks`, ...discovery },
+      wrong: { issuer: `${url}/somebody-else`, jwks_uri: `${url}/jwks` },
+    },
+    '/jwks': { name: 'jwks', right: { keys: keys.map(({ jwk }) => jwk) }, wrong: { keys: 'none' } },
+  }
+  const document = documents[request.url ?? '']
+  if (!document) return void response.writeHead(404).end()
+  requests[document.name]++
+  const right = JSON.stringify(document.right)
+  switch (behaviour[document.name]) {
+    case 'up': return void response.setHeader('content-type', 'application/json').end(right)
+    case 'wrong': return void response.setHeader('content-type', 'application/json').end(JSON.stringify(document.wrong))
+    case 'not_json': return void response.setHeader('content-type', 'text/html').end('<h1>Back in a minute</h1>')
+    case 'error': return void response.writeHead(500).end(right)
+    case 'truncated': return void response.writeHead(200, { 'content-length': right.length }).write(right.slice(0, 10), () => response.destroy())
+    case 'down': return void request.socket.destroy()
+    case 'hanging': return
+  }
 }

@@ -36,16 +36,16 @@ export interface Service {
   readonly database: TestDatabase
   readonly startDraining: () => void
   /** Every log line so far. */
-  logs(): string
+  readonly logs: () => string
   /** An operator's token: of `acme`, with all scopes, unless said otherwise. */
-  token(identity?: Identity): Promise<string>
-  call(method: 'GET' | 'POST' | 'PATCH' | 'PUT' | 'DELETE' | 'HEAD' | 'OPTIONS', url: string, options?: CallOptions): Promise<Answer>
+  readonly token: (identity?: Identity) => Promise<string>
+  readonly call: (method: 'GET' | 'POST' | 'PATCH' | 'PUT' | 'DELETE' | 'HEAD' | 'OPTIONS', url: string, options?: CallOptions) => Promise<Answer>
   /** Issues a key and expects it to be issued. */
-  issue(body?: object, identity?: Identity): Promise<{ key: any; plaintext_key: string }>
+  readonly issue: (body?: object, identity?: Identity) => Promise<{ key: any; plaintext_key: string }>
   /** The plaintext of a new gateway credential. */
-  gateway(identity?: Identity): Promise<string>
+  readonly gateway: (identity?: Identity) => Promise<string>
   /** What verify says, asked by a gateway of `acme`. */
-  verify(key: string, demand?: object, gateway?: string): Promise<any>
+  readonly verify: (key: string, demand?: object, gateway?: string) => Promise<any>
 }
 
 const ISSUER_KEY = generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }).toString()

@@ -1,0 +1,100 @@
+import t from 'tap'
+import { SCOPES, type Scope } from '../../src/auth/scopes.js'
+import { NOTHING } from '../helpers/refusals.js'
+import { startService, type CallOptions, type Service } from '../helpers/service.js'
+
+type Method = Parameters<Service['call']>[0]
+interface Operation {
+  readonly tags?: string[]
+  readonly operationId?: string
+}
+
+/** The scope of each operation of the control plane, as the documentation promises it. */
+const SCOPE_OF: Record<string, Scope> = {
+  issueKey: 'keys:issue',
+  listKeys: 'keys:read',
+  getKey: 'keys:read',
+  updateKey: 'keys:issue',
+  rotateKey: 'keys:issue',
+  revokeKey: 'keys:revoke',
+  revokeKeysOfMecha: 'keys:revoke',
+  createGateway: 'gateways:manage',
+  listGateways: 'gateways:manage',
+  revokeGateway: 'gateways:manage',
+  listEvents: 'audit:read',
+}
+const BODY_OF: Record<string, object> = {
+  issueKey: { mecha: 'routes^acmecorp' },
+  updateKey: { name: 'x' },
+  createGateway: { name: 'edge' },
+  verifyKey: { key: 'x' },
+}
+
+const service = await startService(t)
+const routes = routesOf(service)
+const control = routes.filter(({ plane }) => plane === 'control')
+
+t.test('every documented operation of the control plane has a scope here', async (t) => {
+  t.same(control.map(({ id }) => id).sort(), Object.keys(SCOPE_OF).sort())
+  t.ok(routes.some(({ plane }) => plane === 'runtime'))
+})
+
+t.test('without a credential every route of a plane answers 401 and says how to authenticate', async (t) => {
+  for (const { method, url, id, options } of routes) {
+    const answer = await service.call(method, url, options)
+    t.match(answer, { status: 401, body: { code: 'unauthenticated', status: 401 } }, id)
+    t.match(answer.headers, { 'www-authenticate': /^Bearer realm="mecha-keys"$/, 'content-type': /^application\/problem\+json/, 'cache-control': 'no-store' }, id)
+  }
+})
+
+t.test('who is not authenticated learns nothing of what the request would be worth', async (t) => {
+  for (const { method, url, id, options } of routes) {
+    if (method === 'GET') continue
+    for (const wrong of [{ ...options, body: { nonsense: true } }, { body: '{', headers: { 'content-type': 'application/json' } }, { body: 'x', headers: { 'content-type': 'text/plain' } }])
+      t.equal((await service.call(method, url, wrong)).status, 401, id)
+  }
+  for (const url of ['/v1/keys/nonsense', '/v1/keys?limit=-1', `/v1/keys/${NOTHING.gateway}`]) t.equal((await service.call('GET', url)).status, 401, url)
+})
+
+t.test('HEAD is guarded as GET is', async (t) => {
+  for (const { url, id } of control.filter(({ method }) => method === 'GET')) {
+    t.equal((await service.call('HEAD', url)).status, 401, id)
+    const others = SCOPES.filter((scope) => scope !== SCOPE_OF[id])
+    t.equal((await service.call('HEAD', url, { token: await service.token({ scopes: others }) })).status, 403, id)
+  }
+})
+
+t.test('every other scope together is not the scope that a route needs', async (t) => {
+  for (const { method, url, id, options } of control) {
+    const scope = SCOPE_OF[id]!
+    const token = await service.token({ scopes: SCOPES.filter((other) => other !== scope) })
+    const answer = await service.call(method, url, { ...options, token })
+    t.match(answer, { status: 403, body: { code: 'insufficient_scope' } }, id)
+    t.equal(answer.headers['www-authenticate'], `Bearer realm="mecha-keys", error="insufficient_scope", scope="${scope}"`, id)
+  }
+})
+
+t.test('the scope that a route needs is enough for it', async (t) => {
+  for (const { method, url, id, options } of control) {
+    const { status } = await service.call(method, url, { ...options, token: await service.token({ scopes: [SCOPE_OF[id]!] }) })
+    t.ok([200, 201, 404].includes(status), `${id} answers ${status}`)
+  }
+})
+
+t.test('a Mecha key and a gateway credential are no operator tokens', async (t) => {
+  const { plaintext_key } = await service.issue({ mecha: 'routes^acmecorp' })
+  for (const token of [plaintext_key, await service.gateway()])
+    for (const { method, url, id, options } of control) t.equal((await service.call(method, url, { ...options, token })).status, 401, id)
+})
+
+function routesOf({ app }: Service) {
+  const { paths = {} } = app.swagger() as { paths?: Record<string, Record<string, Operation>> }
+  return Object.entries(paths).flatMap(([path, operations]) =>
+    Object.entries(operations).flatMap(([method, { tags = [], operationId: id = path }]) => {
+      const plane = tags.find((tag) => tag === 'control' || tag === 'runtime')
+      const url = path.replace('{mecha}', 'nobody%5Eacmecorp').replace('{id}', path.includes('gateways') ? NOTHING.gateway : NOTHING.key)
+      const options: CallOptions = { ...(BODY_OF[id] && { body: BODY_OF[id] }) }
+      return plane ? [{ id, plane, url, method: method.toUpperCase() as Method, options }] : []
+    }),
+  )
+}
