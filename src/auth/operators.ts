@@ -18,7 +18,7 @@ import { SCOPES, type Scope } from './scopes.js'
 
 /** An authenticated operator, and what their token lets them do. */
 export interface Operator {
-  /** `sub` of the token, behind its issuer: what the audit trail names. */
+  /** `sub` of the token, behind which issuer vouches for it: what the audit trail names. Two issuers may know an alice each. */
   readonly actor: string
   readonly orgId: string
   readonly scopes: ReadonlySet<string>
@@ -177,7 +177,7 @@ function operatorOf(claims: JWTPayload, config: Settings): Operator {
   if (crews !== undefined && !(isListOfText(crews) && crews.every((crew) => CREW.test(crew)))) throw wrongClaim(config.OIDC_CREWS_CLAIM)
   const known = new Set<string>(SCOPES)
   return {
-    actor: `operator:${subject}`,
+    actor: `${claims.iss === BUILTIN_ISSUER ? 'builtin' : 'operator'}:${subject}`,
     orgId,
     scopes: new Set(scopes.filter((one) => known.has(one))),
     crews,

@@ -29,7 +29,7 @@ export const GatewayIdSchema = Type.String({
 const CurrentStatus = Status('As of this answer')
 const beginning = {
   created_at: TimeSchema,
-  created_by: Type.String({ description: 'Who made it: `operator:` and the `sub` of their token, or `cli:` and a user' }),
+  created_by: Type.String({ description: 'Who made it: `operator:` and the `sub` of their token, `builtin:` for a token of the built-in issuer, or `cli:` and a user' }),
 }
 const useAndEnd = {
   first_used_at: nullableTime('When it was first valid in a verify; null is never'),
@@ -77,7 +77,7 @@ export const EventSchema = Type.Object(
     type: EventType,
     key_id: Type.String({ description: 'Id of the key or of the gateway credential' }),
     mecha: nullableText('The Mecha; null for a gateway credential'),
-    actor: Type.String({ description: 'Who did it: `operator:` and the `sub` of their token, or `cli:` and a user' }),
+    actor: Type.String({ description: 'Who did it: `operator:` and the `sub` of their token, `builtin:` for a token of the built-in issuer, or `cli:` and a user' }),
     request_id: Type.String({ description: 'The `X-Request-Id` of the answer, which the log has too' }),
     address: Type.String({ description: 'Where the request came from' }),
     data: Type.Object({}, { additionalProperties: true, description: 'What is particular to the type' }),

@@ -17,11 +17,11 @@ t.test('every change of state is in the audit trail: who, from where, by which r
   const { events } = (await service.call('GET', '/v1/events', { token })).body
   const ours = { mecha: 'sales^acmecorp', address: '127.0.0.1' }
   t.match(events, [
-    { type: 'key.issued', key_id: id, actor: 'operator:alice', request_id: 'req-1', at: body.key.created_at, data: { expires_at: body.key.expires_at }, ...ours },
+    { type: 'key.issued', key_id: id, actor: 'builtin:alice', request_id: 'req-1', at: body.key.created_at, data: { expires_at: body.key.expires_at }, ...ours },
     { type: 'key.updated', key_id: id, request_id: 'req-2', data: { changes: { name: { from: null, to: 'x' } } }, ...ours },
     { type: 'key.rotated', key_id: id, data: { rotated_to: rotated.body.key.id }, ...ours },
     { type: 'key.issued', key_id: rotated.body.key.id, data: { rotated_from: id }, ...ours },
-    { type: 'key.revoked', key_id: rotated.body.key.id, actor: 'operator:bob', data: { reason: 'leaked' }, ...ours },
+    { type: 'key.revoked', key_id: rotated.body.key.id, actor: 'builtin:bob', data: { reason: 'leaked' }, ...ours },
     { type: 'gateway.created', key_id: /^gw_/, mecha: null },
   ])
   t.equal(events.length, 6)
@@ -103,5 +103,5 @@ t.test('positions are in the order of commits: who comes second to write for an 
   })
   await second
   const { body } = await service.call('GET', '/v1/events?after=1', { token: await service.token() })
-  t.same(body.events.map((event: any) => event.actor), ['slow', 'operator:alice'])
+  t.same(body.events.map((event: any) => event.actor), ['slow', 'builtin:alice'])
 })

@@ -8,7 +8,7 @@ t.test('a gateway credential is revealed once, listed, used and revoked like a k
   const created = await service.call('POST', '/v1/gateways', { token, body: { name: 'edge-eu-1' } })
   t.equal(created.status, 201)
   t.equal(created.headers['cache-control'], 'no-store')
-  t.match(created.body, { gateway: { id: /^gw_/, org_id: 'acme', name: 'edge-eu-1', status: 'active', created_by: 'operator:alice', first_used_at: null }, plaintext_key: /^mgw_/ })
+  t.match(created.body, { gateway: { id: /^gw_/, org_id: 'acme', name: 'edge-eu-1', status: 'active', created_by: 'builtin:alice', first_used_at: null }, plaintext_key: /^mgw_/ })
   const credential = created.body.plaintext_key
   t.match(await service.verify(plaintext_key, {}, credential), { valid: true })
   const listed = await service.call('GET', '/v1/gateways', { token })

@@ -14,7 +14,7 @@ t.test('201: the plaintext is revealed once, with where the key is, and is not t
   t.equal(headers['location'], `/v1/keys/${body.key.id}`)
   t.match(body.key, {
     id: /^key_[0-7][0-9a-z]{25}$/, mecha: 'sales^acmecorp', org_id: 'acme', name: 'production', status: 'active', scopes: ['orders:read'],
-    metadata: { region: 'eu', n: [1, null] }, created_by: 'operator:alice', first_used_at: null, last_used_at: null, revoked_at: null,
+    metadata: { region: 'eu', n: [1, null] }, created_by: 'builtin:alice', first_used_at: null, last_used_at: null, revoked_at: null,
     revoked_by: null, revoke_reason: null, rotated_from: null, rotated_to: null,
   })
   t.equal(Date.parse(body.key.expires_at) - Date.parse(body.key.created_at), 3_600_000)
