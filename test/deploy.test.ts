@@ -193,10 +193,18 @@ t.test('each service waits for what it needs', async (t) => {
   })
 })
 
+t.test('the image is built once, by the service that all others wait for, and never pulled', async (t) => {
+  t.same(services.filter(([, { build }]) => build).map(([name, { build }]) => [name, build]), [['secrets', '.']])
+  for (const [name, { pull_policy }] of ours) t.equal(pull_policy, 'never', name)
+  const waitsForSecrets = (name: string): boolean =>
+    name === 'secrets' || Object.keys(compose.services[name].depends_on ?? {}).some(waitsForSecrets)
+  t.same(services.map(([name]) => name).filter((name) => !waitsForSecrets(name)), [])
+})
+
 t.test('our containers can neither write to their own files nor gain a privilege', async (t) => {
   t.same(ours.map(([name]) => name), ['secrets', 'migrate', 'mecha-keys'])
   for (const [name, service] of ours) {
-    t.match(service, { read_only: true, tmpfs: '/tmp', cap_drop: ['ALL'], security_opt: ['no-new-privileges:true'], build: '.' }, name)
+    t.match(service, { read_only: true, tmpfs: '/tmp', cap_drop: ['ALL'], security_opt: ['no-new-privileges:true'] }, name)
     for (const widening of ['user', 'privileged', 'cap_add', 'network', 'pid']) t.notOk(widening in service, `${name} ${widening}`)
   }
 })
