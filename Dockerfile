@@ -14,8 +14,11 @@ COPY bench bench
 RUN npm run build
 
 FROM base AS production
+LABEL org.opencontainers.image.title="mecha-keys" \
+  org.opencontainers.image.description="Issues, lists, rotates, revokes and verifies Mecha keys: the runtime credentials of named AI workers" \
+  org.opencontainers.image.version="0.1.0"
 # @node-rs/argon2 brings its prebuilt binary as an optional dependency: do not omit those.
-RUN npm ci --omit=dev --ignore-scripts
+RUN npm ci --omit=dev --ignore-scripts && npm cache clean --force
 COPY --from=build /app/dist/src dist/src
 COPY migrations migrations
 COPY docs/errors docs/errors
@@ -28,5 +31,6 @@ USER node
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
   CMD ["node", "-e", "fetch('http://127.0.0.1:' + (process.env.PORT ?? 8080) + '/livez', { signal: AbortSignal.timeout(2000) }).then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))"]
+STOPSIGNAL SIGTERM
 ENTRYPOINT ["node", "dist/src/main.js"]
 CMD ["serve"]

@@ -168,7 +168,14 @@ t.test('the image serves on 8080 as a user that is not root', async (t) => {
   t.same(JSON.parse(image.argument('CMD')), ['serve'])
   t.same(imageEnvironment(), { NODE_ENV: 'production', HOST: '0.0.0.0' })
   t.equal(image.argument('EXPOSE'), defaultOf('PORT'))
+  t.equal(image.argument('STOPSIGNAL'), 'SIGTERM')
   t.match(image.argument('HEALTHCHECK'), /--timeout=\d+s .*\/livez.*AbortSignal\.timeout\(\d+\)/)
+})
+
+t.test('the image says what it is, as package.json does', async (t) => {
+  const { name: title, description, version } = JSON.parse(read('package.json')) as Record<string, string>
+  const labels = [...image.argument('LABEL').matchAll(/org\.opencontainers\.image\.(\w+)="([^"]*)"/g)].map(([, label, value]) => [label, value])
+  t.same(Object.fromEntries(labels), { title, description, version })
 })
 
 t.test('nothing reaches the build but what is copied', async (t) => {
