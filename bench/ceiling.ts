@@ -4,7 +4,8 @@
  */
 
 import Fastify from 'fastify'
-import { EventSchema, GatewaySchema, IssueBody, KeyPage, KeySchema, ListQuery, RevealedKey } from '../src/control/schemas.js'
+import { EventSchema, GatewaySchema, IdempotencyHeaders, IssueBody, KeyPage, KeySchema, ListQuery, RevealedKey } from '../src/control/schemas.js'
+import { answer } from '../src/http/schemas.js'
 import { schemaCompiler } from '../src/http/validation.js'
 import { VerifyAnswer, VerifyBody } from '../src/runtime/schemas.js'
 
@@ -17,13 +18,13 @@ const key = {
 const valid = { valid: true, key_id: id, mecha: { handle: 'sales^acmecorp', name: 'sales', crew: 'acmecorp' }, org_id: 'acmecorp', scopes: [], metadata: {}, expires_at: null }
 const page = { keys: Array.from({ length: 50 }, () => key), next_cursor: null }
 
-const app = Fastify({ logger: false })
+const app = Fastify({ logger: { level: process.env['LOG_LEVEL'] ?? 'warn' } })
 app.setValidatorCompiler(schemaCompiler())
 for (const schema of [KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
-app.post('/v1/verify', { schema: { body: VerifyBody, response: { 200: VerifyAnswer } } }, async () => valid)
-app.post('/v1/keys', { schema: { body: IssueBody, response: { 201: RevealedKey } } }, async (_request, reply) =>
+app.post('/v1/verify', { schema: { body: VerifyBody, response: { 200: answer('A verdict', VerifyAnswer) } } }, async () => valid)
+app.post('/v1/keys', { schema: { headers: IdempotencyHeaders, body: IssueBody, response: { 201: answer('A key', RevealedKey) } } }, async (_request, reply) =>
   reply.code(201).send({ key, plaintext_key: 'x'.repeat(93) }),
 )
-app.get('/v1/keys', { schema: { querystring: ListQuery, response: { 200: KeyPage } } }, async () => page)
+app.get('/v1/keys', { schema: { querystring: ListQuery, response: { 200: answer('A page', KeyPage) } } }, async () => page)
 
 process.stdout.write(`${await app.listen({ host: '127.0.0.1', port: 0 })}\n`)
