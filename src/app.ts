@@ -7,6 +7,7 @@ import cors from '@fastify/cors'
 import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance } from 'fastify'
 import type { Kysely } from 'kysely'
 import type { DestinationStream } from 'pino'
+import { createHasher } from './auth/hasher.js'
 import { operatorAuthenticator } from './auth/operators.js'
 import { requireDatabase, requireRoots, requireServing, type Settings } from './config.js'
 import { controlPlane } from './control/routes.js'
@@ -18,16 +19,19 @@ import { openDatabase } from './db/pool.js'
 import type { Database } from './db/tables.js'
 import { Problem, type ErrorCode } from './errors.js'
 import { registerHealth, type ReadinessCheck } from './http/health.js'
-import { createLogger, secretFields } from './http/logging.js'
+import { createLogger, requestLogger, secretFields } from './http/logging.js'
 import { collectMethods } from './http/methods.js'
 import { createMetrics, registerMetrics } from './http/metrics.js'
 import { registerOpenApi } from './http/openapi.js'
 import { answerProblem, PROBLEM_JSON, ProblemSchema, registerProblems, toProblem } from './http/problems.js'
 import { schemaCompiler } from './http/validation.js'
 import { VERSION } from './package-root.js'
+import { KeyCache } from './runtime/cache.js'
+import { Feed } from './runtime/feed.js'
+import { CredentialReader } from './runtime/reader.js'
 import { runtimePlane } from './runtime/routes.js'
 import * as runtimeSchemas from './runtime/schemas.js'
-import { recordLastUse } from './runtime/store.js'
+import { findCredentials, recordLastUse } from './runtime/store.js'
 import { UsageRecorder } from './runtime/usage.js'
 import { createVerifier } from './runtime/verifier.js'
 
@@ -44,6 +48,10 @@ export interface App {
   readonly startDraining: () => void
 }
 
+/** How long changes are kept for a replica that is cut off; one that was away for longer starts anew. */
+const FEED_RETENTION_MS = 3_600_000
+/** Statements of the cold path under way at once. More would only be smaller. */
+const COLD_STATEMENTS = 2
 const BODY_LIMIT = 16 * 1024
 const HEADER_LIMIT = 16 * 1024
 /** No longer than a UUID needs with room to spare, and shorter than any key: none can hide in one. */
@@ -62,22 +70,28 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   const roots = requireRoots(config)
   const metrics = createMetrics({ process: parts.processMetrics ?? false })
   const app = createServer(config, parts)
+  const hasher = createHasher({
+    profile: config.HASH_PROFILE,
+    queueSize: config.QUEUE_SIZE,
+    onDone: (operation, seconds) => metrics.argon2.observe({ operation }, seconds),
+  })
+  metrics.watch('mecha_keys_argon2_waiting', 'argon2 computations that wait for a thread', hasher.waiting)
   const checks: Record<string, ReadinessCheck> = {}
   let draining = false
 
   for (const schema of [ProblemSchema, KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
   app.setValidatorCompiler(schemaCompiler())
   app.removeContentTypeParser('text/plain')
+  registerMetrics(app, metrics)
   await registerOpenApi(app, VERSION)
   const addMethodNotAllowed = collectMethods(app)
   registerProblems(app)
   registerRequestLog(app)
-  registerMetrics(app, metrics)
   if (config.CORS_ORIGINS) await app.register(cors, { origin: config.CORS_ORIGINS, exposedHeaders: ['location', 'x-request-id'] })
 
   if (config.PLANES !== 'runtime') {
     const db = openPlane('control', requireDatabase(config, 'DATABASE_URL'))
-    await app.register(controlPlane({ db, roots, config, metrics }, await operatorAuthenticator(config)))
+    await app.register(controlPlane({ db, roots, config, hasher }, await operatorAuthenticator(config)))
   }
   if (config.PLANES !== 'control') {
     const db = openPlane('runtime', requireDatabase(config, 'RUNTIME_DATABASE_URL', 'DATABASE_URL'))
@@ -85,14 +99,38 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
       app.log.warn({ err: error }, 'times of last use could not be written and are kept for the next attempt'),
     )
     app.addHook('onClose', () => usage.stop())
-    const verifier = createVerifier({ db, roots, profile: config.HASH_PROFILE, usage, metrics, log: app.log })
+    const cache = new KeyCache(config.CACHE_MAX_KEYS)
+    const feed = followChanges(cache)
+    const reader = new CredentialReader({ read: (ids) => findCredentials(db, ids), statements: COLD_STATEMENTS, limit: config.QUEUE_SIZE })
+    metrics.watch('mecha_keys_cached_keys', 'Keys held in memory', () => cache.size)
+    metrics.watch('mecha_keys_reads_waiting', 'Keys that wait for the database', () => reader.pending)
+    metrics.watch('mecha_keys_feed_fresh', '1 while the change feed vouches for what is held in memory', () => (feed.isFresh() ? 1 : 0))
+    const verifier = createVerifier({ db, roots, hasher, reader, cache, feed, usage, metrics, log: app.log })
     await app.register(runtimePlane(verifier))
   }
-
   registerHealth(app, { checks, isDraining: () => draining, onReadiness: (ready) => metrics.ready.set(ready ? 1 : 0) })
   addMethodNotAllowed()
   await app.ready()
   return { app, startDraining: () => void (draining = true) }
+
+  /** The feed that keeps a cache true, on a connection of its own. */
+  function followChanges(cache: KeyCache): Feed {
+    const staleness = config.REVOCATION_MAX_STALENESS * 1000
+    const feed = new Feed({
+      url: requireDatabase(config, 'DATABASE_DIRECT_URL', 'RUNTIME_DATABASE_URL', 'DATABASE_URL'),
+      replicaId: randomUUID(),
+      pollMs: Math.min(1000, staleness / 4),
+      timeoutMs: Math.min(config.DATABASE_TIMEOUT * 1000, staleness),
+      maxStalenessMs: staleness,
+      retentionMs: FEED_RETENTION_MS,
+      onChanges: (ids) => cache.outdate(ids),
+      onReset: () => cache.outdateAll(),
+      log: app.log,
+    })
+    app.addHook('onReady', async () => feed.start())
+    app.addHook('onClose', () => feed.stop())
+    return feed
+  }
 
   /** A plane's own login, counted, watched by readiness, and closed after everything that uses it. */
   function openPlane(plane: 'control' | 'runtime', url: string): Kysely<Database> {
@@ -116,6 +154,7 @@ function createServer(config: Settings, { logDestination }: AppParts): FastifyIn
   const loggerInstance: FastifyBaseLogger = createLogger({ level: config.LOG_LEVEL, secrets: SECRET_FIELDS, ...destination })
   return Fastify({
     loggerInstance,
+    childLoggerFactory: requestLogger,
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     genReqId: ({ headers }) => {
       const given = headers['x-request-id']
@@ -139,10 +178,15 @@ function createServer(config: Settings, { logDestination }: AppParts): FastifyIn
 
 /** One line for each request: what was asked, what was answered, how long it took. */
 function registerRequestLog(app: FastifyInstance): void {
-  app.addHook('onRequest', async (request, reply) => void reply.header('x-request-id', request.id))
-  app.addHook('onResponse', async (request, reply) => {
+  // Callbacks and not promises, here and in all that every request passes: each promise is a turn of the queue.
+  app.addHook('onRequest', (request, reply, done) => {
+    reply.header('x-request-id', request.id)
+    done()
+  })
+  app.addHook('onResponse', (request, reply, done) => {
     const ms = Math.round(reply.elapsedTime * 100) / 100
-    request.log.info({ req: request, status: reply.statusCode, ms }, 'request')
+    app.log.info({ request_id: request.id, req: request, status: reply.statusCode, ms }, 'request')
+    done()
   })
 }
 

@@ -45,6 +45,7 @@ const SETTINGS = {
   MIGRATE_DATABASE_URL: { about: "The owner's database login, for `mecha-keys migrate`; `DATABASE_URL` where it is not set", secret: true, parse: postgresUrl },
   DATABASE_POOL_SIZE: { about: 'Most connections open at once, for each plane', default: '10', parse: integer(1, 1000) },
   DATABASE_TIMEOUT: { about: 'Longest wait for a connection, a statement or a lock', default: '5s', parse: duration },
+  DATABASE_DIRECT_URL: { about: 'The runtime login on a connection straight to PostgreSQL, for the change feed; needed where the other URLs lead to a pooler', secret: true, parse: postgresUrl },
   DATA_DIR: { about: 'Folder of the embedded PostgreSQL and of what it generates', default: '.data', parse: text },
 
   ROOT_SECRETS: { about: 'Root secrets, newest first, separated by commas or line feeds, each of 32 or more characters; the embedded default generates one', secret: true, parse: rootSecrets },
@@ -57,6 +58,9 @@ const SETTINGS = {
   ROTATE_DEFAULT_OVERLAP: { about: 'How long the old key of a rotation stays valid when the operator names no time', default: '1h', parse: duration },
   ROTATE_MAX_OVERLAP: { about: 'Longest overlap that an operator may ask for', default: '30d', parse: duration },
   IDEMPOTENCY_TTL: { about: 'How long an `Idempotency-Key` is remembered', default: '24h', parse: duration },
+  REVOCATION_MAX_STALENESS: { about: 'Longest that a key is answered from memory without word from the change feed: the bound within which a revocation counts everywhere', default: '10s', parse: duration },
+  CACHE_MAX_KEYS: { about: 'Most keys held in memory, for each process', default: '100000', parse: integer(1, 10_000_000) },
+  QUEUE_SIZE: { about: 'Most keys that wait for argon2, most that wait for the database, and most requests of operators at once; whatever comes then is answered with 503', default: '1000', parse: integer(1, 100_000) },
   USAGE_FLUSH_INTERVAL: { about: 'How often `last_used_at` is written; a crash loses at most this much of it', default: '10s', parse: duration },
 
   OIDC_ISSUER: { about: "Issuer of operators' tokens, exactly as in their `iss`; https, or http on the loopback", parse: issuerUrl },
@@ -79,7 +83,7 @@ const SETTINGS = {
 } satisfies Record<string, Setting<unknown>>
 
 export type SettingName = keyof typeof SETTINGS
-type DatabaseUrl = 'DATABASE_URL' | 'RUNTIME_DATABASE_URL' | 'MIGRATE_DATABASE_URL'
+type DatabaseUrl = 'DATABASE_URL' | 'DATABASE_DIRECT_URL' | 'RUNTIME_DATABASE_URL' | 'MIGRATE_DATABASE_URL'
 export type Settings = { readonly [Name in SettingName]: Value<(typeof SETTINGS)[Name]> }
 
 const NAMES = Object.keys(SETTINGS) as SettingName[]

@@ -26,7 +26,9 @@ export const CATALOGUE = {
   idempotency_key_reused: [422, 'The Idempotency-Key was used for another request'],
   headers_too_large: [431, 'The headers are too large'],
   internal_error: [500, 'Something went wrong here'],
+  overloaded: [503, 'More is asked for than can be done'],
   database_unavailable: [503, 'The database does not answer'],
+  feed_stale: [503, 'Nothing vouches for what is held in memory'],
   issuer_unavailable: [503, 'The issuer of operator tokens does not answer'],
   root_secret_missing: [503, 'The key needs a root secret that this process was not given'],
 } as const satisfies Record<string, readonly [status: number, title: string]>
@@ -67,6 +69,16 @@ export class Problem extends Error {
 /** A request that breaks the rule of one field. */
 export function invalid(field: string, rule: string, message: string): Problem {
   return new Problem('invalid_request', `${field} ${message}`, { errors: [{ field, rule, message }] })
+}
+
+/** More is asked for than can be done now. Nothing of it has been begun. */
+export function overloaded(): Problem {
+  return new Problem('overloaded', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
+}
+
+/** For the log: there is nobody to tell. */
+export function abandoned(): Problem {
+  return new Problem('request_timeout', 'The caller did not wait for the answer.')
 }
 
 /** What is not there, or not the caller's: the same answer, to the byte. */

@@ -10,17 +10,27 @@ export interface Gateway {
 }
 
 /** Resolves a presented credential to its gateway, or to `undefined` when it is not a valid one. */
-export type GatewayVerifier = (credential: string) => Promise<Gateway | undefined>
+export type GatewayVerifier = (credential: string) => Gateway | undefined | Promise<Gateway | undefined>
 
 /**
  * Reads the `Authorization` header of a gateway's request.
  *
  * @throws Problem `unauthenticated` (401)
  */
-export async function authenticateGateway(authorization: string | undefined, verify: GatewayVerifier): Promise<Gateway> {
-  const credential = /^Bearer +(\S+)$/i.exec(authorization ?? '')?.[1]
-  const gateway = credential && (await verify(credential))
-  if (gateway) return gateway
+export function authenticateGateway(authorization: string | undefined, verify: GatewayVerifier): Gateway | Promise<Gateway> {
+  const credential = bearerOf(authorization ?? '')
+  const gateway = credential === undefined ? undefined : verify(credential)
+  if (gateway instanceof Promise) return gateway.then((found) => found ?? refuse(credential))
+  return gateway ?? refuse(credential)
+}
+
+/** The token of a bearer's header, as RFC 6750 writes it or with the scheme in another case (RFC 9110, section 11.1). */
+function bearerOf(authorization: string): string | undefined {
+  if (authorization.startsWith('Bearer ') && !authorization.includes(' ', 7)) return authorization.slice(7) || undefined
+  return /^Bearer +(\S+)$/i.exec(authorization)?.[1]
+}
+
+function refuse(credential: string | undefined): never {
   const challenge = `Bearer realm="mecha-keys"${credential ? ', error="invalid_token"' : ''}`
   throw new Problem('unauthenticated', 'Send a gateway credential: Authorization: Bearer <credential>.', {
     headers: { 'www-authenticate': challenge },

@@ -10,7 +10,7 @@ import { listKeys } from '../control/store.js'
 import { ensureLogin } from '../db/logins.js'
 import { migrate } from '../db/migrate.js'
 import { openDatabase } from '../db/pool.js'
-import { createMetrics } from '../http/metrics.js'
+import { createHasher } from '../auth/hasher.js'
 import { newId, parsePublicId, publicId } from '../key/id.js'
 import { statusAt } from '../key/status.js'
 import { isLocal, startLocal } from '../local.js'
@@ -108,7 +108,7 @@ export async function withControlParts<T>(config: Settings, run: (parts: Control
   const roots = requireRoots(config)
   const db = openDatabase({ url: requireDatabase(config, 'DATABASE_URL'), size: 1, timeoutMs: config.DATABASE_TIMEOUT * 1000, name: 'mecha-keys command line' })
   try {
-    return await run({ db, config, roots, metrics: createMetrics({ process: false }) })
+    return await run({ db, config, roots, hasher: createHasher({ profile: config.HASH_PROFILE, queueSize: 1, onDone: () => {} }) })
   } finally {
     await db.destroy()
   }

@@ -1,11 +1,10 @@
 /** What the control plane's services are given. */
 
 import type { Kysely, Transaction } from 'kysely'
+import type { Hasher } from '../auth/hasher.js'
 import type { Operator } from '../auth/operators.js'
 import type { Settings } from '../config.js'
 import type { Database, Metadata } from '../db/tables.js'
-import type { Metrics } from '../http/metrics.js'
-import { hashSecret } from '../key/hash.js'
 import type { CredentialKind } from '../key/id.js'
 import type { Roots } from '../key/roots.js'
 import { makeToken } from '../key/token.js'
@@ -15,7 +14,7 @@ export interface ControlParts {
   readonly db: Kysely<Database>
   readonly roots: Roots
   readonly config: Settings
-  readonly metrics: Metrics
+  readonly hasher: Hasher
 }
 
 /** Who does something, and by which request: what every event says. */
@@ -43,10 +42,9 @@ export interface Minted extends Secret {
 /** Makes and hashes a secret. It takes argon2's time, so it is done before a transaction and never within one. */
 export async function mint(parts: ControlParts, kind: CredentialKind, id: string, subject: string): Promise<Minted> {
   const [root] = parts.roots
-  const { KEY_PREFIX, GATEWAY_PREFIX, HASH_PROFILE } = parts.config
+  const { KEY_PREFIX, GATEWAY_PREFIX } = parts.config
   const token = makeToken(kind === 'mecha' ? KEY_PREFIX : GATEWAY_PREFIX, id, root)
-  const stop = parts.metrics.argon2.startTimer({ operation: 'hash' })
-  const hash = await hashSecret({ id, subject, secret: token.secret }, root, HASH_PROFILE).finally(stop)
+  const hash = await parts.hasher.hash({ id, subject, secret: token.secret }, root)
   return { id, plaintext: token.text, hash, tag_root: root.id, pepper_root: root.id }
 }
 

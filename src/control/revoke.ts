@@ -1,7 +1,7 @@
 /** Revocation: final, idempotent, recorded. */
 
 import { notFound } from '../errors.js'
-import { publicId, type CredentialKind } from '../key/id.js'
+import type { CredentialKind } from '../key/id.js'
 import { audit, type Author, type Caller, type ControlParts, type GatewayCaller } from './parts.js'
 import { lockKey, lockMecha, readClock, revokeKey, revokeKeysOfMecha, type KeyRecord } from './store.js'
 
@@ -33,7 +33,7 @@ export async function revoke(
 /**
  * The kill switch: revokes every key of a Mecha that has not ended yet. Issuing for it waits, so none slips through.
  *
- * @returns the ids of the keys that this call revoked, as the API shows them
+ * @returns the ids (UUIDs) of the keys that this call revoked
  * @throws Problem `not_found`
  */
 export async function revokeAllOfMecha({ db }: ControlParts, caller: Caller, mecha: string, reason?: string): Promise<string[]> {
@@ -45,7 +45,7 @@ export async function revokeAllOfMecha({ db }: ControlParts, caller: Caller, mec
     const ids = await revokeKeysOfMecha(trx, mecha, revocationBy(caller, now, reason))
     const data = { reason: reason ?? null, all_of_mecha: true }
     await audit(trx, caller, now, ids.map((keyId) => ({ type: 'key.revoked', keyId, mecha, data })))
-    return ids.map((id) => publicId('mecha', id))
+    return ids
   })
 }
 

@@ -1,21 +1,22 @@
 /** The control plane: operators issue and govern keys and gateways, and read what happened. */
 
 import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { Operator, OperatorAuthenticator } from '../auth/operators.js'
 import type { Scope } from '../auth/scopes.js'
-import { invalid, notFound, Problem, type ErrorCode } from '../errors.js'
+import { invalid, notFound, overloaded, Problem, type ErrorCode } from '../errors.js'
 import { answer, HandleSchema, responses } from '../http/schemas.js'
 import { refuseSecretsAndUnstorable } from '../http/validation.js'
 import { parsePublicId, publicId, type CredentialKind } from '../key/id.js'
 import { createGateway } from './gateways.js'
 import { issueKey, rotateKey, type Revealed } from './issue.js'
 import type { Caller, ControlParts } from './parts.js'
+import { preferredWait, propagationOf, type Propagation } from './propagation.js'
 import { revoke, revokeAllOfMecha } from './revoke.js'
 import {
   EventPage, EventsQuery, GatewayBody, GatewayIdSchema, GatewayListQuery, GatewayPage,
-  IdempotencyHeaders, IssueBody, KeyIdSchema, KeyPage, KillSwitchAnswer, ListQuery, RevealedGateway,
-  RevealedKey, RevokeBody, RotateBody, UpdateBody,
+  IdempotencyHeaders, IssueBody, KeyIdSchema, KeyPage, KillSwitchAnswer, ListQuery, PreferHeaders,
+  RevealedGateway, RevealedKey, RevokeBody, RotateBody, RotateHeaders, UpdateBody,
 } from './schemas.js'
 import { findKey, listEvents, listKeys, readClock, type ListFilter } from './store.js'
 import { updateKeyDetails } from './update.js'
@@ -35,11 +36,15 @@ declare module 'fastify' {
 const MAX_METADATA_BYTES = 4096
 
 /** The problems of every route here, and of those that take a body. */
-const ASKING = ['invalid_request', 'contains_secret', 'unauthenticated', 'insufficient_scope', 'database_unavailable', 'issuer_unavailable'] satisfies ErrorCode[]
+const ASKING = ['invalid_request', 'contains_secret', 'unauthenticated', 'insufficient_scope', 'database_unavailable', 'issuer_unavailable', 'overloaded'] satisfies ErrorCode[]
 const TELLING = [...ASKING, 'malformed_body', 'body_too_large', 'unsupported_media_type'] satisfies ErrorCode[]
+
+/** A header of calls that wait for the replicas. */
+const RECEIPT = { 'Preference-Applied': 'How long the call would have waited, where the request said so' }
 
 export function controlPlane(parts: ControlParts, authenticate: OperatorAuthenticator): FastifyPluginAsyncTypebox {
   return async (app) => {
+    boundRequests(app, parts.config.QUEUE_SIZE)
     requireOperator(app, authenticate)
     refuseSecretsAndUnstorable(app)
     await app.register(keyRoutes(parts))
@@ -96,7 +101,7 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
       async ({ params, operator }) => {
         const [key, now] = await Promise.all([findKey(db, operator, 'mecha', uuidOf('mecha', params.id)), readClock(db)])
         if (!key) throw notFound()
-        return keyView(key, now)
+        return { ...keyView(key, now), ...(key.revoked_at && { propagation: await propagationOf(parts, [key.id], 0) }) }
       },
     )
 
@@ -106,14 +111,14 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
         config: { scope: 'keys:issue' },
         schema: {
           ...documented('updateKey', 'Change a key that has not ended'),
-          params: KeyParams, body: UpdateBody,
-          response: responses({ 200: answer('The key as it is now', Type.Ref('Key#')) }, ...TELLING, 'not_found', 'key_revoked', 'key_expired'),
+          params: KeyParams, headers: PreferHeaders, body: UpdateBody,
+          response: responses({ 200: answer('The key as it is now', Type.Ref('Key#'), RECEIPT) }, ...TELLING, 'not_found', 'key_revoked', 'key_expired'),
         },
       },
-      async (request) => {
+      async (request, reply) => {
         refuseLargeMetadata(request.body.metadata)
         const { key, now } = await updateKeyDetails(parts, callerOf(request), uuidOf('mecha', request.params.id), request.body)
-        return keyView(key, now)
+        return { ...keyView(key, now), propagation: await receipt(parts, request, reply, [key.id]) }
       },
     )
 
@@ -123,9 +128,9 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
         config: { scope: 'keys:issue' },
         schema: {
           ...documented('rotateKey', 'Replace a key by a successor; both are valid until the overlap ends'),
-          params: KeyParams, headers: IdempotencyHeaders, body: Type.Optional(RotateBody),
+          params: KeyParams, headers: RotateHeaders, body: Type.Optional(RotateBody),
           response: responses(
-            { 201: revealing(RevealedKey) },
+            { 201: revealing(RevealedKey, RECEIPT) },
             ...TELLING, 'not_found', 'key_revoked', 'key_expired', 'key_disabled', 'key_already_rotated', 'key_limit_reached', 'idempotent_key_in_use', 'idempotency_key_reused',
           ),
         },
@@ -133,8 +138,10 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
       async (request, reply) => {
         const body = request.body ?? {}
         refuseLargeMetadata(body.metadata)
-        const revealed = await rotateKey(parts, callerOf(request), uuidOf('mecha', request.params.id), body, request.headers['idempotency-key'])
-        return reply.code(201).header('location', locationOf(revealed)).send(revealView(revealed))
+        const id = uuidOf('mecha', request.params.id)
+        const revealed = await rotateKey(parts, callerOf(request), id, body, request.headers['idempotency-key'])
+        reply.code(201).header('location', locationOf(revealed))
+        return reply.send({ ...revealView(revealed), propagation: await receipt(parts, request, reply, [id]) })
       },
     )
 
@@ -144,13 +151,13 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
         config: { scope: 'keys:revoke' },
         schema: {
           ...documented('revokeKey', 'Revoke a key, for good'),
-          params: KeyParams, body: Type.Optional(RevokeBody),
-          response: responses({ 200: answer('The key, revoked: by this call or by an earlier one', Type.Ref('Key#')) }, ...TELLING, 'not_found'),
+          params: KeyParams, headers: PreferHeaders, body: Type.Optional(RevokeBody),
+          response: responses({ 200: answer('The key, revoked: by this call or by an earlier one', Type.Ref('Key#'), RECEIPT) }, ...TELLING, 'not_found'),
         },
       },
-      async (request) => {
+      async (request, reply) => {
         const { key, now } = await revoke(parts, callerOf(request), 'mecha', uuidOf('mecha', request.params.id), request.body?.reason)
-        return keyView(key, now)
+        return { ...keyView(key, now), propagation: await receipt(parts, request, reply, [key.id]) }
       },
     )
 
@@ -160,13 +167,14 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
         config: { scope: 'keys:revoke' },
         schema: {
           ...documented('revokeKeysOfMecha', 'The kill switch: revoke every key of a Mecha'),
-          params: Type.Object({ mecha: HandleSchema }), body: Type.Optional(RevokeBody),
-          response: responses({ 200: answer('What was revoked', KillSwitchAnswer) }, ...TELLING, 'not_found'),
+          params: Type.Object({ mecha: HandleSchema }), headers: PreferHeaders, body: Type.Optional(RevokeBody),
+          response: responses({ 200: answer('What was revoked', KillSwitchAnswer, RECEIPT) }, ...TELLING, 'not_found'),
         },
       },
-      async (request) => {
+      async (request, reply) => {
         const { mecha } = request.params
-        return { mecha, revoked: await revokeAllOfMecha(parts, callerOf(request), mecha, request.body?.reason) }
+        const ids = await revokeAllOfMecha(parts, callerOf(request), mecha, request.body?.reason)
+        return { mecha, revoked: ids.map((id) => publicId('mecha', id)), propagation: await receipt(parts, request, reply, ids) }
       },
     )
   }
@@ -216,13 +224,13 @@ function gatewayRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
         config: { scope: 'gateways:manage' },
         schema: {
           ...documented('revokeGateway', 'Revoke a gateway credential, for good'),
-          params: Type.Object({ id: GatewayIdSchema }), body: Type.Optional(RevokeBody),
-          response: responses({ 200: answer('The credential, revoked: by this call or by an earlier one', Type.Ref('Gateway#')) }, ...TELLING, 'crews_restricted', 'not_found'),
+          params: Type.Object({ id: GatewayIdSchema }), headers: PreferHeaders, body: Type.Optional(RevokeBody),
+          response: responses({ 200: answer('The credential, revoked: by this call or by an earlier one', Type.Ref('Gateway#'), RECEIPT) }, ...TELLING, 'crews_restricted', 'not_found'),
         },
       },
-      async (request) => {
+      async (request, reply) => {
         const { key, now } = await revoke(parts, callerOf(request), 'gateway', uuidOf('gateway', request.params.id), request.body?.reason)
-        return gatewayView(key, now)
+        return { ...gatewayView(key, now), propagation: await receipt(parts, request, reply, [key.id]) }
       },
     )
   }
@@ -249,6 +257,17 @@ function eventRoutes({ db }: ControlParts): FastifyPluginAsyncTypebox {
   }
 }
 
+/** Most requests at once: nearly all of each one's time is spent waiting for the database. */
+function boundRequests(app: FastifyInstance, most: number): void {
+  let underWay = 0
+  app.addHook('onRequest', (_request, reply, done) => {
+    if (underWay >= most) throw overloaded()
+    underWay++
+    reply.raw.once('close', () => underWay--)
+    done()
+  })
+}
+
 /** Every route names the scope that it needs: one that names none does not start. */
 function requireOperator(app: FastifyInstance, authenticate: OperatorAuthenticator): void {
   app.decorateRequest('operator')
@@ -265,6 +284,13 @@ function requireOperator(app: FastifyInstance, authenticate: OperatorAuthenticat
       headers: { 'www-authenticate': `Bearer realm="mecha-keys", error="insufficient_scope", scope="${scope}"` },
     })
   })
+}
+
+/** What has come of a change that was made, waited for as long as the request prefers. */
+function receipt(parts: ControlParts, request: { readonly headers: { readonly prefer?: string } }, reply: FastifyReply, keyIds: readonly string[]): Promise<Propagation | null> {
+  const { seconds, isApplied } = preferredWait(request.headers.prefer)
+  if (isApplied) reply.header('preference-applied', `wait=${seconds}`)
+  return propagationOf(parts, keyIds, seconds)
 }
 
 function callerOf({ operator, id, ip }: FastifyRequest): Caller {
@@ -307,8 +333,8 @@ function refuseLargeMetadata(metadata: object | undefined): void {
     throw invalid('body.metadata', 'maximum', `must be at most ${MAX_METADATA_BYTES} bytes of JSON`)
 }
 
-function revealing(schema: typeof RevealedKey) {
-  return answer('The key, and its plaintext', schema, { Location: 'Path of the key' })
+function revealing(schema: typeof RevealedKey, headers: Record<string, string> = {}) {
+  return answer('The key, and its plaintext', schema, { Location: 'Path of the key', ...headers })
 }
 
 function documented(operationId: string, summary: string) {

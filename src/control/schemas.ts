@@ -3,6 +3,7 @@ import { HandleSchema, MetadataSchema, nullable, nullableText, nullableTime, Sco
 import { ID_PATTERN } from '../key/id.js'
 import type { KeyStatus } from '../key/status.js'
 import { EVENT_TYPES } from './parts.js'
+import { MAX_WAIT, type Propagation } from './propagation.js'
 
 /** Text on one line, for people: no control characters. */
 const line = (maxLength: number, description: string) =>
@@ -40,6 +41,16 @@ const useAndEnd = {
 }
 const OrgId = Type.String({ description: 'The organization', examples: ['acmecorp'] })
 
+const PropagationSchema = Type.Unsafe<Propagation | null>({
+  ...Type.Object({
+    replicas: Type.Integer({ description: 'Replicas of the runtime plane that are alive' }),
+    confirmed: Type.Integer({ description: 'Those of them that have applied it: none of these answers by what was before' }),
+    elapsed_ms: Type.Integer({ description: 'How long this call waited for them, in milliseconds' }),
+  }),
+  type: ['object', 'null'],
+  description: 'Which replicas have applied the change, in the answer of a call that made one and in that of a look at a revoked key. `null` when the database does not say',
+})
+
 export const KeySchema = Type.Object(
   {
     id: KeyIdSchema,
@@ -54,6 +65,7 @@ export const KeySchema = Type.Object(
     ...useAndEnd,
     rotated_from: nullableText('Id of the key that it succeeded'),
     rotated_to: nullableText('Id of the key that succeeded it'),
+    propagation: Type.Optional(PropagationSchema),
   },
   { $id: 'Key', title: 'Key', description: 'What is known of a key. The key itself is not' },
 )
@@ -66,6 +78,7 @@ export const GatewaySchema = Type.Object(
     status: CurrentStatus,
     ...beginning,
     ...useAndEnd,
+    propagation: Type.Optional(PropagationSchema),
   },
   { $id: 'Gateway', title: 'Gateway', description: 'What is known of a gateway credential' },
 )
@@ -90,6 +103,7 @@ const plaintextKey = (description: string) => Type.String({ 'x-secret': true, de
 export const RevealedKey = Type.Object({
   key: Type.Ref('Key#'),
   plaintext_key: plaintextKey('The key. Shown now and never again'),
+  propagation: Type.Optional(PropagationSchema),
 }, { title: 'RevealedKey' })
 export const RevealedGateway = Type.Object({
   gateway: Type.Ref('Gateway#'),
@@ -152,8 +166,19 @@ export const EventPage = Type.Object({
   events: Type.Array(Type.Ref('Event#')),
   next_after: Type.String({ description: 'Pass it as `after` to go on, now or later: no event is skipped' }),
 })
-export const KillSwitchAnswer = Type.Object({ mecha: HandleSchema, revoked: Type.Array(Type.String(), { description: 'Ids of the keys that this call revoked' }) })
+export const KillSwitchAnswer = Type.Object({
+  mecha: HandleSchema,
+  revoked: Type.Array(Type.String(), { description: 'Ids of the keys that this call revoked' }),
+  propagation: PropagationSchema,
+})
 
+export const PreferHeaders = Type.Object({
+  prefer: Type.Optional(Type.String({
+    maxLength: 200,
+    description: `\`wait=N\` (RFC 7240): how many seconds to wait for the replicas; 2 without it, ${MAX_WAIT} at most, 0 does not wait`,
+    examples: ['wait=5'],
+  })),
+})
 export const IdempotencyHeaders = Type.Object({
   'idempotency-key': Type.Optional(Type.String({
     minLength: 1, maxLength: 255,
@@ -161,6 +186,8 @@ export const IdempotencyHeaders = Type.Object({
     examples: ['5a0c8e6e-58f5-4ec6-9d04-0d3c6c1b7f1e'],
   })),
 })
+
+export const RotateHeaders = Type.Object({ ...IdempotencyHeaders.properties, ...PreferHeaders.properties })
 
 export type KeyBody = Static<typeof KeySchema>
 export type GatewayBodyOut = Static<typeof GatewaySchema>

@@ -145,6 +145,22 @@ export async function revokeKeysOfMecha(trx: Transaction<Database>, mecha: strin
   return rows.map((row) => row.id)
 }
 
+// ── Replicas ──
+
+/**
+ * How many replicas have confirmed the feed lately, and how many of them have applied every change of some keys. Every
+ * one, and not the last: of two transactions, the one that began first may commit last. A change that is no longer in
+ * the feed is older than any replica can be behind.
+ */
+export async function countReplicas(db: Kysely<Database>, keyIds: readonly string[], withinSeconds: number): Promise<{ replicas: number; confirmed: number }> {
+  const { rows } = await sql<{ replicas: number; confirmed: number }>`
+    WITH changed AS (SELECT DISTINCT xid FROM changes WHERE key_id = ANY(${keyIds}::uuid[]))
+    SELECT count(*)::int AS replicas,
+           (count(*) FILTER (WHERE NOT EXISTS (SELECT FROM changed WHERE NOT pg_visible_in_snapshot(xid, snapshot))))::int AS confirmed
+    FROM replicas WHERE seen_at > clock_timestamp() - make_interval(secs => ${withinSeconds})`.execute(db)
+  return rows[0]!
+}
+
 // ── Idempotency ──
 
 export interface MadeBefore {

@@ -1,7 +1,7 @@
 /** What a log line may hold. Redaction is built from the schemas' own marks, so that no list of names can fall behind. */
 
-import type { FastifyRequest } from 'fastify'
-import { pino, type DestinationStream, type Logger } from 'pino'
+import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
+import { pino, type Bindings, type ChildLoggerOptions, type DestinationStream, type Logger } from 'pino'
 import { redactTokens } from '../key/token.js'
 
 /** Headers that carry a credential. */
@@ -18,6 +18,39 @@ export function secretFields(schemas: readonly unknown[]): string[] {
   }
   schemas.forEach(visit)
   return [...found].sort()
+}
+
+/**
+ * The logger of a request, which becomes a child of the service's with its first line. Most requests write none: what
+ * happened to them is one line of the service's own, and to make a child costs more than to verify a key.
+ */
+class RequestLogger {
+  #child: FastifyBaseLogger | undefined
+  constructor(
+    private readonly parent: FastifyBaseLogger,
+    private readonly bindings: Bindings,
+    private readonly options: ChildLoggerOptions,
+  ) {}
+  get level(): string {
+    return this.parent.level
+  }
+  own(): FastifyBaseLogger {
+    return (this.#child ??= this.parent.child(this.bindings, this.options))
+  }
+  child(bindings: Bindings, options?: ChildLoggerOptions): FastifyBaseLogger {
+    return this.own().child(bindings, options)
+  }
+}
+for (const level of ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const)
+  Object.defineProperty(RequestLogger.prototype, level, {
+    value(this: RequestLogger, ...line: [unknown, string?]) {
+      this.own()[level](...line)
+    },
+  })
+
+/** For Fastify's `childLoggerFactory`. */
+export function requestLogger(parent: FastifyBaseLogger, bindings: Bindings, options: ChildLoggerOptions): FastifyBaseLogger {
+  return new RequestLogger(parent, bindings, options) as unknown as FastifyBaseLogger
 }
 
 const PHC = /\$argon2id?\$[^"\s\\]+/g

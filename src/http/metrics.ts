@@ -1,7 +1,8 @@
 /** Prometheus metrics. Labels are of bounded kinds: never a key id, a Mecha or an organization. */
 
-import type { FastifyInstance } from 'fastify'
-import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client'
+import type { FastifyInstance, onResponseHookHandler } from 'fastify'
+import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry, type Metric } from 'prom-client'
+import { RequestTimes } from './request-times.js'
 
 export type Metrics = ReturnType<typeof createMetrics>
 
@@ -10,21 +11,12 @@ export function createMetrics(options: { process: boolean }) {
   const registry = new Registry()
   const registers = [registry]
   if (options.process) collectDefaultMetrics({ register: registry })
+  const requests = new RequestTimes()
+  registry.registerMetric(requests as unknown as Metric)
   return {
     registry,
-    requests: new Histogram({
-      name: 'mecha_keys_http_request_seconds',
-      help: 'Time from a request to its response, by route pattern',
-      labelNames: ['method', 'route', 'status'],
-      buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5],
-      registers,
-    }),
-    verifications: new Counter({
-      name: 'mecha_keys_verifications_total',
-      help: 'Answers of verify and of gateway authentication: valid, or why not',
-      labelNames: ['credential', 'result'],
-      registers,
-    }),
+    requests,
+    verified: countVerifications(registers),
     queries: new Counter({
       name: 'mecha_keys_database_queries_total',
       help: 'Statements sent to PostgreSQL',
@@ -33,7 +25,7 @@ export function createMetrics(options: { process: boolean }) {
     }),
     argon2: new Histogram({
       name: 'mecha_keys_argon2_seconds',
-      help: 'Time for one argon2 computation, waiting for a thread included',
+      help: 'Time for one argon2 computation, waiting in the queue included',
       labelNames: ['operation'],
       buckets: [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5],
       registers,
@@ -43,13 +35,48 @@ export function createMetrics(options: { process: boolean }) {
       help: '1 when the last readiness check passed',
       registers,
     }),
+    /** A gauge that is read when it is asked for. */
+    watch(name: string, help: string, read: () => number) {
+      new Gauge({ name, help, registers, collect() { this.set(read()) } })
+    },
   }
 }
 
+/** Counted in plain objects, and put into labels when somebody looks: it happens twice for each verify. */
+function countVerifications(registers: Registry[]): (credential: string, result: string) => void {
+  const counts: Record<string, Record<string, number>> = {}
+  new Counter({
+    name: 'mecha_keys_verifications_total',
+    help: 'Answers of verify and of gateway authentication: valid, or why not',
+    labelNames: ['credential', 'result'],
+    registers,
+    collect() {
+      this.reset()
+      for (const [credential, results] of Object.entries(counts))
+        for (const [result, count] of Object.entries(results)) this.inc({ credential, result }, count)
+    },
+  })
+  return (credential, result) => {
+    const results = (counts[credential] ??= {})
+    results[result] = (results[result] ?? 0) + 1
+  }
+}
+
+/** Must be registered before the routes whose times are taken. */
 export function registerMetrics(app: FastifyInstance, { registry, requests }: Metrics): void {
-  app.addHook('onResponse', async (request, reply) => {
-    const route = request.routeOptions.url ?? 'none'
-    requests.observe({ method: request.method, route, status: reply.statusCode }, reply.elapsedTime / 1000)
+  // Each route has a hook of its own, which knows what route it is: to ask a request takes longer than to record it.
+  app.addHook('onRoute', (route) => {
+    const recorders = Object.fromEntries([route.method].flat().map((method) => [method, requests.recorder(method, route.url)]))
+    const record: onResponseHookHandler = (request, reply, done) => {
+      recorders[request.method]?.(reply.statusCode, reply.elapsedTime / 1000)
+      done()
+    }
+    route.onResponse = [record, ...[route.onResponse ?? []].flat()]
+  })
+  const recordUnknown = requests.recorder('none', 'none')
+  app.addHook('onResponse', (request, reply, done) => {
+    if (request.is404) recordUnknown(reply.statusCode, reply.elapsedTime / 1000)
+    done()
   })
   app.get('/metrics', { schema: { hide: true } }, async (_request, reply) =>
     reply.type(registry.contentType).send(await registry.metrics()),

@@ -10,9 +10,9 @@ export interface Life {
 }
 
 /** Revoked wins over expired, expired over disabled. A key is expired from `expires_at` on, not after it. */
-export function statusAt(life: Life, now: Date): KeyStatus {
+export function statusAt(life: Life, now: Date | number): KeyStatus {
   if (life.revoked_at) return 'revoked'
-  if (life.expires_at && life.expires_at <= now) return 'expired'
+  if (life.expires_at && life.expires_at.getTime() <= Number(now)) return 'expired'
   return life.enabled ? 'active' : 'disabled'
 }
 

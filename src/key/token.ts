@@ -61,7 +61,7 @@ export function makeToken(prefix: string, id: string, root: Root): Token {
  */
 export function parseToken(presented: string): Token | undefined {
   if (presented.length > MAX_LENGTH) return undefined
-  const text = presented.startsWith('secret-token:') ? presented.slice('secret-token:'.length) : presented
+  const text = bareToken(presented)
   const match = WHOLE.exec(text)
   if (!match) return undefined
   const checked = text.slice(0, -CHECKSUM_LENGTH)
@@ -75,6 +75,11 @@ export function parseToken(presented: string): Token | undefined {
     tagged,
     text,
   }
+}
+
+/** A presented key without the scheme of RFC 8959. */
+export function bareToken(presented: string): string {
+  return presented.startsWith('secret-token:') ? presented.slice('secret-token:'.length) : presented
 }
 
 /** Whether one of the roots made this key's tag, compared in constant time. */

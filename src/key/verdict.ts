@@ -23,7 +23,7 @@ export interface Demand {
  */
 export function refusalOf(
   key: Life & { readonly mecha: string | null; readonly scopes: readonly string[] },
-  now: Date,
+  now: Date | number,
   demand: Demand,
 ): RefusalCode | undefined {
   const status = statusAt(key, now)

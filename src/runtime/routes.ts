@@ -1,25 +1,47 @@
 /** The runtime plane: gateways ask whether a key is good. */
 
-import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import type { FastifyPluginAsyncTypebox, Static } from '@fastify/type-provider-typebox'
+import type { FastifyReply } from 'fastify'
 import { authenticateGateway, type Gateway } from '../auth/gateways.js'
 import { answer, responses } from '../http/schemas.js'
 import { parseHandle } from '../key/handle.js'
 import { publicId } from '../key/id.js'
 import { VerifyAnswer, VerifyBody } from './schemas.js'
-import type { Verifier } from './verifier.js'
+import type { CredentialRow } from './store.js'
+import type { Verdict, Verifier } from './verifier.js'
 
 declare module 'fastify' {
   interface FastifyRequest {
     gateway: Gateway
   }
+  interface FastifyReply {
+    /** A signal that aborts when the caller hangs up before it has its answer. Made anew each time it is asked for. */
+    readonly signal: AbortSignal
+  }
 }
+
+type Answer = Static<typeof VerifyAnswer>
 
 export function runtimePlane(verifier: Verifier): FastifyPluginAsyncTypebox {
   return async (app) => {
     app.decorateRequest('gateway')
-    app.addHook('onRequest', async (request, reply) => {
+    // Not `request.signal`: that one aborts as soon as the body has been read.
+    app.decorateReply('signal', { getter: hangUpSignal })
+    // Not asynchronous, as the handler below is not: what is in memory is answered without a promise.
+    app.addHook('onRequest', (request, reply, done) => {
       reply.header('cache-control', 'no-store')
-      request.gateway = await authenticateGateway(request.headers.authorization, verifier.verifyGateway)
+      const gateway = authenticateGateway(request.headers.authorization, (credential) => verifier.verifyGateway(credential, reply))
+      if (!(gateway instanceof Promise)) {
+        request.gateway = gateway
+        return done()
+      }
+      gateway.then(
+        (found) => {
+          request.gateway = found
+          done()
+        },
+        (error: Error) => done(error),
+      )
     })
 
     app.post(
@@ -33,24 +55,47 @@ export function runtimePlane(verifier: Verifier): FastifyPluginAsyncTypebox {
           body: VerifyBody,
           response: responses(
             { 200: answer('The verdict, valid or not', VerifyAnswer) },
-            'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'root_secret_missing',
+            'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
           ),
         },
       },
-      async ({ body: { key, ...demand }, gateway }) => {
-        const verdict = await verifier.verifyKey(key, gateway, demand)
-        if ('code' in verdict) return { valid: false as const, code: verdict.code }
-        const { id, mecha, org_id, scopes, metadata, expires_at } = verdict.key
-        return {
-          valid: true as const,
-          key_id: publicId('mecha', id),
-          mecha: parseHandle(mecha!),
-          org_id: org_id!,
-          scopes,
-          metadata,
-          expires_at: expires_at && expires_at.toISOString(),
-        }
+      ({ body, gateway }, reply) => {
+        const verdict = verifier.verifyKey(body.key, gateway, body, reply)
+        reply.type('application/json; charset=utf-8')
+        return verdict instanceof Promise ? verdict.then((late) => render(late, reply)) : render(verdict, reply)
       },
     )
+  }
+}
+
+function hangUpSignal(this: FastifyReply): AbortSignal {
+  const { raw } = this
+  const controller = new AbortController()
+  raw.once('close', () => raw.writableFinished || controller.abort())
+  return controller.signal
+}
+
+/**
+ * An answer. That of a valid key is text, which is sent as it stands: the schema's serializer makes it once for a key,
+ * and not with every verify of it.
+ */
+function render(verdict: Verdict, reply: FastifyReply): Answer {
+  if ('code' in verdict) return { valid: false, code: verdict.code }
+  return (verdict.key.answer ??= serialize(reply, validView(verdict.key.row))) as unknown as Answer
+}
+
+function serialize(reply: FastifyReply, view: Answer): string {
+  return reply.serializeInput(view, '200', 'application/json') as string
+}
+
+function validView({ id, mecha, org_id, scopes, metadata, expires_at }: CredentialRow) {
+  return {
+    valid: true as const,
+    key_id: publicId('mecha', id),
+    mecha: parseHandle(mecha!),
+    org_id: org_id!,
+    scopes,
+    metadata,
+    expires_at: expires_at && expires_at.toISOString(),
   }
 }

@@ -3,36 +3,44 @@
 import { sql, type Kysely } from 'kysely'
 import type { Database, KeyRow } from '../db/tables.js'
 
-/** A row of `keys` as verify needs it, with the database's clock. */
+/** A row of `keys` as verify needs it. */
 export type CredentialRow = Pick<
   KeyRow,
-  | 'id' | 'kind' | 'org_id' | 'mecha' | 'scopes' | 'metadata' | 'hash' | 'pepper_root'
-  | 'enabled' | 'expires_at' | 'revoked_at'
-> & { readonly first_used_at: Date | null; readonly now: Date }
+  'id' | 'kind' | 'org_id' | 'mecha' | 'scopes' | 'metadata' | 'hash' | 'pepper_root' | 'enabled' | 'expires_at' | 'revoked_at'
+>
 
-export async function findCredential(db: Kysely<Database>, id: string): Promise<CredentialRow | undefined> {
-  return db
+/** A row, and what is true of it only at the moment of reading. */
+export interface FoundCredential {
+  readonly row: CredentialRow
+  readonly used: boolean
+  /** The database's clock. */
+  readonly now: Date
+}
+
+/** The rows of some keys: of those that there are, in any order. */
+export async function findCredentials(db: Kysely<Database>, ids: readonly string[]): Promise<FoundCredential[]> {
+  const rows = await db
     .selectFrom('keys')
-    .leftJoin('key_usage', 'key_usage.key_id', 'keys.id')
-    .select([
-      'id', 'kind', 'org_id', 'mecha', 'scopes', 'metadata', 'hash', 'pepper_root',
-      'enabled', 'expires_at', 'revoked_at', 'first_used_at',
-    ])
-    .select(sql<Date>`clock_timestamp()`.as('now'))
-    .where('id', '=', id)
-    .executeTakeFirst()
+    .select(['id', 'kind', 'org_id', 'mecha', 'scopes', 'metadata', 'hash', 'pepper_root', 'enabled', 'expires_at', 'revoked_at'])
+    .select([sql<boolean>`EXISTS (SELECT FROM key_usage WHERE key_id = id)`.as('used'), sql<Date>`clock_timestamp()`.as('now')])
+    .where('id', '=', sql<string>`ANY(${ids}::uuid[])`)
+    .execute()
+  return rows.map(({ used, now, ...row }) => ({ row, used, now }))
 }
 
 /**
  * Records that a key has been used for the first time. The row is held while that is written, so that an
  * `Idempotency-Key` cannot replace its secret in between: either the use or the replacement comes first.
  *
- * @returns `false` when the row is no longer as it was read; read it again
+ * @returns `false` when what decides about the key is no longer as it was read; read it again
  */
-export async function claimFirstUse(db: Kysely<Database>, { id, hash }: CredentialRow): Promise<boolean> {
+export async function claimFirstUse(db: Kysely<Database>, row: CredentialRow): Promise<boolean> {
+  const { id, hash, enabled, expires_at } = row
   const { rows } = await sql<{ id: string }>`
     WITH live AS (
-      SELECT id FROM keys WHERE id = ${id} AND hash = ${hash} AND revoked_at IS NULL FOR SHARE
+      SELECT id FROM keys
+      WHERE id = ${id} AND hash = ${hash} AND enabled = ${enabled} AND expires_at IS NOT DISTINCT FROM ${expires_at} AND revoked_at IS NULL
+      FOR SHARE
     ), used AS (
       INSERT INTO key_usage (key_id, first_used_at, last_used_at)
       SELECT id, clock_timestamp(), clock_timestamp() FROM live
@@ -54,9 +62,9 @@ export async function replaceHash(db: Kysely<Database>, row: CredentialRow, hash
 }
 
 /** Writes many times of last use in one statement. A later time is never replaced by an earlier one. */
-export async function recordLastUse(db: Kysely<Database>, uses: ReadonlyMap<string, Date>): Promise<void> {
+export async function recordLastUse(db: Kysely<Database>, uses: ReadonlyMap<string, number>): Promise<void> {
   await sql`
     UPDATE key_usage SET last_used_at = used.at
-    FROM unnest(${[...uses.keys()]}::uuid[], ${[...uses.values()]}::timestamptz[]) AS used (key_id, at)
+    FROM unnest(${[...uses.keys()]}::uuid[], ${[...uses.values()].map((at) => new Date(at))}::timestamptz[]) AS used (key_id, at)
     WHERE key_usage.key_id = used.key_id AND key_usage.last_used_at < used.at`.execute(db)
 }

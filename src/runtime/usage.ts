@@ -1,10 +1,10 @@
 /** When keys were last used: gathered in memory, written together. */
 
 /** Writes the gathered times, or rejects and is asked again with them later. */
-type Write = (uses: ReadonlyMap<string, Date>) => Promise<void>
+type Write = (uses: ReadonlyMap<string, number>) => Promise<void>
 
 export class UsageRecorder {
-  #gathered = new Map<string, Date>()
+  #gathered = new Map<string, number>()
   #writing: Promise<void> = Promise.resolve()
   readonly #timer: NodeJS.Timeout
 
@@ -17,8 +17,8 @@ export class UsageRecorder {
     this.#timer = setInterval(() => void this.flush(), intervalMs).unref()
   }
 
-  /** Notes a use. Holds one entry for each key used since the last flush. */
-  seen(id: string, at: Date): void {
+  /** Notes a use, at a time in milliseconds. Holds one entry for each key used since the last flush. */
+  seen(id: string, at: number): void {
     this.#gathered.set(id, at)
   }
 

@@ -1,99 +1,182 @@
-/** The engine that verifies Mecha keys and gateway credentials alike. */
+/**
+ * The engine that verifies Mecha keys and gateway credentials alike.
+ *
+ * A key that was verified before is answered from memory, without a query, argon2 or a promise: one keyed digest, one
+ * comparison, one look at the clock. The change feed says what is outdated, and vouches for the rest. Anything else
+ * takes the cold path: checksum, tag, row, hash.
+ */
 
 import type { FastifyBaseLogger } from 'fastify'
 import type { Kysely } from 'kysely'
 import type { Gateway } from '../auth/gateways.js'
+import type { Hasher } from '../auth/hasher.js'
+import { isDatabaseOutage } from '../db/outage.js'
 import type { Database } from '../db/tables.js'
 import { Problem } from '../errors.js'
 import type { Metrics } from '../http/metrics.js'
-import { gatewaySubject, hashSecret, isOutdated, verifySecret, type HashProfile } from '../key/hash.js'
+import { gatewaySubject, isOutdated } from '../key/hash.js'
 import type { CredentialKind } from '../key/id.js'
 import type { Roots } from '../key/roots.js'
-import { isTaggedByUs, parseToken, type Token } from '../key/token.js'
+import { bareToken, isTaggedByUs, parseToken, type Token } from '../key/token.js'
 import { refusalOf, type Demand, type RefusalCode } from '../key/verdict.js'
-import { claimFirstUse, findCredential, replaceHash, type CredentialRow } from './store.js'
+import type { CachedKey, KeyCache } from './cache.js'
+import { createChecks } from './checks.js'
+import type { Feed } from './feed.js'
+import type { CredentialReader } from './reader.js'
+import { claimFirstUse, replaceHash, type CredentialRow } from './store.js'
 import type { UsageRecorder } from './usage.js'
 
 export interface VerifierParts {
   readonly db: Kysely<Database>
   readonly roots: Roots
-  readonly profile: HashProfile
+  readonly hasher: Hasher
+  readonly reader: CredentialReader
+  readonly cache: KeyCache
+  readonly feed: Pick<Feed, 'isFresh' | 'now'>
   readonly usage: UsageRecorder
   readonly metrics: Metrics
   readonly log: FastifyBaseLogger
 }
 
-export type Verdict = { readonly key: CredentialRow } | { readonly code: RefusalCode }
+/** Who waits for an answer. Asked for its signal only when there is something to wait for. */
+export interface Waiting {
+  /** Aborted when nobody waits any more. */
+  readonly signal: AbortSignal
+}
+
+export type Verdict = { readonly key: CachedKey } | { readonly code: RefusalCode }
 export type Verifier = ReturnType<typeof createVerifier>
 
-/** How often a row that changes under a first use is read again. */
-const ATTEMPTS = 3
+/** Decides about an authenticated row at an instant, in milliseconds. */
+type Refuse = (row: CredentialRow, now: number) => RefusalCode | undefined
+
+/** How often a row that changes while it is worked with is read again: each time, something was really changed. */
+const ATTEMPTS = 10
 
 export function createVerifier(parts: VerifierParts) {
-  const { db, roots, profile, usage, metrics, log } = parts
+  const { db, roots, hasher, reader, cache, feed, usage, metrics, log } = parts
+  const proofs = createChecks<boolean>()
+  const firstUses = createChecks<boolean>()
+  const improving = new Set<string>()
 
-  /** `refuse` decides about an authenticated row; the database's clock, in the row, is the time. */
-  async function check(presented: string, kind: CredentialKind, refuse: (row: CredentialRow) => RefusalCode | undefined): Promise<Verdict> {
-    const token = parseToken(presented)
-    if (!token) return { code: 'malformed' }
-    if (!isTaggedByUs(token, roots)) return { code: 'unknown' }
+  /** What a gateway is told about a Mecha key. Keys of organizations that it does not serve are unknown to it. */
+  function verifyKey(presented: string, gateway: Gateway, demand: Demand, caller: Waiting): Verdict | Promise<Verdict> {
+    return check(presented, 'mecha', caller, (row, now) =>
+      gateway.orgId !== null && gateway.orgId !== row.org_id ? 'unknown' : refusalOf(row, now, demand),
+    )
+  }
+
+  /** The gateway behind a credential, or `undefined`. */
+  function verifyGateway(presented: string, caller: Waiting): Gateway | undefined | Promise<Gateway | undefined> {
+    const verdict = check(presented, 'gateway', caller, (row, now) => refusalOf(row, now, {}))
+    return verdict instanceof Promise ? verdict.then(gatewayOf) : gatewayOf(verdict)
+  }
+
+  function check(presented: string, kind: CredentialKind, caller: Waiting, refuse: Refuse): Verdict | Promise<Verdict> {
+    const text = bareToken(presented)
+    const at = performance.now()
+    const isFresh = feed.isFresh(at)
+    const held = cache.find(text)
+    if (isFresh && held?.current && held.row.kind === kind) {
+      const now = feed.now(at)
+      const code = refuse(held.row, now)
+      if (code) return counted(kind, { code })
+      if (held.used) {
+        usage.seen(held.row.id, now)
+        return counted(kind, { key: held })
+      }
+    }
+    const token = parseToken(text)
+    if (!token) return counted(kind, { code: 'malformed' })
+    if (!isTaggedByUs(token, roots) || (isFresh && cache.isRefused(text))) return counted(kind, { code: 'unknown' })
+    return checkInDatabase(token, kind, caller.signal, refuse).then(
+      (verdict) => counted(kind, verdict),
+      (error: unknown) => {
+        throw held && !isFresh && isUnavailable(error) ? feedStale() : error
+      },
+    )
+  }
+
+  /** The cold path: what is read goes together with what others read, and is decided by the database's clock. */
+  async function checkInDatabase(token: Token, kind: CredentialKind, signal: AbortSignal, refuse: Refuse): Promise<Verdict> {
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
-      const row = await findCredential(db, token.id)
-      if (!row || row.kind !== kind || !(await matches(row, token))) return { code: 'unknown' }
-      const code = refuse(row)
-      if (code) return { code }
-      if (row.first_used_at || (await claimFirstUse(db, row))) {
-        usage.seen(row.id, row.now)
-        await improveHash(row, token)
-        return { key: row }
+      const read = cache.beginRead(token.id, feed.isFresh(), () => reader.read(token.id))
+      try {
+        const found = await read.found
+        const digest = found && (await prove(token, found.row, signal))
+        if (read.spoiled) continue
+        if (!digest) {
+          cache.refuse(token)
+          return { code: 'unknown' }
+        }
+        const key = cache.keep(read, found, digest)
+        const code = key.row.kind === kind ? refuse(key.row, found.now.getTime()) : 'unknown'
+        if (code) return { code }
+        key.used ||= await firstUses.join(key.row.hash, signal, () => claimFirstUse(db, key.row))
+        // What changed while this was waited for counts as well.
+        if (!key.used || read.spoiled) continue
+        usage.seen(key.row.id, found.now.getTime())
+        void improveHash(key.row, token)
+        return { key }
+      } finally {
+        cache.endRead(read)
       }
     }
     throw new Problem('database_unavailable', 'The key is being changed. Try again in a moment.', { headers: { 'retry-after': '1' } })
   }
 
-  async function matches(row: CredentialRow, token: Token): Promise<boolean> {
+  /** The digest of a token that belongs to the row: by argon2, or by having been proved against the same hash before. */
+  async function prove(token: Token, row: CredentialRow, signal: AbortSignal): Promise<Buffer | undefined> {
+    const before = cache.find(token.text)
+    if (before && before.row.hash === row.hash && subjectOf(before.row) === subjectOf(row)) return before.digest
     const root = roots.find(({ id }) => id === row.pepper_root)
     if (!root) throw new Problem('root_secret_missing', 'The key was hashed under a root secret that is not configured here.')
-    const stop = metrics.argon2.startTimer({ operation: 'verify' })
-    return verifySecret(row.hash, inputOf(row, token), root).finally(stop)
+    const digest = cache.digest(token)
+    const input = inputOf(row, token)
+    const name = [digest.toString('base64'), row.hash, input.subject].join(' ')
+    return (await proofs.join(name, signal, (all) => hasher.verify(row.hash, input, root, all))) ? digest : undefined
   }
 
-  /** A row that was hashed with other parameters, or under an older pepper, is hashed again. */
+  /** A row that was hashed with other parameters, or under an older pepper, is hashed again. No answer waits for it. */
   async function improveHash(row: CredentialRow, token: Token): Promise<void> {
     const [newest] = roots
-    if (row.pepper_root === newest.id && !isOutdated(row.hash, profile)) return
+    if ((row.pepper_root === newest.id && !isOutdated(row.hash, hasher.profile)) || improving.has(row.id)) return
+    improving.add(row.id)
     try {
-      const stop = metrics.argon2.startTimer({ operation: 'hash' })
-      const hash = await hashSecret(inputOf(row, token), newest, profile).finally(stop)
-      await replaceHash(db, row, hash, newest.id)
+      await replaceHash(db, row, await hasher.hash(inputOf(row, token), newest), newest.id)
     } catch (error) {
-      // The key is valid all the same; its next verify tries again.
+      // The key is what it is all the same; its next verify tries again.
       log.warn({ err: error }, 'a hash could not be renewed')
+    } finally {
+      improving.delete(row.id)
     }
   }
 
   function counted(kind: CredentialKind, verdict: Verdict): Verdict {
-    metrics.verifications.inc({ credential: kind, result: 'code' in verdict ? verdict.code : 'valid' })
+    metrics.verified(kind, 'code' in verdict ? verdict.code : 'valid')
     return verdict
-  }
-
-  /** What a gateway is told about a Mecha key. Keys of organizations that it does not serve are unknown to it. */
-  async function verifyKey(presented: string, gateway: Gateway, demand: Demand): Promise<Verdict> {
-    const verdict = await check(presented, 'mecha', (row) =>
-      gateway.orgId !== null && gateway.orgId !== row.org_id ? 'unknown' : refusalOf(row, row.now, demand),
-    )
-    return counted('mecha', verdict)
-  }
-
-  /** The gateway behind a credential, or `undefined`. */
-  async function verifyGateway(presented: string): Promise<Gateway | undefined> {
-    const verdict = counted('gateway', await check(presented, 'gateway', (row) => refusalOf(row, row.now, {})))
-    return 'key' in verdict ? { id: verdict.key.id, orgId: verdict.key.org_id } : undefined
   }
 
   return { verifyKey, verifyGateway }
 }
 
+function isUnavailable(error: unknown): boolean {
+  return isDatabaseOutage(error) || (error instanceof Problem && error.code === 'database_unavailable')
+}
+
+/** The key is known, and nobody can say whether it still is as it was. */
+function feedStale(): Problem {
+  return new Problem('feed_stale', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
+}
+
+function gatewayOf(verdict: Verdict): Gateway | undefined {
+  return 'key' in verdict ? { id: verdict.key.row.id, orgId: verdict.key.row.org_id } : undefined
+}
+
 function inputOf(row: CredentialRow, { secret }: Token) {
-  return { id: row.id, subject: row.mecha ?? gatewaySubject(row.org_id), secret }
+  return { id: row.id, subject: subjectOf(row), secret }
+}
+
+function subjectOf({ mecha, org_id }: CredentialRow): string {
+  return mecha ?? gatewaySubject(org_id)
 }

@@ -1,9 +1,10 @@
 import t, { type Test } from 'tap'
+import { createHasher } from '../../src/auth/hasher.js'
 import { createGateway } from '../../src/control/gateways.js'
-import { createMetrics } from '../../src/http/metrics.js'
 import { newId, publicId } from '../../src/key/id.js'
 import { rootsOf } from '../../src/key/roots.js'
 import { makeToken, parseToken } from '../../src/key/token.js'
+import { applied } from '../helpers/database.js'
 import { isSameAnswer } from '../helpers/refusals.js'
 import { startService, type Answer } from '../helpers/service.js'
 
@@ -104,13 +105,14 @@ t.test('a gateway whose row is moved to another organization by hand is refused'
 
 /** As the command line makes it: for any organization, or for all. */
 async function gatewayOf(orgId: string | null): Promise<string> {
-  const parts = { db: database.db, roots, config, metrics: createMetrics({ process: false }) }
+  const parts = { db: database.db, roots, config, hasher: createHasher({ profile: config.HASH_PROFILE, queueSize: 10, onDone: () => {} }) }
   const caller = { actor: 'cli', orgId, crews: undefined, requestId: 'cli', address: '' }
   return (await createGateway(parts, caller, 'edge')).plaintext
 }
 
 async function move(gateway: string, orgId: string | null): Promise<void> {
   await database.db.updateTable('keys').set({ org_id: orgId }).where('id', '=', parseToken(gateway)!.id).execute()
+  await applied(database)
 }
 
 function verify(credential: string, key = acmes.plaintext_key, demand = {}): Promise<Answer> {

@@ -183,12 +183,13 @@ t.test('no secret that is sent, wherever it is put, comes back in an error or is
     seen.push(await sendRaw(line))
   for (const field of [...SECRET_FIELDS, ...SECRET_HEADERS])
     for (const line of [{ [field]: canary }, { a: { [field]: canary } }, { a: { b: { [field]: canary } } }, { a: { b: { c: { [field]: canary } } } }]) service.app.log.info(line, issued)
-  // Last, an error that nobody foresaw.
+  // Last, an error that nobody foresaw, about a key that is not in memory.
+  const unseen = (await service.issue()).plaintext_key
   await service.database.db.schema.alterTable('keys').renameTo('elsewhere').execute()
-  await send('POST', '/v1/verify', { token: gateway, body: { key: issued } })
+  await send('POST', '/v1/verify', { token: gateway, body: { key: unseen } })
 
   const logs = service.logs()
-  t.equal(logs.split('\n').filter((line) => line.includes('"msg":"request"')).length, sent + 2, 'every request is logged, the two that set this up too')
+  t.equal(logs.split('\n').filter((line) => line.includes('"msg":"request"')).length, sent + 3, 'every request is logged, the three that set this up too')
   t.match(logs, /"msg":"request failed"/, 'and so is the error')
   t.ok(logs.includes('[redacted]') && logs.includes('[redacted key]'))
   for (const [what, secret] of Object.entries({ canary, 'key that was issued': issued, 'gateway credential': gateway, 'operator token': operator, hash: '$argon2id$' })) {

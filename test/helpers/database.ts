@@ -23,7 +23,7 @@ export async function emptyDatabase(): Promise<TestDatabase> {
   await database.db.transaction().execute(async (trx) => {
     // Events can be neither changed nor deleted: their trigger has to look away.
     await sql`SET LOCAL session_replication_role = replica`.execute(trx)
-    await sql`TRUNCATE events, idempotency_keys, key_usage, keys, mechas RESTART IDENTITY`.execute(trx)
+    await sql`TRUNCATE events, idempotency_keys, key_usage, keys, mechas, changes, replicas RESTART IDENTITY`.execute(trx)
   })
   return database
 }
@@ -44,4 +44,14 @@ export async function createDatabase(t: Pick<Test, 'teardown'>, options: { empty
     await admin.end()
   })
   return { owner, control: urlFor(server, name, LOGINS.control), runtime: urlFor(server, name, LOGINS.runtime), db }
+}
+
+/** Resolves when every replica, and one at least, has applied what has been committed so far, by hand too. */
+export async function applied({ db }: TestDatabase): Promise<void> {
+  const { rows } = await sql<{ xid: string }>`SELECT pg_current_xact_id()::text AS xid, pg_notify('mecha_keys_changes', '')`.execute(db)
+  const haveAll = async () => {
+    const answer = await sql<{ all: boolean | null }>`SELECT bool_and(pg_visible_in_snapshot(${rows[0]!.xid}::xid8, snapshot)) AS all FROM replicas`.execute(db)
+    return answer.rows[0]!.all
+  }
+  while (!(await haveAll()));
 }

@@ -9,6 +9,7 @@ import { signOperatorToken } from '../../src/auth/operators.js'
 import { SCOPES, type Scope } from '../../src/auth/scopes.js'
 import { loadConfig, type Environment, type Settings } from '../../src/config.js'
 import { emptyDatabase, type TestDatabase } from './database.js'
+import { eventually } from './eventually.js'
 
 export interface Answer {
   readonly status: number
@@ -104,4 +105,9 @@ export async function startService(t: Test, environment: Environment = {}, given
     },
   }
   return service
+}
+
+/** Resolves when a service's own feed vouches for what it holds. */
+export async function fresh(service: Service): Promise<void> {
+  await eventually(async () => (await service.call('GET', '/metrics')).text.includes('\nmecha_keys_feed_fresh 1\n'))
 }

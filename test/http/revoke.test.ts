@@ -9,7 +9,7 @@ t.test('200: a revocation is final, and a second one changes nothing', async (t)
     service.call('POST', `/v1/keys/${key.id}/revoke`, { token: await service.token({ subject }), body: { reason } })
   const first = await revoke('leaked', 'alice')()
   t.match(first, { status: 200, body: { id: key.id, status: 'revoked', revoked_by: 'builtin:alice', revoke_reason: 'leaked' } })
-  t.same((await revoke('another reason', 'bob')()).body, first.body)
+  t.same({ ...(await revoke('another reason', 'bob')()).body, propagation: null }, { ...first.body, propagation: null })
   t.same(await service.verify(plaintext_key), { valid: false, code: 'revoked' })
   const events = (await service.call('GET', '/v1/events?type=key.revoked', { token })).body.events
   t.equal(events.length, 1)

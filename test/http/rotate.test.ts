@@ -1,4 +1,5 @@
 import t from 'tap'
+import { applied } from '../helpers/database.js'
 import { startService } from '../helpers/service.js'
 
 const seconds = (from: string, to: string) => (Date.parse(to) - Date.parse(from)) / 1000
@@ -19,6 +20,7 @@ t.test('201: both keys are valid until the overlap ends, then the successor alon
   t.match(await service.verify(body.plaintext_key), { valid: true, key_id: body.key.id })
   // The overlap's end, brought forward.
   await service.database.db.updateTable('keys').set({ expires_at: new Date() }).where('rotated_to', 'is not', null).execute()
+  await applied(service.database)
   t.same(await service.verify(old.plaintext_key), { valid: false, code: 'expired' })
   t.match(await service.verify(body.plaintext_key), { valid: true })
 })

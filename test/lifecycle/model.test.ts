@@ -3,6 +3,7 @@
 import fc from 'fast-check'
 import t from 'tap'
 import { parsePublicId } from '../../src/key/id.js'
+import { applied } from '../helpers/database.js'
 import { startService, type Service } from '../helpers/service.js'
 
 /** The model: what should be known of each key, by what was done to it. */
@@ -89,6 +90,7 @@ const expire = onKey('expire', async (_model, { service }, key) => {
   await service.database.db
     .updateTable('keys').set((eb) => ({ expires_at: eb.ref('created_at') }))
     .where('id', '=', parsePublicId('mecha', key.id)!).execute()
+  await applied(service.database)
   key.expired = true
 })
 

@@ -1,0 +1,68 @@
+/** argon2 behind a bounded queue: when it is full, more work is refused and never piled up. */
+
+import { availableParallelism } from 'node:os'
+import { abandoned, overloaded } from '../errors.js'
+import { hashSecret, verifySecret, type HashInput, type HashProfile } from '../key/hash.js'
+import type { Root } from '../key/roots.js'
+
+export interface HasherParts {
+  readonly profile: HashProfile
+  /** Most computations that wait. */
+  readonly queueSize: number
+  /** Called for each computation, with its seconds from the moment it was asked for. */
+  readonly onDone: (operation: 'hash' | 'verify', seconds: number) => void
+}
+
+export type Hasher = ReturnType<typeof createHasher>
+
+/** libuv has four threads for this, whatever the number of cores; more at once would only wait there instead of here. */
+const LANES = Math.min(4, 2 * availableParallelism())
+
+/**
+ * A hasher for one process. Its calls reject with `overloaded` (503) when the queue is full, and when their
+ * caller leaves before their turn: what nobody waits for is not computed, and takes nobody's place.
+ */
+export function createHasher({ profile, queueSize, onDone }: HasherParts) {
+  // In the order of arrival, and anything can leave it: that is why it is a set.
+  const waiting = new Set<() => Promise<void>>()
+  let running = 0
+
+  function runNext(): void {
+    for (const job of waiting) {
+      if (running >= LANES) return
+      waiting.delete(job)
+      running++
+      void job().finally(() => {
+        running--
+        runNext()
+      })
+    }
+  }
+
+  function run<T>(operation: 'hash' | 'verify', compute: () => Promise<T>, signal?: AbortSignal): Promise<T> {
+    if (waiting.size >= queueSize) throw overloaded()
+    if (signal?.aborted) throw abandoned()
+    const start = performance.now()
+    return new Promise<T>((resolve, reject) => {
+      const leave = () => {
+        if (waiting.delete(job)) reject(abandoned())
+      }
+      const job = async () => {
+        signal?.removeEventListener('abort', leave)
+        await compute().then(resolve, reject)
+        onDone(operation, (performance.now() - start) / 1000)
+      }
+      signal?.addEventListener('abort', leave)
+      waiting.add(job)
+      runNext()
+    })
+  }
+
+  return {
+    profile,
+    hash: async (input: HashInput, root: Root) => run('hash', () => hashSecret(input, root, profile)),
+    verify: async (phc: string, input: HashInput, root: Root, signal?: AbortSignal) => run('verify', () => verifySecret(phc, input, root), signal),
+    /** How many computations wait. */
+    waiting: () => waiting.size,
+  }
+}

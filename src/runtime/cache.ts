@@ -1,0 +1,146 @@
+/**
+ * Keys that have been verified, by id: a keyed digest of what was presented, and the row. No plaintext and nothing that
+ * gives it away: the digest's key is this process's own and dies with it. One entry for each real key, so guesses
+ * cannot fill it.
+ *
+ * A change does not throw an entry away but makes it outdated: its row has to be read again, while the digest still
+ * proves the secret for as long as the row's hash is the one that argon2 once proved it against.
+ */
+
+import { timingSafeEqual } from 'node:crypto'
+import { LRUCache } from 'lru-cache'
+import { encodeId } from '../key/id.js'
+import type { Token } from '../key/token.js'
+import { Digester } from './digest.js'
+import type { CredentialRow, FoundCredential } from './store.js'
+
+export interface CachedKey {
+  readonly digest: Buffer
+  readonly row: CredentialRow
+  /** Whether the first use has been recorded. */
+  used: boolean
+  /** Whether nothing has changed since the row was read, as far as the change feed has told. */
+  current: boolean
+  /** What verify answers while it is valid, once it has been asked. */
+  answer: string | undefined
+}
+
+/** A read of the database that somebody works with. What changes meanwhile spoils it. */
+export interface Read {
+  readonly id: string
+  readonly found: Promise<FoundCredential | undefined>
+  spoiled: boolean
+  users: number
+  /** What came of it. */
+  key?: CachedKey
+}
+
+/** Where the id stands in a key: 26 characters before the `_` before the last 60. */
+const ID_START = -87
+const ID_END = -61
+
+export class KeyCache {
+  readonly #digester = new Digester()
+  /** By the id's 26 characters, as they stand in a key: nothing has to be decoded to look. */
+  readonly #entries: LRUCache<string, CachedKey>
+  /** Keys made here that are not good, by id: one digest each. A row can come back by hand, so they are forgotten soon. */
+  readonly #refused = new LRUCache<string, Buffer>({ max: 10_000, ttl: 10_000 })
+  readonly #reads = new Set<Read>()
+  /** Those of them that are not spoiled, by id: another one who wants the same need not ask again. */
+  readonly #joinable = new Map<string, Read>()
+
+  constructor(max: number) {
+    this.#entries = new LRUCache({ max })
+  }
+
+  get size(): number {
+    return this.#entries.size
+  }
+
+  /** The digest of a key, to keep. */
+  digest({ text }: Token): Buffer {
+    return Buffer.from(this.#digester.digest(text)!)
+  }
+
+  /** The entry of exactly this key, current or not, compared in constant time. */
+  find(text: string): CachedKey | undefined {
+    const entry = this.#entries.get(idIn(text))
+    return entry && this.#isDigestOf(text, entry.digest) ? entry : undefined
+  }
+
+  /**
+   * Announces a read before it is sent, or joins one that somebody works with and that is not spoiled.
+   *
+   * @param mayJoin whether there is a feed to spoil what is overtaken
+   */
+  beginRead(id: string, mayJoin: boolean, send: () => Promise<FoundCredential | undefined>): Read {
+    const read = (mayJoin && this.#joinable.get(id)) || { id, found: send(), spoiled: false, users: 0 } satisfies Read
+    if (read.users++ === 0) {
+      this.#reads.add(read)
+      this.#joinable.set(id, read)
+    }
+    return read
+  }
+
+  /** This user has done with the read what it wanted. */
+  endRead(read: Read): void {
+    if (--read.users > 0) return
+    this.#reads.delete(read)
+    this.#endJoining(read)
+  }
+
+  /** Keeps a key whose read was not spoiled: once, however many work with it. */
+  keep(read: Read, { row, used }: FoundCredential, digest: Buffer): CachedKey {
+    if (read.key) return read.key
+    read.key = { digest, row, used, current: true, answer: undefined }
+    this.#entries.set(encodeId(row.id), read.key)
+    return read.key
+  }
+
+  /** Remembers for a while that this key, though made here, is not good: its row is gone, or its secret was replaced. */
+  refuse(token: Token): void {
+    // Not a part of the token's text: that would keep all of it alive.
+    this.#refused.set(encodeId(token.id), this.digest(token))
+  }
+
+  isRefused(text: string): boolean {
+    const digest = this.#refused.get(idIn(text))
+    return digest !== undefined && this.#isDigestOf(text, digest)
+  }
+
+  /** Outdates keys that changed, and spoils reads of them. */
+  outdate(ids: readonly string[]): void {
+    const changed = new Set(ids)
+    for (const read of this.#reads) if (changed.has(read.id)) this.#spoil(read)
+    for (const id of ids.map(encodeId)) {
+      const entry = this.#entries.peek(id)
+      if (entry) entry.current = false
+      this.#refused.delete(id)
+    }
+  }
+
+  /** Anything may have changed. */
+  outdateAll(): void {
+    for (const read of this.#reads) this.#spoil(read)
+    for (const entry of this.#entries.values()) entry.current = false
+    this.#refused.clear()
+  }
+
+  #spoil(read: Read): void {
+    read.spoiled = true
+    this.#endJoining(read)
+  }
+
+  #endJoining(read: Read): void {
+    if (this.#joinable.get(read.id) === read) this.#joinable.delete(read.id)
+  }
+
+  #isDigestOf(text: string, digest: Buffer): boolean {
+    const presented = this.#digester.digest(text)
+    return presented !== undefined && timingSafeEqual(presented, digest)
+  }
+}
+
+function idIn(text: string): string {
+  return text.slice(ID_START, ID_END)
+}

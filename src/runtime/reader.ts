@@ -1,0 +1,73 @@
+/** Rows for the cold path: asked for together, bounded in number, and refused at once while the database is silent. */
+
+import DataLoader from 'dataloader'
+import { overloaded, Problem } from '../errors.js'
+import type { FoundCredential } from './store.js'
+
+/** The rows of those of some ids that there are. */
+type ReadRows = (ids: readonly string[]) => Promise<readonly FoundCredential[]>
+
+export interface ReaderParts {
+  readonly read: ReadRows
+  /** Most statements under way at once. What is asked for meanwhile goes together into the next one. */
+  readonly statements: number
+  /** Most rows that are waited for. */
+  readonly limit: number
+}
+
+const MAX_BATCH = 500
+/** A statement that takes longer means a database in trouble: who comes now would only wait in vain. */
+const SILENCE_MS = 1000
+
+export class CredentialReader {
+  readonly #loader: DataLoader<string, FoundCredential | undefined>
+  /** When each statement under way was sent, oldest first. */
+  readonly #sent = new Set<{ readonly at: number }>()
+  /** Batches that wait for a statement to end. */
+  readonly #waiting: (() => void)[] = []
+  #pending = 0
+
+  constructor(private readonly parts: ReaderParts) {
+    this.#loader = new DataLoader((ids) => this.#read(ids), {
+      cache: false,
+      maxBatchSize: MAX_BATCH,
+      batchScheduleFn: (dispatch) => (this.#sent.size < parts.statements ? setImmediate(dispatch) : this.#waiting.push(dispatch)),
+    })
+  }
+
+  /** How many rows are waited for. */
+  get pending(): number {
+    return this.#pending
+  }
+
+  /**
+   * Reads a row in a statement that has not been sent yet.
+   *
+   * @throws Problem `overloaded` when too many wait, `database_unavailable` when the database is silent
+   */
+  async read(id: string): Promise<FoundCredential | undefined> {
+    if (this.#pending >= this.parts.limit) throw overloaded()
+    const [oldest] = this.#sent
+    if (oldest && performance.now() - oldest.at > SILENCE_MS)
+      throw new Problem('database_unavailable', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
+    this.#pending++
+    try {
+      return await this.#loader.load(id)
+    } finally {
+      this.#pending--
+    }
+  }
+
+  async #read(ids: readonly string[]): Promise<readonly (FoundCredential | undefined)[]> {
+    const statement = { at: performance.now() }
+    this.#sent.add(statement)
+    try {
+      const rows = await this.parts.read([...new Set(ids)])
+      const byId = new Map(rows.map((found) => [found.row.id, found]))
+      return ids.map((id) => byId.get(id))
+    } finally {
+      this.#sent.delete(statement)
+      this.#waiting.shift()?.()
+    }
+  }
+}

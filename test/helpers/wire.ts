@@ -1,0 +1,61 @@
+/** A wire between the service and its database, which a test can cut, make dead, hold up, or lead elsewhere. */
+
+import { once } from 'node:events'
+import { connect, createServer, type AddressInfo, type Socket } from 'node:net'
+import type { Test } from 'tap'
+
+export interface Wire {
+  /** A database's URL by way of this wire. */
+  through(url: string): string
+  /** Ends all connections and takes no new ones. */
+  cut(): void
+  /** Connections stay, and nothing comes through them any more, ever. */
+  silence(): void
+  /** New connections pass. Those that were silenced stay so, as when a firewall or a server lost them. */
+  restore(): void
+  /** Keeps back what the database answers. Resolves when there is something that was kept back. */
+  hold(): Promise<void>
+  /** Lets go of what was kept back. */
+  release(): void
+  /** Where new connections go from now on. */
+  leadTo(url: string): void
+}
+
+export async function layWire(t: Test, to: string): Promise<Wire> {
+  let { hostname, port } = new URL(to)
+  const open = new Set<Socket>()
+  let state: 'whole' | 'cut' | 'silent' = 'whole'
+  let held: (() => void)[] | undefined
+  let onHeld = () => {}
+  const proxy = createServer((near) => {
+    if (state === 'cut') return void near.destroy()
+    const far = connect(Number(port), hostname)
+    let isDead = false
+    for (const [from, into] of [[near, far], [far, near]] as const) {
+      open.add(from)
+      from.on('error', () => {}).on('close', () => (open.delete(from), into.destroy()))
+      from.on('data', (bytes) => {
+        isDead ||= state === 'silent'
+        if (isDead) return
+        if (!held || from === near) return void into.write(bytes)
+        held.push(() => into.write(bytes))
+        onHeld()
+      })
+    }
+  }).listen(0, '127.0.0.1')
+  await once(proxy, 'listening')
+  const hangUp = () => open.forEach((socket) => socket.destroy())
+  t.teardown(() => (hangUp(), proxy.close()))
+  return {
+    through: (url) => Object.assign(new URL(url), { host: `127.0.0.1:${(proxy.address() as AddressInfo).port}` }).href,
+    cut: () => ((state = 'cut'), hangUp()),
+    silence: () => void (state = 'silent'),
+    restore: () => void (state = 'whole'),
+    hold: () => ((held = []), new Promise((resolve) => (onHeld = resolve))),
+    release() {
+      held?.forEach((send) => send())
+      held = undefined
+    },
+    leadTo: (url) => void ({ hostname, port } = new URL(url)),
+  }
+}
