@@ -18,7 +18,7 @@ const key = {
 const valid = { valid: true, key_id: id, mecha: { handle: 'sales^acmecorp', name: 'sales', crew: 'acmecorp' }, org_id: 'acmecorp', scopes: [], metadata: {}, expires_at: null }
 const page = { keys: Array.from({ length: 50 }, () => key), next_cursor: null }
 
-const app = Fastify({ logger: { level: process.env['LOG_LEVEL'] ?? 'warn' } })
+const app = Fastify()
 app.setValidatorCompiler(schemaCompiler())
 for (const schema of [KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
 app.post('/v1/verify', { schema: { body: VerifyBody, response: { 200: answer('A verdict', VerifyAnswer) } } }, async () => valid)

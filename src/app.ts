@@ -1,12 +1,12 @@
 /** The composition root: every part of the service by name, in the order in which it is put together. */
 
-import { randomUUID } from 'node:crypto'
-import { STATUS_CODES } from 'node:http'
+import { randomBytes, randomUUID } from 'node:crypto'
+import { STATUS_CODES, type IncomingMessage } from 'node:http'
 import type { Socket } from 'node:net'
 import cors from '@fastify/cors'
 import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance } from 'fastify'
 import type { Kysely } from 'kysely'
-import type { DestinationStream } from 'pino'
+import type { DestinationStream, Logger } from 'pino'
 import { createHasher } from './auth/hasher.js'
 import { operatorAuthenticator } from './auth/operators.js'
 import { requireDatabase, requireRoots, requireServing, type Settings } from './config.js'
@@ -85,13 +85,17 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   registerMetrics(app, metrics)
   await registerOpenApi(app, VERSION)
   const addMethodNotAllowed = collectMethods(app)
-  registerProblems(app)
+  registerProblems(app, metrics.recordUnknownRoute)
   registerRequestLog(app)
-  if (config.CORS_ORIGINS) await app.register(cors, { origin: config.CORS_ORIGINS, exposedHeaders: ['location', 'x-request-id'] })
 
   if (config.PLANES !== 'runtime') {
     const db = openPlane('control', requireDatabase(config, 'DATABASE_URL'))
-    await app.register(controlPlane({ db, roots, config, hasher }, await operatorAuthenticator(config)))
+    const plane = controlPlane({ db, roots, config, hasher }, await operatorAuthenticator(config))
+    await app.register(async (scope) => {
+      // The runtime plane is none of a browser's business.
+      if (config.CORS_ORIGINS) await scope.register(cors, { origin: config.CORS_ORIGINS, exposedHeaders: ['location', 'x-request-id'] })
+      await scope.register(plane)
+    })
   }
   if (config.PLANES !== 'control') {
     const db = openPlane('runtime', requireDatabase(config, 'RUNTIME_DATABASE_URL', 'DATABASE_URL'))
@@ -156,10 +160,7 @@ function createServer(config: Settings, { logDestination }: AppParts): FastifyIn
     loggerInstance,
     childLoggerFactory: requestLogger,
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
-    genReqId: ({ headers }) => {
-      const given = headers['x-request-id']
-      return typeof given === 'string' && REQUEST_ID.test(given) ? given : randomUUID()
-    },
+    genReqId: requestIds(),
     trustProxy: config.TRUST_PROXY ?? false,
     bodyLimit: BODY_LIMIT,
     requestTimeout: timeout,
@@ -176,6 +177,16 @@ function createServer(config: Settings, { logDestination }: AppParts): FastifyIn
   })
 }
 
+/** The caller's own id of a request, or the next of a row that no other process has: to draw each one costs more than to use it. */
+function requestIds(): (request: Pick<IncomingMessage, 'headers'>) => string {
+  const process = randomBytes(9).toString('base64url')
+  let count = 0
+  return ({ headers }) => {
+    const given = headers['x-request-id']
+    return typeof given === 'string' && REQUEST_ID.test(given) ? given : `${process}.${++count}`
+  }
+}
+
 /** One line for each request: what was asked, what was answered, how long it took. */
 function registerRequestLog(app: FastifyInstance): void {
   // Callbacks and not promises, here and in all that every request passes: each promise is a turn of the queue.
@@ -183,6 +194,8 @@ function registerRequestLog(app: FastifyInstance): void {
     reply.header('x-request-id', request.id)
     done()
   })
+  // A hook that writes nothing would still cost every request its turn.
+  if (!(app.log as Logger).isLevelEnabled('info')) return
   app.addHook('onResponse', (request, reply, done) => {
     const ms = Math.round(reply.elapsedTime * 100) / 100
     app.log.info({ request_id: request.id, req: request, status: reply.statusCode, ms }, 'request')

@@ -6,7 +6,7 @@ import { Problem } from '../errors.js'
 export interface Gateway {
   readonly id: string
   /** The organization whose keys it may verify, or `null` for all. */
-  readonly orgId: string | null
+  readonly org_id: string | null
 }
 
 /** Resolves a presented credential to its gateway, or to `undefined` when it is not a valid one. */

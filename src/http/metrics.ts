@@ -1,6 +1,6 @@
 /** Prometheus metrics. Labels are of bounded kinds: never a key id, a Mecha or an organization. */
 
-import type { FastifyInstance, onResponseHookHandler } from 'fastify'
+import type { FastifyInstance, FastifyReply, onResponseHookHandler } from 'fastify'
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry, type Metric } from 'prom-client'
 import { RequestTimes } from './request-times.js'
 
@@ -13,9 +13,12 @@ export function createMetrics(options: { process: boolean }) {
   if (options.process) collectDefaultMetrics({ register: registry })
   const requests = new RequestTimes()
   registry.registerMetric(requests as unknown as Metric)
+  const recordUnknown = requests.recorder('none', 'none')
   return {
     registry,
     requests,
+    /** Records a request that no route is there for, when it is answered. */
+    recordUnknownRoute: (reply: FastifyReply) => void reply.raw.once('finish', () => recordUnknown(reply.statusCode, reply.elapsedTime / 1000)),
     verified: countVerifications(registers),
     queries: new Counter({
       name: 'mecha_keys_database_queries_total',
@@ -72,11 +75,6 @@ export function registerMetrics(app: FastifyInstance, { registry, requests }: Me
       done()
     }
     route.onResponse = [record, ...[route.onResponse ?? []].flat()]
-  })
-  const recordUnknown = requests.recorder('none', 'none')
-  app.addHook('onResponse', (request, reply, done) => {
-    if (request.is404) recordUnknown(reply.statusCode, reply.elapsedTime / 1000)
-    done()
   })
   app.get('/metrics', { schema: { hide: true } }, async (_request, reply) =>
     reply.type(registry.contentType).send(await registry.metrics()),

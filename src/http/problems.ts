@@ -69,16 +69,21 @@ export function toProblem(error: unknown): Problem {
   return new Problem('internal_error', 'The request id in X-Request-Id finds the cause in the log.')
 }
 
-/** Registers the error handlers and the pages that problems point to. */
-export function registerProblems(app: FastifyInstance): void {
+/**
+ * Registers the error handlers and the pages that problems point to.
+ *
+ * @param onNotFound called for a request that no route is there for, before it is answered
+ */
+export function registerProblems(app: FastifyInstance, onNotFound: (reply: FastifyReply) => void): void {
   app.setErrorHandler((error, request, reply) => {
     const problem = toProblem(error)
     if (problem.status >= 500) request.log.error({ err: error, code: problem.code }, 'request failed')
     return answerProblem(reply, problem)
   })
-  app.setNotFoundHandler((_request: FastifyRequest, reply) =>
-    answerProblem(reply, new Problem('route_not_found', 'Nothing is served at this path.')),
-  )
+  app.setNotFoundHandler((_request: FastifyRequest, reply) => {
+    onNotFound(reply)
+    return answerProblem(reply, new Problem('route_not_found', 'Nothing is served at this path.'))
+  })
   app.get('/errors/:code', { schema: { hide: true } }, async (request, reply) => {
     const { code } = request.params as { code: string }
     if (!(ERROR_CODES as string[]).includes(code)) throw new Problem('route_not_found', 'Nothing is served at this path.')

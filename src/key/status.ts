@@ -2,17 +2,17 @@
 
 export type KeyStatus = 'active' | 'disabled' | 'expired' | 'revoked'
 
-/** What of a row decides its status. */
+/** What of a key decides its status. Times are dates, or milliseconds. */
 export interface Life {
-  readonly revoked_at: Date | null
-  readonly expires_at: Date | null
+  readonly revoked_at: Date | number | null
+  readonly expires_at: Date | number | null
   readonly enabled: boolean
 }
 
 /** Revoked wins over expired, expired over disabled. A key is expired from `expires_at` on, not after it. */
 export function statusAt(life: Life, now: Date | number): KeyStatus {
-  if (life.revoked_at) return 'revoked'
-  if (life.expires_at && life.expires_at.getTime() <= Number(now)) return 'expired'
+  if (life.revoked_at !== null) return 'revoked'
+  if (life.expires_at !== null && Number(life.expires_at) <= Number(now)) return 'expired'
   return life.enabled ? 'active' : 'disabled'
 }
 
@@ -30,7 +30,7 @@ export function rotationRefusal(
 }
 
 /** When the old key of a rotation ends: never later than it would have ended by itself. */
-export function endOfOverlap(life: Life, now: Date, overlapSeconds: number): Date {
+export function endOfOverlap(life: { readonly expires_at: Date | null }, now: Date, overlapSeconds: number): Date {
   const end = new Date(now.getTime() + overlapSeconds * 1000)
   return life.expires_at && life.expires_at < end ? life.expires_at : end
 }

@@ -1,28 +1,39 @@
 /**
- * Keys that have been verified, by id: a keyed digest of what was presented, and the row. No plaintext and nothing that
- * gives it away: the digest's key is this process's own and dies with it. One entry for each real key, so guesses
- * cannot fill it.
+ * Keys that have been verified, by id: a keyed digest of what was presented, and of the row what decides. No plaintext
+ * and nothing that gives it away: the digest's key is this process's own and dies with it. One entry for each real key,
+ * so guesses cannot fill it.
  *
  * A change does not throw an entry away but makes it outdated: its row has to be read again, while the digest still
  * proves the secret for as long as the row's hash is the one that argon2 once proved it against.
  */
 
-import { timingSafeEqual } from 'node:crypto'
 import { LRUCache } from 'lru-cache'
-import { encodeId } from '../key/id.js'
+import { encodeId, type CredentialKind } from '../key/id.js'
 import type { Token } from '../key/token.js'
-import { Digester } from './digest.js'
+import { validAnswer } from './answer.js'
+import { createDigest, isSameDigest } from './digest.js'
 import type { CredentialRow, FoundCredential } from './store.js'
+import type { Use } from './usage.js'
 
-export interface CachedKey {
-  readonly digest: Buffer
-  readonly row: CredentialRow
+/** Flat and with numbers for times: 100,000 of them are to fit into 100 MiB (`docs/performance.md`). */
+export interface CachedKey extends Use {
+  readonly digest: string
+  readonly kind: CredentialKind
+  readonly org_id: string | null
+  readonly mecha: string | null
+  readonly scopes: readonly string[]
+  /** What argon2 proved the digest's text against. */
+  readonly hash: string
+  readonly enabled: boolean
+  /** In milliseconds, as the next. */
+  readonly expires_at: number | null
+  readonly revoked_at: number | null
+  /** What verify answers while a Mecha key is valid. */
+  readonly answer: string
   /** Whether the first use has been recorded. */
   used: boolean
   /** Whether nothing has changed since the row was read, as far as the change feed has told. */
   current: boolean
-  /** What verify answers while it is valid, once it has been asked. */
-  answer: string | undefined
 }
 
 /** A read of the database that somebody works with. What changes meanwhile spoils it. */
@@ -40,11 +51,11 @@ const ID_START = -87
 const ID_END = -61
 
 export class KeyCache {
-  readonly #digester = new Digester()
+  readonly #digest = createDigest()
   /** By the id's 26 characters, as they stand in a key: nothing has to be decoded to look. */
   readonly #entries: LRUCache<string, CachedKey>
   /** Keys made here that are not good, by id: one digest each. A row can come back by hand, so they are forgotten soon. */
-  readonly #refused = new LRUCache<string, Buffer>({ max: 10_000, ttl: 10_000 })
+  readonly #refused = new LRUCache<string, string>({ max: 10_000, ttl: 10_000 })
   readonly #reads = new Set<Read>()
   /** Those of them that are not spoiled, by id: another one who wants the same need not ask again. */
   readonly #joinable = new Map<string, Read>()
@@ -58,8 +69,8 @@ export class KeyCache {
   }
 
   /** The digest of a key, to keep. */
-  digest({ text }: Token): Buffer {
-    return Buffer.from(this.#digester.digest(text)!)
+  digest({ text }: Token): string {
+    return this.#digest(text)
   }
 
   /** The entry of exactly this key, current or not, compared in constant time. */
@@ -90,10 +101,8 @@ export class KeyCache {
   }
 
   /** Keeps a key whose read was not spoiled: once, however many work with it. */
-  keep(read: Read, { row, used }: FoundCredential, digest: Buffer): CachedKey {
-    if (read.key) return read.key
-    read.key = { digest, row, used, current: true, answer: undefined }
-    this.#entries.set(encodeId(row.id), read.key)
+  keep(read: Read, { row, used }: FoundCredential, digest: string): CachedKey {
+    if (!read.key) this.#entries.set(encodeId(row.id), (read.key = entryOf(row, used, digest)))
     return read.key
   }
 
@@ -135,9 +144,19 @@ export class KeyCache {
     if (this.#joinable.get(read.id) === read) this.#joinable.delete(read.id)
   }
 
-  #isDigestOf(text: string, digest: Buffer): boolean {
-    const presented = this.#digester.digest(text)
-    return presented !== undefined && timingSafeEqual(presented, digest)
+  #isDigestOf(text: string, digest: string): boolean {
+    return isSameDigest(this.#digest(text), digest)
+  }
+}
+
+function entryOf(row: CredentialRow, used: boolean, digest: string): CachedKey {
+  const { id, kind, org_id, mecha, scopes, hash, enabled, expires_at, revoked_at } = row
+  return {
+    digest, id, kind, org_id, mecha, scopes, hash, enabled,
+    expires_at: expires_at && expires_at.getTime(),
+    revoked_at: revoked_at && revoked_at.getTime(),
+    answer: kind === 'mecha' ? validAnswer(row) : '',
+    used, current: true, usedAt: 0, isGathered: false,
   }
 }
 

@@ -2,7 +2,7 @@ import { Type } from '@fastify/type-provider-typebox'
 import { HandleSchema, MetadataSchema, nullableTime, ScopesSchema } from '../http/schemas.js'
 import type { RefusalCode } from '../key/verdict.js'
 
-const REFUSALS: RefusalCode[] = ['malformed', 'unknown', 'revoked', 'expired', 'disabled', 'mecha_mismatch', 'insufficient_scope']
+export const REFUSALS: RefusalCode[] = ['malformed', 'unknown', 'revoked', 'expired', 'disabled', 'mecha_mismatch', 'insufficient_scope']
 
 export const VerifyBody = Type.Object(
   {
@@ -16,7 +16,7 @@ export const VerifyBody = Type.Object(
   },
 )
 
-const Valid = Type.Object({
+export const Valid = Type.Object({
   valid: Type.Literal(true),
   key_id: Type.String({ description: 'Id of the key', examples: ['key_01jd9p5v3fe8rr2k7m4q9wx0zt'] }),
   mecha: Type.Object({ handle: Type.String(), name: Type.String(), crew: Type.String() }),
@@ -26,7 +26,7 @@ const Valid = Type.Object({
   expires_at: nullableTime('When the key ends; null is never'),
 }, { title: 'Valid' })
 
-const Refused = Type.Object({
+export const Refused = Type.Object({
   valid: Type.Literal(false),
   code: Type.Unsafe<RefusalCode>({
     type: 'string',

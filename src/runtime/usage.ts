@@ -1,10 +1,19 @@
 /** When keys were last used: gathered in memory, written together. */
 
-/** Writes the gathered times, or rejects and is asked again with them later. */
+/** A key's own note of when it was last used. */
+export interface Use {
+  readonly id: string
+  /** In milliseconds. */
+  usedAt: number
+  /** Whether the recorder holds this note. */
+  isGathered: boolean
+}
+
+/** Writes times by key id, or rejects and is asked again with them later. */
 type Write = (uses: ReadonlyMap<string, number>) => Promise<void>
 
 export class UsageRecorder {
-  #gathered = new Map<string, number>()
+  #gathered: Use[] = []
   #writing: Promise<void> = Promise.resolve()
   readonly #timer: NodeJS.Timeout
 
@@ -17,9 +26,12 @@ export class UsageRecorder {
     this.#timer = setInterval(() => void this.flush(), intervalMs).unref()
   }
 
-  /** Notes a use, at a time in milliseconds. Holds one entry for each key used since the last flush. */
-  seen(id: string, at: number): void {
-    this.#gathered.set(id, at)
+  /** Notes a use, at a time in milliseconds. The note stands with the key: most uses have nothing to look up. */
+  seen(use: Use, at: number): void {
+    use.usedAt = at
+    if (use.isGathered) return
+    use.isGathered = true
+    this.#gathered.push(use)
   }
 
   /** Writes what has been gathered. One flush runs at a time; what could not be written is kept for the next. */
@@ -35,14 +47,17 @@ export class UsageRecorder {
   }
 
   async #writeGathered(): Promise<void> {
-    if (this.#gathered.size === 0) return
-    const uses = this.#gathered
-    this.#gathered = new Map()
+    if (this.#gathered.length === 0) return
+    const gathered = this.#gathered
+    this.#gathered = []
+    for (const use of gathered) use.isGathered = false
+    // A key that was read anew has a second note.
+    const uses = new Map<string, number>()
+    for (const { id, usedAt } of gathered) uses.set(id, Math.max(usedAt, uses.get(id) ?? 0))
     try {
       await this.write(uses)
     } catch (error) {
-      for (const [id, at] of this.#gathered) uses.set(id, at)
-      this.#gathered = uses
+      for (const use of gathered) this.seen(use, use.usedAt)
       this.onError(error)
     }
   }

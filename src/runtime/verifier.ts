@@ -44,11 +44,14 @@ export interface Waiting {
   readonly signal: AbortSignal
 }
 
-export type Verdict = { readonly key: CachedKey } | { readonly code: RefusalCode }
+/** The key if it is good, and otherwise why it is not. */
+export type Verdict = CachedKey | RefusalCode
 export type Verifier = ReturnType<typeof createVerifier>
 
-/** Decides about an authenticated row at an instant, in milliseconds. */
-type Refuse = (row: CredentialRow, now: number) => RefusalCode | undefined
+/** Whose keys are looked at: an organization's, or everybody's. */
+type Owner = Pick<Gateway, 'org_id'>
+const ANYBODY: Owner = { org_id: null }
+const NO_DEMAND: Demand = {}
 
 /** How often a row that changes while it is worked with is read again: each time, something was really changed. */
 const ATTEMPTS = 10
@@ -61,35 +64,33 @@ export function createVerifier(parts: VerifierParts) {
 
   /** What a gateway is told about a Mecha key. Keys of organizations that it does not serve are unknown to it. */
   function verifyKey(presented: string, gateway: Gateway, demand: Demand, caller: Waiting): Verdict | Promise<Verdict> {
-    return check(presented, 'mecha', caller, (row, now) =>
-      gateway.orgId !== null && gateway.orgId !== row.org_id ? 'unknown' : refusalOf(row, now, demand),
-    )
+    return check(presented, 'mecha', caller, gateway, demand)
   }
 
   /** The gateway behind a credential, or `undefined`. */
   function verifyGateway(presented: string, caller: Waiting): Gateway | undefined | Promise<Gateway | undefined> {
-    const verdict = check(presented, 'gateway', caller, (row, now) => refusalOf(row, now, {}))
+    const verdict = check(presented, 'gateway', caller, ANYBODY, NO_DEMAND)
     return verdict instanceof Promise ? verdict.then(gatewayOf) : gatewayOf(verdict)
   }
 
-  function check(presented: string, kind: CredentialKind, caller: Waiting, refuse: Refuse): Verdict | Promise<Verdict> {
+  function check(presented: string, kind: CredentialKind, caller: Waiting, whose: Owner, demand: Demand): Verdict | Promise<Verdict> {
     const text = bareToken(presented)
     const at = performance.now()
     const isFresh = feed.isFresh(at)
     const held = cache.find(text)
-    if (isFresh && held?.current && held.row.kind === kind) {
+    if (isFresh && held?.current && held.kind === kind) {
       const now = feed.now(at)
-      const code = refuse(held.row, now)
-      if (code) return counted(kind, { code })
+      const code = refuse(held, now, whose, demand)
+      if (code) return counted(kind, code)
       if (held.used) {
-        usage.seen(held.row.id, now)
-        return counted(kind, { key: held })
+        usage.seen(held, now)
+        return counted(kind, held)
       }
     }
     const token = parseToken(text)
-    if (!token) return counted(kind, { code: 'malformed' })
-    if (!isTaggedByUs(token, roots) || (isFresh && cache.isRefused(text))) return counted(kind, { code: 'unknown' })
-    return checkInDatabase(token, kind, caller.signal, refuse).then(
+    if (!token) return counted(kind, 'malformed')
+    if (!isTaggedByUs(token, roots) || (isFresh && cache.isRefused(text))) return counted(kind, 'unknown')
+    return checkInDatabase(token, kind, caller.signal, whose, demand).then(
       (verdict) => counted(kind, verdict),
       (error: unknown) => {
         throw held && !isFresh && isUnavailable(error) ? feedStale() : error
@@ -98,7 +99,7 @@ export function createVerifier(parts: VerifierParts) {
   }
 
   /** The cold path: what is read goes together with what others read, and is decided by the database's clock. */
-  async function checkInDatabase(token: Token, kind: CredentialKind, signal: AbortSignal, refuse: Refuse): Promise<Verdict> {
+  async function checkInDatabase(token: Token, kind: CredentialKind, signal: AbortSignal, whose: Owner, demand: Demand): Promise<Verdict> {
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
       const read = cache.beginRead(token.id, feed.isFresh(), () => reader.read(token.id))
       try {
@@ -107,17 +108,17 @@ export function createVerifier(parts: VerifierParts) {
         if (read.spoiled) continue
         if (!digest) {
           cache.refuse(token)
-          return { code: 'unknown' }
+          return 'unknown'
         }
         const key = cache.keep(read, found, digest)
-        const code = key.row.kind === kind ? refuse(key.row, found.now.getTime()) : 'unknown'
-        if (code) return { code }
-        key.used ||= await firstUses.join(key.row.hash, signal, () => claimFirstUse(db, key.row))
+        const code = key.kind === kind ? refuse(key, found.now.getTime(), whose, demand) : 'unknown'
+        if (code) return code
+        key.used ||= await firstUses.join(key.hash, signal, () => claimFirstUse(db, found.row))
         // What changed while this was waited for counts as well.
         if (!key.used || read.spoiled) continue
-        usage.seen(key.row.id, found.now.getTime())
-        void improveHash(key.row, token)
-        return { key }
+        usage.seen(key, found.now.getTime())
+        void improveHash(found.row, token)
+        return key
       } finally {
         cache.endRead(read)
       }
@@ -126,14 +127,14 @@ export function createVerifier(parts: VerifierParts) {
   }
 
   /** The digest of a token that belongs to the row: by argon2, or by having been proved against the same hash before. */
-  async function prove(token: Token, row: CredentialRow, signal: AbortSignal): Promise<Buffer | undefined> {
+  async function prove(token: Token, row: CredentialRow, signal: AbortSignal): Promise<string | undefined> {
     const before = cache.find(token.text)
-    if (before && before.row.hash === row.hash && subjectOf(before.row) === subjectOf(row)) return before.digest
+    if (before && before.hash === row.hash && subjectOf(before) === subjectOf(row)) return before.digest
     const root = roots.find(({ id }) => id === row.pepper_root)
     if (!root) throw new Problem('root_secret_missing', 'The key was hashed under a root secret that is not configured here.')
     const digest = cache.digest(token)
     const input = inputOf(row, token)
-    const name = [digest.toString('base64'), row.hash, input.subject].join(' ')
+    const name = [digest, row.hash, input.subject].join(' ')
     return (await proofs.join(name, signal, (all) => hasher.verify(row.hash, input, root, all))) ? digest : undefined
   }
 
@@ -153,11 +154,16 @@ export function createVerifier(parts: VerifierParts) {
   }
 
   function counted(kind: CredentialKind, verdict: Verdict): Verdict {
-    metrics.verified(kind, 'code' in verdict ? verdict.code : 'valid')
+    metrics.verified(kind, typeof verdict === 'string' ? verdict : 'valid')
     return verdict
   }
 
   return { verifyKey, verifyGateway }
+}
+
+/** Decides about an authenticated key at an instant, in milliseconds. */
+function refuse(key: CachedKey, now: number, { org_id }: Owner, demand: Demand): RefusalCode | undefined {
+  return org_id !== null && org_id !== key.org_id ? 'unknown' : refusalOf(key, now, demand)
 }
 
 function isUnavailable(error: unknown): boolean {
@@ -170,13 +176,13 @@ function feedStale(): Problem {
 }
 
 function gatewayOf(verdict: Verdict): Gateway | undefined {
-  return 'key' in verdict ? { id: verdict.key.row.id, orgId: verdict.key.row.org_id } : undefined
+  return typeof verdict === 'string' ? undefined : verdict
 }
 
 function inputOf(row: CredentialRow, { secret }: Token) {
   return { id: row.id, subject: subjectOf(row), secret }
 }
 
-function subjectOf({ mecha, org_id }: CredentialRow): string {
+function subjectOf({ mecha, org_id }: Pick<CredentialRow, 'mecha' | 'org_id'>): string {
   return mecha ?? gatewaySubject(org_id)
 }

@@ -20,7 +20,7 @@ t.test('a request id is taken over when it is one, and made when it is not', asy
   const service = await startService(t)
   const id = async (given?: string) => (await service.call('GET', '/livez', given === undefined ? {} : { headers: { 'x-request-id': given } })).headers['x-request-id']
   t.equal(await id('abc-1.2_3'), 'abc-1.2_3')
-  for (const odd of [undefined, '', 'a b', 'x'.repeat(65), 'ä', (await service.issue()).plaintext_key]) t.match(await id(odd), /^[0-9a-f-]{36}$/)
+  for (const odd of [undefined, '', 'a b', 'x'.repeat(65), 'ä', (await service.issue()).plaintext_key]) t.match(await id(odd), /^[\w-]{12}\.\d+$/)
   await service.call('GET', '/livez', { headers: { 'x-request-id': 'find-me' } })
   t.match(service.logs(), /"request_id":"find-me".*"route":"\/livez"/)
   t.equal((await service.call('GET', '/nowhere', { headers: { 'x-request-id': 'lost' } })).headers['x-request-id'], 'lost')
@@ -76,6 +76,8 @@ t.test('a browser frontend of an allowed origin may call, another may not', asyn
     service.call('OPTIONS', '/v1/keys', { headers: { origin, 'access-control-request-method': 'POST', 'access-control-request-headers': 'authorization' } })
   t.equal((await preflight('https://console.example.com')).headers['access-control-allow-origin'], 'https://console.example.com')
   t.equal((await preflight('https://evil.example.com')).headers['access-control-allow-origin'], undefined)
+  const verified = await service.call('POST', '/v1/verify', { token: await service.gateway(), body: { key: 'x' }, headers: { origin: 'https://console.example.com' } })
+  t.match([verified.status, verified.headers['access-control-allow-origin']], [200, undefined], 'the runtime plane is none of a browser\'s business')
   const none = await startService(t, {}, service.database)
   t.equal((await none.call('GET', '/v1/keys', { headers: { origin: 'https://console.example.com' } })).headers['access-control-allow-origin'], undefined)
 })

@@ -16,14 +16,15 @@ async function costs(service: Service): Promise<{ queries: number; argon2: numbe
 
 t.test('200: what a gateway learns of a valid key', async (t) => {
   const service = await startService(t)
-  const { key, plaintext_key } = await service.issue({ scopes: ['a', 'b'], metadata: { region: { name: 'eu' } }, expires_in: 60 })
+  const { key, plaintext_key } = await service.issue({ scopes: ['a', 'b'], metadata: { region: { name: 'Zürich 東京 😀' } }, expires_in: 60 })
   t.same(await service.verify(plaintext_key, { mecha: 'sales^acmecorp', scopes: ['b'] }), {
     valid: true, key_id: key.id, mecha: { handle: 'sales^acmecorp', name: 'sales', crew: 'acmecorp' }, org_id: 'acme',
-    scopes: ['a', 'b'], metadata: { region: { name: 'eu' } }, expires_at: key.expires_at,
+    scopes: ['a', 'b'], metadata: { region: { name: 'Zürich 東京 😀' } }, expires_at: key.expires_at,
   })
   t.match(await service.verify(`secret-token:${plaintext_key}`), { valid: true })
   const answer = await service.call('POST', '/v1/verify', { token: await service.gateway(), body: { key: plaintext_key } })
   t.equal(answer.headers['cache-control'], 'no-store')
+  t.equal(Number(answer.headers['content-length']), Buffer.byteLength(answer.text), 'a length in bytes')
 })
 
 t.test('200: every refusal has its code', async (t) => {
