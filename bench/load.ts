@@ -4,43 +4,73 @@
  */
 
 import { createRequire } from 'node:module'
+import { join } from 'node:path'
+import { createHistogram } from 'node:perf_hooks'
 import { text } from 'node:stream/consumers'
+import { PACKAGE_ROOT } from '../src/package-root.js'
 
 export interface Order {
   readonly url: string
   readonly method: 'GET' | 'POST'
   readonly headers: Readonly<Record<string, string>>
-  /** `{n}` in it is replaced by a number that no other request has. */
-  readonly body?: string
+  /** Sent in turn, over all connections. `{n}` in one is replaced by a number that no other request has. */
+  readonly bodies?: readonly string[]
   readonly connections: number
   readonly seconds: number
+  /** Requests per second at most; otherwise as many as there are answers. */
+  readonly rate?: number
 }
 
 export interface Load {
-  readonly requestsPerSecond: number
+  /** Answers with 2xx per second. */
+  readonly rate: number
+  /** Milliseconds, of the answers with 2xx. */
   readonly p50: number
   readonly p99: number
-  /** Answers that were not 2xx, and requests that had none. */
+  /** Answers with 503 per second. */
+  readonly shed: number
+  /** Answers that were neither, and requests that had none. */
   readonly failures: number
 }
 
-interface Result {
-  readonly requests: { readonly average: number }
-  readonly latency: { readonly p50: number; readonly p99: number }
-  readonly non2xx: number
-  readonly errors: number
-  readonly timeouts: number
+interface Instance extends Promise<{ readonly duration: number; readonly errors: number; readonly timeouts: number }> {
+  on(event: 'response', listener: (client: unknown, status: number, bytes: number, ms: number) => void): void
 }
-type Autocannon = (options: object) => Promise<Result>
+type Autocannon = (options: object, done: (error: Error | null, result: Awaited<Instance>) => void) => Instance
 
-const autocannon = createRequire(import.meta.url)('autocannon') as Autocannon
-const { url, method, headers, body, connections, seconds } = JSON.parse(await text(process.stdin)) as Order
+const autocannon = createRequire(join(PACKAGE_ROOT, 'bench', 'package.json'))('autocannon') as Autocannon
+const { url, method, headers, bodies, connections, seconds, rate } = JSON.parse(await text(process.stdin)) as Order
+
 // Numbers of one run are not those of another, against the same database.
 let n = Date.now() * 1000
-const request = body?.includes('{n}')
-  ? { setupRequest: (one: object) => ({ ...one, body: body.replaceAll('{n}', String(n++)) }) }
-  : { ...(body !== undefined && { body }) }
-const result = await autocannon({ url, method, headers, connections, duration: seconds, requests: [{ method, headers, ...request }] })
-const { requests, latency, non2xx, errors, timeouts } = result
-const load: Load = { requestsPerSecond: requests.average, p50: latency.p50, p99: latency.p99, failures: non2xx + errors + timeouts }
+let sent = 0
+const nextBody = () => bodies![sent++ % bodies!.length]!.replace('{n}', String(n++))
+const isVaried = bodies !== undefined && (bodies.length > 1 || bodies[0]!.includes('{n}'))
+const request = {
+  method, headers,
+  ...(bodies && !isVaried && { body: bodies[0] }),
+  ...(isVaried && { setupRequest: (one: object) => ({ ...one, body: nextBody() }) }),
+}
+
+const microseconds = createHistogram()
+const answers = { good: 0, shed: 0, other: 0 }
+const result = await new Promise<Awaited<Instance>>((resolve, reject) => {
+  const instance = autocannon(
+    { url, connections, duration: seconds, requests: [request], ...(rate !== undefined && { overallRate: rate }) },
+    (error, ended) => (error ? reject(error) : resolve(ended)),
+  )
+  instance.on('response', (_client, status, _bytes, ms) => {
+    if (status === 503) return void answers.shed++
+    if (status < 200 || status > 299) return void answers.other++
+    answers.good++
+    microseconds.record(Math.max(1, Math.round(ms * 1000)))
+  })
+})
+const load: Load = {
+  rate: answers.good / result.duration,
+  p50: microseconds.percentile(50) / 1000,
+  p99: microseconds.percentile(99) / 1000,
+  shed: answers.shed / result.duration,
+  failures: answers.other + result.errors + result.timeouts,
+}
 process.stdout.write(`${JSON.stringify(load)}\n`)

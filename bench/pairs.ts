@@ -1,58 +1,59 @@
-/**
- * How one case is measured: service and ceiling in turn, pair by pair, so that a machine that slows down slows both.
- * The median of the pairs' ratios is what counts.
- */
-
-import type { Case } from './cases.js'
-import type { Load } from './load.js'
-import { generateLoad } from './sides.js'
+/** How a ratio is measured: both sides in turn, pair by pair, so that a machine that slows down slows both. */
 
 export interface Plan {
   readonly pairs: number
   /** Of each measurement. */
   readonly seconds: number
   readonly connections: number
+  /** Rows of the large table, and keys of the memory that is weighed. */
+  readonly keys: number
 }
 
-/** Medians over the pairs. Rates are requests per second, times milliseconds. */
-export interface Row {
+/** What came of one figure. */
+export interface Result {
+  readonly value: number
+  /** The least and the greatest of the pairs: how far one strays from the others. */
+  readonly range?: readonly [number, number]
+  /** What it was made of: medians over the pairs, in the units that the names say. */
+  readonly of: Readonly<Record<string, number>>
+}
+
+export interface Figure {
   readonly name: string
-  readonly service: number
-  readonly ceiling: number
-  readonly ratio: number
-  /** The least and the greatest ratio: how far a pair strays from the others. */
-  readonly ratios: readonly [number, number]
-  readonly p50: number
-  readonly p99: number
+  readonly goal: { readonly least: number } | { readonly most: number }
+  measure(plan: Plan): Promise<Result>
 }
 
-/** A second of warm-up for each side, then the pairs. */
-export async function measure(one: Case, sides: { service: string; ceiling: string }, plan: Plan): Promise<Row> {
-  for (const url of [sides.service, sides.ceiling]) await load(one, url, { ...plan, seconds: 1 })
-  const pairs: { service: Load; ceiling: Load }[] = []
-  while (pairs.length < plan.pairs) pairs.push({ service: await load(one, sides.service, plan), ceiling: await load(one, sides.ceiling, plan) })
-  const ratios = pairs.map(({ service, ceiling }) => service.requestsPerSecond / ceiling.requestsPerSecond)
-  return {
-    name: one.name,
-    service: median(pairs.map(({ service }) => service.requestsPerSecond)),
-    ceiling: median(pairs.map(({ ceiling }) => ceiling.requestsPerSecond)),
-    ratio: median(ratios),
-    ratios: [Math.min(...ratios), Math.max(...ratios)],
-    p50: median(pairs.map(({ service }) => service.p50)),
-    p99: median(pairs.map(({ service }) => service.p99)),
+/** Numbers of one side in one turn. The first of them is what the ratio is of. */
+export type Measurement = Readonly<Record<string, number>>
+
+/** One turn of each side to warm up, then the pairs. The median of their ratios is what counts. */
+export async function compare(plan: Plan, one: () => Promise<Measurement>, other: () => Promise<Measurement>): Promise<Result> {
+  const sides: [Measurement[], Measurement[]] = [[], []]
+  for (let pair = 0; pair <= plan.pairs; pair++) {
+    const measured = [await one(), await other()] as const
+    if (pair > 0) sides.forEach((side, i) => side.push(measured[i]!))
   }
+  const [ones, others] = sides
+  const ratios = ones.map((measured, i) => first(measured) / first(others[i]!))
+  return { value: median(ratios), range: [Math.min(...ratios), Math.max(...ratios)], of: { ...medians(ones), ...medians(others) } }
 }
 
-async function load({ name, method, path, credential, body }: Case, url: string, { seconds, connections }: Plan): Promise<Load> {
-  const headers = { authorization: `Bearer ${credential}`, ...(body !== undefined && { 'content-type': 'application/json' }) }
-  const result = await generateLoad({ url: url + path, method, headers, connections, seconds, ...(body !== undefined && { body }) })
-  if (result.failures > 0) throw new Error(`${name}: ${result.failures} requests were not answered with 2xx`)
-  if (!(result.requestsPerSecond > 0)) throw new Error(`${name}: no request was answered`)
-  return result
-}
-
-function median(numbers: number[]): number {
+export function median(numbers: readonly number[]): number {
   const sorted = numbers.toSorted((a, b) => a - b)
   const middle = sorted.length / 2
   return (sorted[Math.ceil(middle) - 1]! + sorted[Math.floor(middle)]!) / 2
+}
+
+/** The value below which a part of the numbers lies: the nearest rank. */
+export function percentile(numbers: readonly number[], part: number): number {
+  return numbers.toSorted((a, b) => a - b)[Math.ceil(part * numbers.length) - 1]!
+}
+
+function medians(side: readonly Measurement[]): Measurement {
+  return Object.fromEntries(Object.keys(side[0]!).map((name) => [name, median(side.map((measured) => measured[name]!))]))
+}
+
+function first(measured: Measurement): number {
+  return Object.values(measured)[0]!
 }

@@ -1,57 +1,66 @@
 /**
- * `npm run bench`: what the service does in a second, beside the ceiling (`ceiling.ts`) in the same run.
- * Options: `--seconds N` for each measurement, `--pairs N`, `--connections N`.
+ * `npm run bench`: the figures of docs/performance.md. Options: `--seconds N` for each measurement, `--pairs N`,
+ * `--connections N`, `--keys N` for the large table, `--only TEXT` for the figures whose names hold it.
  */
 
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { availableParallelism, tmpdir } from 'node:os'
+import { mkdirSync, writeFileSync } from 'node:fs'
+import { availableParallelism, cpus } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { PACKAGE_ROOT } from '../src/package-root.js'
-import { prepareCases } from './cases.js'
-import { measure, type Plan, type Row } from './pairs.js'
-import { startCeiling, startService, stopAll } from './sides.js'
+import { coldFigures } from './figures/cold.js'
+import { hotFigures } from './figures/hot.js'
+import { writeFigures } from './figures/writes.js'
+import type { Figure, Plan, Result } from './pairs.js'
+import { createWorld } from './world.js'
 
-const plan = planOf(process.argv.slice(2))
-const dataDir = mkdtempSync(join(tmpdir(), 'mecha-keys-bench-'))
+type Row = Result & Pick<Figure, 'name' | 'goal'>
+
+const { plan, only } = readArguments(process.argv.slice(2))
+const world = await createWorld()
 try {
-  const service = await startService(dataDir)
-  const sides = { service: service.url, ceiling: await startCeiling() }
   const rows: Row[] = []
-  for (const one of await prepareCases(service)) {
-    process.stdout.write(`${one.name} …\n`)
-    rows.push(await measure(one, sides, plan))
+  for (const figure of [...hotFigures(world), ...coldFigures(world), ...writeFigures(world)]) {
+    if (!figure.name.includes(only)) continue
+    const row = { name: figure.name, goal: figure.goal, ...(await figure.measure(plan)) }
+    rows.push(row)
+    process.stdout.write(`${row.name}: ${round(row.value)} ${JSON.stringify(row.of, (_name, value: unknown) => (typeof value === 'number' ? round(value) : value))}\n`)
   }
+  if (rows.length === 0) throw new Error(`no figure's name holds "${only}"`)
   report(rows)
 } finally {
-  await stopAll()
-  rmSync(dataDir, { recursive: true, force: true })
+  await world.end()
 }
 
-function planOf(args: string[]): Plan {
-  const { values } = parseArgs({
-    args,
-    options: { seconds: { type: 'string', default: '5' }, pairs: { type: 'string', default: '5' }, connections: { type: 'string', default: '32' } },
-  })
-  const positive = (name: keyof Plan) => {
-    if (!/^[1-9]\d{0,3}$/.test(values[name])) throw new Error(`--${name} must be a whole number from 1 to 9999`)
-    return Number(values[name])
+function readArguments(args: string[]): { plan: Plan; only: string } {
+  const defaults = { seconds: '2', pairs: '5', connections: '32', keys: '1000000' }
+  const options = Object.fromEntries(Object.entries({ ...defaults, only: '' }).map(([name, value]) => [name, { type: 'string' as const, default: value }]))
+  const { values } = parseArgs({ args, options })
+  const positive = (name: keyof typeof defaults, least = 1) => {
+    const value = String(values[name])
+    if (!/^[1-9]\d{0,6}$/.test(value) || Number(value) < least) throw new Error(`--${name} must be a whole number from ${least} to 9999999`)
+    return Number(value)
   }
-  return { seconds: positive('seconds'), pairs: positive('pairs'), connections: positive('connections') }
+  return { plan: { seconds: positive('seconds'), pairs: positive('pairs'), connections: positive('connections'), keys: positive('keys', 2000) }, only: String(values['only']) }
 }
 
 function report(rows: Row[]): void {
-  const { pairs, seconds, connections } = plan
-  const table = rows.map(({ name, service, ceiling, ratio, ratios: [least, most], p99 }) => [
-    name,
-    {
-      'service, /s': Math.round(service), 'ceiling, /s': Math.round(ceiling),
-      'service ÷ ceiling': ratio.toFixed(3), 'least to most': `${least.toFixed(3)} to ${most.toFixed(3)}`, 'p99, ms': Math.round(p99),
-    },
-  ])
-  process.stdout.write(`\nMedians of ${pairs} pairs, ${seconds} s each, ${connections} connections, ${availableParallelism()} cores, Node.js ${process.version}\n`)
-  console.table(Object.fromEntries(table))
+  const machine = { cores: availableParallelism(), processor: cpus()[0]?.model.trim() ?? 'unknown', node: process.version }
+  const heading = `Medians of ${plan.pairs} pairs of ${plan.seconds} s, ${plan.connections} connections, ${plan.keys} keys in the large table, ${machine.cores} cores, Node.js ${machine.node}`
+  process.stdout.write(`\n${heading}\n\n| Figure | Reach | Measured | Least to most | |\n|---|---|---|---|---|\n`)
+  for (const { name, goal, value, range } of rows) {
+    const cells = [name, 'least' in goal ? `≥ ${goal.least}` : `≤ ${goal.most}`, round(value), range ? `${round(range[0])} to ${round(range[1])}` : '', isReached(goal, value) ? '' : 'short']
+    process.stdout.write(`| ${cells.join(' | ')} |\n`)
+  }
   const folder = join(PACKAGE_ROOT, 'bench', 'results')
   mkdirSync(folder, { recursive: true })
-  writeFileSync(join(folder, 'latest.json'), `${JSON.stringify({ ...plan, cores: availableParallelism(), node: process.version, rows }, null, 2)}\n`)
+  writeFileSync(join(folder, 'latest.json'), `${JSON.stringify({ ...plan, ...machine, figures: rows.map((row) => ({ ...row, reached: isReached(row.goal, row.value) })) }, null, 2)}\n`)
+}
+
+function isReached(goal: Figure['goal'], value: number): boolean {
+  return 'least' in goal ? value >= goal.least : value <= goal.most
+}
+
+function round(value: number): number {
+  return Number(value.toPrecision(3)) < 1000 ? Number(value.toPrecision(3)) : Math.round(value)
 }
