@@ -1,13 +1,17 @@
 /** Root secrets, and the two keys that each of them gives (HKDF-SHA-256, RFC 5869). */
 
 import { hkdfSync } from 'node:crypto'
+import { createMac, type Mac } from './mac.js'
+
+/** Characters: more than any key has. */
+const LONGEST_TAGGED = 160
 
 /** What is derived from one root secret; the root secret itself is kept nowhere. */
 export interface Root {
   /** Public name of the root secret, stored beside every row made under it: 16 hex digits. */
   readonly id: string
-  /** Key of the 64-bit tag inside a key. */
-  readonly tagKey: Buffer
+  /** Makes the tag inside a key. */
+  readonly mac: Mac
   /** Argon2's secret input (RFC 9106, section 3.1): a stolen table alone verifies nothing. */
   readonly pepper: Buffer
 }
@@ -19,7 +23,7 @@ export type Roots = readonly [Root, ...Root[]]
 export function deriveRoot(secret: string): Root {
   const derive = (info: string, bytes: number) =>
     Buffer.from(hkdfSync('sha256', secret, '', `mecha-keys/v1/${info}`, bytes))
-  return { id: derive('id', 8).toString('hex'), tagKey: derive('tag', 32), pepper: derive('pepper', 32) }
+  return { id: derive('id', 8).toString('hex'), mac: createMac(derive('tag', 32), LONGEST_TAGGED), pepper: derive('pepper', 32) }
 }
 
 /** Derives all roots, newest first. */

@@ -1,7 +1,8 @@
-import { randomBytes } from 'node:crypto'
+import { createHmac, randomBytes } from 'node:crypto'
 import fc from 'fast-check'
 import t from 'tap'
 import { decodeId, encodeId, newId, parsePublicId, publicId } from '../../src/key/id.js'
+import { createMac } from '../../src/key/mac.js'
 import { deriveRoot, type Roots } from '../../src/key/roots.js'
 import { containsToken, isTaggedByUs, makeToken, parseToken, PREFIX, redactTokens } from '../../src/key/token.js'
 
@@ -68,6 +69,31 @@ t.test('the tag tells who made a key', async (t) => {
   t.equal(isTaggedByUs(made, [other]), false)
 })
 
+t.test('the mac is HMAC-SHA-256, as Node.js and RFC 4231 have it', async (t) => {
+  fc.assert(
+    fc.property(fc.uint8Array({ maxLength: 64 }), fc.array(fc.string({ unit: 'binary-ascii', maxLength: 160 }), { maxLength: 5 }), (key, texts) => {
+      const mac = createMac(key, 160)
+      return texts.every((text) => mac(text) === createHmac('sha256', key).update(text, 'latin1').digest('binary'))
+    }),
+  )
+  const jefe = createMac(Buffer.from('Jefe'), 28)('what do ya want for nothing?')
+  t.equal(Buffer.from(jefe, 'latin1').toString('hex'), '5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843')
+  t.throws(() => createMac(Buffer.alloc(65), 1), RangeError)
+  t.throws(() => createMac(Buffer.alloc(64), 1)('xx'), RangeError)
+})
+
+t.test('a tag counts as a whole: none of its 64 bits can differ, and no second spelling stands for it', async (t) => {
+  const value = (tag: string) => [...tag].reduce((sum, digit) => sum * 62n + BigInt(BASE62.indexOf(digit)), 0n)
+  const spell = (n: bigint) => Array.from({ length: 11 }, (_, i) => BASE62[Number((n / 62n ** BigInt(10 - i)) % 62n)]).join('')
+  const made = makeToken('mecha', newId(), root)
+  const tag = value(made.tag)
+  t.equal(isTaggedByUs({ ...made, tag: spell(tag) }, [root]), true)
+  for (let bit = 0n; bit < 64n; bit++) t.equal(isTaggedByUs({ ...made, tag: spell(tag ^ (1n << bit)) }, [root]), false, `bit ${bit}`)
+  const aliases = [1n, 2n].map((more) => tag + (more << 64n)).filter((one) => one < 62n ** 11n)
+  t.ok(aliases.length > 0)
+  for (const alias of aliases) t.equal(isTaggedByUs({ ...made, tag: spell(alias) }, [root]), false, 'with more than 64 bits')
+})
+
 t.test('no two keys share a secret', async (t) => {
   const secrets = new Set(Array.from({ length: 1000 }, () => makeToken('mecha', newId(), root).secret))
   t.equal(secrets.size, 1000)
@@ -75,8 +101,9 @@ t.test('no two keys share a secret', async (t) => {
 
 t.test('roots of different secrets differ in id, tag key and pepper, and the same secret gives the same root', async (t) => {
   const secret = randomBytes(32).toString('hex')
-  t.same(deriveRoot(secret), deriveRoot(secret))
-  const fields = [root.id, other.id, root.tagKey.toString('hex'), other.tagKey.toString('hex'), root.pepper.toString('hex'), other.pepper.toString('hex')]
+  const [one, same] = [deriveRoot(secret), deriveRoot(secret)]
+  t.same([one.id, one.pepper, one.mac('')], [same.id, same.pepper, same.mac('')])
+  const fields = [root.id, other.id, root.mac(''), other.mac(''), root.pepper.toString('hex'), other.pepper.toString('hex')]
   t.equal(new Set(fields).size, 6)
 })
 
