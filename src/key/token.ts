@@ -18,6 +18,7 @@ const BASE62 = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz'
 /** The value of each digit, by its character's code. */
 const DIGIT = Uint8Array.from({ length: 128 }, (_, code) => Math.max(0, BASE62.indexOf(String.fromCharCode(code))))
 const MAX_UINT32 = 2 ** 32 - 1
+const ID_LENGTH = 26
 const SECRET_LENGTH = 43
 const TAG_LENGTH = 11
 const CHECKSUM_LENGTH = 6
@@ -33,27 +34,44 @@ const MAX_LENGTH = 160
 /** What a prefix must look like: one to three words of lower case letters and digits, joined by `_`. */
 export const PREFIX = new RegExp(`^${PREFIX_PATTERN}$`)
 
-/** A well-formed key, taken apart. Only its shape and checksum have been checked. */
-export interface Token {
-  readonly prefix: string
-  /** The key's id, as a UUID: decoded when it is asked for, which a forged key never comes to. */
-  readonly id: string
+/**
+ * A well-formed key. Only its shape and checksum have been checked. Its parts are cut out when they are asked for: a
+ * forged key never comes to most of them.
+ */
+export class Token {
+  /** @param text the key as it was presented, without `secret-token:` */
+  constructor(readonly text: string) {}
+
+  get prefix(): string {
+    return this.text.slice(0, -(1 + ID_LENGTH + 1 + TAIL_LENGTH))
+  }
+
+  /** The key's id, as a UUID. */
+  get id(): string {
+    return decodeId(this.text.slice(-(ID_LENGTH + 1 + TAIL_LENGTH), -(1 + TAIL_LENGTH)))
+  }
+
   /** 43 characters: the part that nobody may ever see again. */
-  readonly secret: string
-  readonly tag: string
+  get secret(): string {
+    return this.text.slice(-TAIL_LENGTH, -(TAG_LENGTH + CHECKSUM_LENGTH))
+  }
+
+  get tag(): string {
+    return this.text.slice(-(TAG_LENGTH + CHECKSUM_LENGTH), -CHECKSUM_LENGTH)
+  }
+
   /** All that precedes the tag, which is what the tag covers. */
-  readonly tagged: string
-  /** The key as it was presented, without `secret-token:`. */
-  readonly text: string
+  get tagged(): string {
+    return this.text.slice(0, -(TAG_LENGTH + CHECKSUM_LENGTH))
+  }
 }
 
 /** Makes a new key for an id: 256 random bits, tagged under `root`. */
 export function makeToken(prefix: string, id: string, root: Root): Token {
   const secret = base62(BigInt(`0x${randomBytes(32).toString('hex')}`), SECRET_LENGTH)
   const tagged = `${prefix}_${encodeId(id)}_${secret}`
-  const tag = tagOf(tagged, root)
-  const checked = tagged + tag
-  return { prefix, id, secret, tag, tagged, text: checked + checksumOf(checked) }
+  const checked = tagged + tagOf(tagged, root)
+  return new Token(checked + checksumOf(checked))
 }
 
 /**
@@ -65,22 +83,9 @@ export function makeToken(prefix: string, id: string, root: Root): Token {
 export function parseToken(presented: string): Token | undefined {
   if (presented.length > MAX_LENGTH) return undefined
   const text = bareToken(presented)
-  const match = WHOLE.exec(text)
-  if (!match) return undefined
-  const checked = text.slice(0, -CHECKSUM_LENGTH)
+  if (!WHOLE.test(text)) return undefined
   const { high, low } = decodeBase62(text.slice(-CHECKSUM_LENGTH))
-  if (high !== 0 || low !== crc32(checked)) return undefined
-  const tagged = checked.slice(0, -TAG_LENGTH)
-  return {
-    prefix: match[1]!,
-    get id() {
-      return decodeId(match[2]!)
-    },
-    secret: tagged.slice(-SECRET_LENGTH),
-    tag: checked.slice(-TAG_LENGTH),
-    tagged,
-    text,
-  }
+  return high === 0 && low === crc32(text.slice(0, -CHECKSUM_LENGTH)) ? new Token(text) : undefined
 }
 
 /** A presented key without the scheme of RFC 8959. */
@@ -89,7 +94,7 @@ export function bareToken(presented: string): string {
 }
 
 /** Whether one of the roots made this key's tag, compared in constant time. */
-export function isTaggedByUs({ tag, tagged }: Token, roots: Roots): boolean {
+export function isTaggedByUs({ tag, tagged }: Pick<Token, 'tag' | 'tagged'>, roots: Roots): boolean {
   const presented = decodeBase62(tag)
   return roots.some((root) => {
     const { high, low } = first64Bits(root.mac(tagged))
