@@ -1,6 +1,5 @@
 /** argon2 behind a bounded queue: when it is full, more work is refused and never piled up. */
 
-import { availableParallelism } from 'node:os'
 import { abandoned, overloaded } from '../errors.js'
 import { hashSecret, verifySecret, type HashInput, type HashProfile } from '../key/hash.js'
 import type { Root } from '../key/roots.js'
@@ -15,8 +14,12 @@ export interface HasherParts {
 
 export type Hasher = ReturnType<typeof createHasher>
 
-/** libuv has four threads for this, whatever the number of cores; more at once would only wait there instead of here. */
-const LANES = Math.min(4, 2 * availableParallelism())
+/**
+ * Computations handed to libuv at once. It has four threads for them; a thread that finds the next one waiting need not
+ * be woken for it, which took longer than to compute it (`docs/performance.md`). What has been handed over cannot be
+ * taken back when its caller leaves, so it is not many.
+ */
+const LANES = 16
 
 /**
  * A hasher for one process. Its calls reject with `overloaded` (503) when the queue is full, and when their

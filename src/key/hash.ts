@@ -1,6 +1,6 @@
 /** Hashing policy: argon2id (RFC 9106) with a pepper, over an input that binds the secret to what it is for. */
 
-import { hash, parseOptions, verify } from '@node-rs/argon2'
+import { hash, verify } from '@node-rs/argon2'
 import type { Root } from './roots.js'
 
 /** `Algorithm.Argon2id`; the package's const enum cannot be imported under `verbatimModuleSyntax`. */
@@ -45,9 +45,8 @@ export function verifySecret(phc: string, input: HashInput, root: Root): Promise
 
 /** Whether a stored hash was made with other parameters than today's. */
 export function isOutdated(phc: string, profile: HashProfile): boolean {
-  const made = parseOptions(phc)
-  const wanted = HASH_PROFILES[profile]
-  return made.memoryCost !== wanted.memoryCost || made.timeCost !== wanted.timeCost
+  const { memoryCost, timeCost, parallelism } = HASH_PROFILES[profile]
+  return !phc.startsWith(`$argon2id$v=19$m=${memoryCost},t=${timeCost},p=${parallelism}$`)
 }
 
 /** No part can hold a line feed, so no two inputs share an encoding. */
