@@ -21,7 +21,7 @@ export interface Wire {
   leadTo(url: string): void
 }
 
-export async function layWire(t: Test, to: string): Promise<Wire> {
+export async function layWire(t: Pick<Test, 'teardown'>, to: string): Promise<Wire> {
   let { hostname, port } = new URL(to)
   const open = new Set<Socket>()
   let state: 'whole' | 'cut' | 'silent' = 'whole'
