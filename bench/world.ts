@@ -2,8 +2,6 @@
 
 import { generateKeyPairSync, randomBytes } from 'node:crypto'
 import { mkdtempSync, rmSync } from 'node:fs'
-import { createServer, type AddressInfo } from 'node:net'
-import { once } from 'node:events'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -12,6 +10,7 @@ import { signOperatorToken } from '../src/auth/operators.js'
 import { SCOPES } from '../src/auth/scopes.js'
 import { loadConfig } from '../src/config.js'
 import { startEmbedded, type DatabaseUrls } from '../src/db/embedded.js'
+import { freePort } from '../src/db/free-port.js'
 import { ensureLogin } from '../src/db/logins.js'
 import { migrate } from '../src/db/migrate.js'
 import { openDatabase } from '../src/db/pool.js'
@@ -61,7 +60,7 @@ export async function createWorld() {
     const urls = { owner: named(postgres.urls.owner), control: named(postgres.urls.control), runtime: named(postgres.urls.runtime) }
     const db = openDatabase({ url: urls.owner, size: 2, timeoutMs: 900_000, name: 'bench' })
     await migrate(db)
-    for (const plane of ['control', 'runtime'] as const) await ensureLogin(db, plane, urls[plane])
+    for (const plane of ['control', 'runtime'] as const) await ensureLogin(db, plane, urls[plane], 5000)
     return { urls, db }
   }
 
@@ -121,15 +120,6 @@ function sumOf(metrics: string, name: string): number {
   const lines = metrics.split('\n').filter((line) => line.startsWith(`${name} `) || line.startsWith(`${name}{`))
   if (lines.length === 0) throw new Error(`there is no metric ${name}`)
   return lines.reduce((sum, line) => sum + Number(line.split(' ').at(-1)), 0)
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 async function ready(url: string): Promise<void> {

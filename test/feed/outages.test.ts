@@ -111,7 +111,7 @@ async function startDatabase(t: Test, folder: string): Promise<{ embedded: Embed
   const { owner, control, runtime } = embedded.urls
   const db = openDatabase({ url: owner, size: 2, timeoutMs: 10_000, name: 'test owner' })
   await migrate(db)
-  for (const plane of ['control', 'runtime'] as const) await ensureLogin(db, plane, embedded.urls[plane])
+  for (const plane of ['control', 'runtime'] as const) await ensureLogin(db, plane, embedded.urls[plane], 30_000)
   t.teardown(async () => {
     await db.destroy()
     await embedded.stop()

@@ -4,7 +4,6 @@ import { spawn, type ChildProcess } from 'node:child_process'
 import { generateKeyPairSync, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
-import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -13,6 +12,7 @@ import { signOperatorToken } from '../../src/auth/operators.js'
 import { SCOPES } from '../../src/auth/scopes.js'
 import { loadConfig } from '../../src/config.js'
 import { startEmbedded, type EmbeddedDatabase } from '../../src/db/embedded.js'
+import { freePort } from '../../src/db/free-port.js'
 import { ensureLogin } from '../../src/db/logins.js'
 import { migrate } from '../../src/db/migrate.js'
 import { openDatabase } from '../../src/db/pool.js'
@@ -123,8 +123,8 @@ export async function startCluster() {
 async function prepare(owner: string, control: string, runtime: string): Promise<void> {
   const db = openDatabase({ url: owner, size: 1, timeoutMs: 60_000, name: 'soak' })
   await migrate(db)
-  await ensureLogin(db, 'control', control)
-  await ensureLogin(db, 'runtime', runtime)
+  await ensureLogin(db, 'control', control, 5000)
+  await ensureLogin(db, 'runtime', runtime, 5000)
   await db.destroy()
 }
 
@@ -142,13 +142,4 @@ async function isWell(url: string): Promise<boolean> {
   } catch {
     return false
   }
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }
