@@ -15,6 +15,8 @@ export interface Order {
   readonly headers: Readonly<Record<string, string>>
   /** Sent in turn, over all connections. `{n}` in one is replaced by a number that no other request has. */
   readonly bodies?: readonly string[]
+  /** Values of the header of that name, sent in turn. */
+  readonly authorizations?: readonly string[]
   readonly connections: number
   readonly seconds: number
   /** Requests per second at most; otherwise as many as there are answers. */
@@ -39,17 +41,24 @@ interface Instance extends Promise<{ readonly duration: number; readonly errors:
 type Autocannon = (options: object, done: (error: Error | null, result: Awaited<Instance>) => void) => Instance
 
 const autocannon = createRequire(join(PACKAGE_ROOT, 'bench', 'package.json'))('autocannon') as Autocannon
-const { url, method, headers, bodies, connections, seconds, rate } = JSON.parse(await text(process.stdin)) as Order
+const { url, method, headers, bodies, authorizations, connections, seconds, rate } = JSON.parse(await text(process.stdin)) as Order
 
 // Numbers of one run are not those of another, against the same database.
 let n = Date.now() * 1000
 let sent = 0
-const nextBody = () => bodies![sent++ % bodies!.length]!.replace('{n}', String(n++))
-const isVaried = bodies !== undefined && (bodies.length > 1 || bodies[0]!.includes('{n}'))
+const isVaried = authorizations || (bodies && (bodies.length > 1 || bodies[0]!.includes('{n}')))
+const vary = (one: object) => {
+  const i = sent++
+  return {
+    ...one,
+    ...(bodies && { body: bodies[i % bodies.length]!.replace('{n}', String(n++)) }),
+    ...(authorizations && { headers: { ...headers, authorization: authorizations[i % authorizations.length] } }),
+  }
+}
 const request = {
   method, headers,
   ...(bodies && !isVaried && { body: bodies[0] }),
-  ...(isVaried && { setupRequest: (one: object) => ({ ...one, body: nextBody() }) }),
+  ...(isVaried && { setupRequest: vary }),
 }
 
 const microseconds = createHistogram()

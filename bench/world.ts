@@ -32,6 +32,8 @@ export interface Service {
   /** Headers of an operator with all scopes, and of a gateway. */
   readonly operator: Record<string, string>
   readonly gateway: Record<string, string>
+  /** The `Authorization` of an operator of each of so many organizations. */
+  operatorsOf(organizations: number): Promise<string[]>
   /** A call that has to be answered with 2xx. */
   call(method: 'GET' | 'POST', path: string, body?: object, headers?: Record<string, string>): Promise<any>
   verify(key: string): Promise<{ valid: boolean; code?: string }>
@@ -84,13 +86,14 @@ export async function createWorld() {
       const child = start('dist/src/main.js', ['serve'], environment)
       const url = `http://127.0.0.1:${port}`
       await ready(url)
-      const token = await signOperatorToken(loadConfig(environment), { org: ORGANIZATION, scopes: SCOPES, subject: 'bench', ttlSeconds: 86_400 })
-      const operator = headersFor(token)
+      const sign = (org: string) => signOperatorToken(loadConfig(environment), { org, scopes: SCOPES, subject: 'bench', ttlSeconds: 86_400 })
+      const operator = headersFor(await sign(ORGANIZATION))
       const call: Service['call'] = (method, path, body, headers) => request(method, url + path, { ...operator, ...headers }, body)
       const { plaintext_key } = await call('POST', '/v1/gateways', { name: 'bench' })
       const gateway = headersFor(plaintext_key as string)
       return {
         url, pid: child.pid!, operator, gateway, call,
+        operatorsOf: (organizations) => Promise.all(Array.from({ length: organizations }, async (_, i) => `Bearer ${await sign(`${ORGANIZATION}${i}`)}`)),
         verify: (key) => request('POST', `${url}/v1/verify`, gateway, { key }) as Promise<{ valid: boolean }>,
         metric: async (name) => sumOf(await (await fetch(`${url}/metrics`)).text(), name),
         stop: () => stop(child),

@@ -14,14 +14,19 @@ export function writeFigures(world: World): Figure[] {
   ]
 }
 
+/** Issued for this many organizations in turn: those of one and the same commit one after another (decision 7). */
+const ORGANIZATIONS = 32
+
 async function measureIssue(world: World, plan: Plan): Promise<Result> {
   const database = await world.database('writes')
   const service = await world.service(database)
   const { connections, seconds } = plan
   try {
+    const order = { url: `${service.url}/v1/keys`, method: 'POST' as const, headers: service.operator, bodies: ['{"mecha":"m{n}^bench"}'], connections, seconds }
+    const authorizations = await service.operatorsOf(ORGANIZATIONS)
     return await compare(
       plan,
-      async () => ({ service_per_s: (await generateLoad({ url: `${service.url}/v1/keys`, method: 'POST', headers: service.operator, bodies: ['{"mecha":"m{n}^bench"}'], connections, seconds })).rate }),
+      async () => ({ service_per_s: (await generateLoad({ ...order, authorizations })).rate, of_one_organization_per_s: (await generateLoad(order)).rate }),
       async () => ({ alone_per_s: (await ask<{ rate: number }>('dist/bench/alone.js', { part: 'inserts', seconds, callers: connections, url: database.urls.owner } satisfies AloneOrder)).rate }),
     )
   } finally {

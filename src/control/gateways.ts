@@ -4,7 +4,7 @@ import { gatewaySubject } from '../key/hash.js'
 import { newId } from '../key/id.js'
 import type { Revealed } from './issue.js'
 import { audit, mint, type ControlParts, type GatewayCaller } from './parts.js'
-import { findKey, insertKey, readClock } from './store.js'
+import { insertKey, readClock } from './store.js'
 
 /**
  * Creates the credential of a gateway, and reveals it.
@@ -17,12 +17,11 @@ export async function createGateway(parts: ControlParts, caller: GatewayCaller, 
   const { id, hash, tag_root, pepper_root, plaintext } = minted
   return parts.db.transaction().execute(async (trx) => {
     const now = await readClock(trx)
-    await insertKey(trx, {
+    const key = await insertKey(trx, {
       id, kind: 'gateway', org_id: orgId, mecha: null, name, scopes: [], metadata: '{}', hash, tag_root, pepper_root,
       created_at: now, created_by: actor, expires_at: null, rotated_from: null,
     })
     await audit(trx, caller, now, [{ type: 'gateway.created', keyId: id, mecha: null, data: { name } }])
-    const key = await findKey(trx, caller, 'gateway', id)
-    return { key: key!, plaintext, now }
+    return { key, plaintext, now }
   })
 }

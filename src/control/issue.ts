@@ -45,14 +45,15 @@ export async function issueKey(parts: ControlParts, caller: Caller, request: Iss
   const crew = mecha.slice(mecha.indexOf('^') + 1)
   if (caller.crews && !caller.crews.includes(crew)) throw notFound()
   return revealOnce(parts, caller, mecha, { idempotencyKey, request: { act: 'issue', request } }, async (trx, minted) => {
-    if (!(await claimMecha(trx, mecha, caller.orgId))) throw notFound()
+    const claimed = await claimMecha(trx, mecha, caller.orgId)
+    if (!claimed) throw notFound()
     const now = await readClock(trx)
     const limit = parts.config.MAX_ACTIVE_KEYS_PER_MECHA
-    if ((await countLivingKeys(trx, mecha, now)) >= limit) throw limitReached(limit)
+    if (claimed === 'known' && (await countLivingKeys(trx, mecha, now)) >= limit) throw limitReached(limit)
     const expiresAt = expiryOfNew(request, now, parts.config)
-    await insertKey(trx, { ...newRow(caller, mecha, minted, now), ...detailsOf(request), expires_at: expiresAt })
+    const key = await insertKey(trx, { ...newRow(caller, mecha, minted, now), ...detailsOf(request), expires_at: expiresAt })
     await audit(trx, caller, now, [{ type: 'key.issued', keyId: minted.id, mecha, data: { expires_at: expiresAt?.toISOString() ?? null } }])
-    return now
+    return { key, now }
   })
 }
 
@@ -80,13 +81,13 @@ export async function rotateKey(parts: ControlParts, caller: Caller, id: string,
     if ((await countLivingKeys(trx, mecha, now)) >= limit) throw limitReached(limit)
     const expiresAt = expiryOfNew(request, now, config, old.expires_at ? lifeOf(old) : undefined)
     const endsAt = endOfOverlap(old, now, overlap)
-    await insertKey(trx, { ...newRow(caller, mecha, minted, now), ...detailsOf({ ...inheritable(old), ...request }), expires_at: expiresAt, rotated_from: id })
+    const key = await insertKey(trx, { ...newRow(caller, mecha, minted, now), ...detailsOf({ ...inheritable(old), ...request }), expires_at: expiresAt, rotated_from: id })
     await updateKey(trx, id, { expires_at: endsAt, rotated_to: minted.id })
     await audit(trx, caller, now, [
       { type: 'key.rotated', keyId: id, mecha, data: { rotated_to: publicId('mecha', minted.id), ends_at: endsAt.toISOString() } },
       { type: 'key.issued', keyId: minted.id, mecha, data: { rotated_from: publicId('mecha', id), expires_at: expiresAt?.toISOString() ?? null } },
     ])
-    return now
+    return { key, now }
   })
 }
 
@@ -105,7 +106,7 @@ async function revealOnce(
   caller: Caller,
   mecha: string,
   once: { idempotencyKey: string | undefined; request: unknown },
-  make: (trx: Transaction<Database>, minted: Minted) => Promise<Date>,
+  make: (trx: Transaction<Database>, minted: Minted) => Promise<Omit<Revealed, 'plaintext'>>,
 ): Promise<Revealed> {
   const slot = once.idempotencyKey === undefined ? undefined : slotOf(caller, once.idempotencyKey, once.request)
   for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
@@ -118,9 +119,7 @@ async function revealOnce(
     const minted = await mint(parts, 'mecha', newId(), mecha)
     const revealed = await parts.db.transaction().execute(async (trx) => {
       if (slot && !(await takeSlot(trx, { ...slot, key_id: minted.id }, parts.config.IDEMPOTENCY_TTL))) return undefined
-      const now = await make(trx, minted)
-      const key = await findKey(trx, caller, 'mecha', minted.id)
-      return { key: key!, plaintext: minted.plaintext, now }
+      return { ...(await make(trx, minted)), plaintext: minted.plaintext }
     })
     if (revealed) return revealed
   }

@@ -63,8 +63,8 @@ interface Happening {
 export async function audit(trx: Transaction<Database>, caller: Author & { readonly orgId: string | null }, at: Date, happenings: Happening[]): Promise<void> {
   const { orgId, actor, requestId, address } = caller
   const events = happenings.map(({ type, keyId, mecha, data = {} }) => ({
-    at, type, org_id: orgId, key_id: keyId, kind: type.startsWith('key.') ? ('mecha' as const) : ('gateway' as const),
-    mecha, actor, request_id: requestId, address, data: JSON.stringify(data),
+    at, type, key_id: keyId, kind: type.startsWith('key.') ? ('mecha' as const) : ('gateway' as const),
+    mecha, actor, request_id: requestId, address, data,
   }))
   await insertEvents(trx, orgId, events)
 }

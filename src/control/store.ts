@@ -1,7 +1,7 @@
 /** What the control plane asks of the database. The hash never leaves through here. */
 
 import { sql, type ExpressionBuilder, type Kysely, type Transaction, type Updateable } from 'kysely'
-import type { Database, EventRow, KeyRow, KeysTable, NewEventRow, NewKeyRow } from '../db/tables.js'
+import type { Database, EventRow, KeyRow, KeysTable, NewKeyRow } from '../db/tables.js'
 import type { CredentialKind } from '../key/id.js'
 import type { KeyStatus } from '../key/status.js'
 
@@ -24,10 +24,11 @@ export interface Cursor {
   readonly id: string
 }
 
-const COLUMNS = [
+const KEY_COLUMNS = [
   'id', 'kind', 'org_id', 'mecha', 'name', 'scopes', 'metadata', 'enabled', 'created_at', 'created_by', 'expires_at',
-  'revoked_at', 'revoked_by', 'revoke_reason', 'rotated_from', 'rotated_to', 'first_used_at', 'last_used_at',
+  'revoked_at', 'revoked_by', 'revoke_reason', 'rotated_from', 'rotated_to',
 ] as const
+const COLUMNS = [...KEY_COLUMNS, 'first_used_at', 'last_used_at'] as const
 
 /** The database's clock, at the millisecond that it stores. Taken after a lock: a transaction's own time is older. */
 export async function readClock(db: Kysely<Database>): Promise<Date> {
@@ -40,11 +41,13 @@ export async function readClock(db: Kysely<Database>): Promise<Date> {
 /**
  * Makes a handle the organization's own unless it has an owner, and holds it until the transaction ends.
  *
- * @returns `false` when it belongs to another organization
+ * @returns `new` when it had none, and so no keys; `undefined` when it belongs to another organization
  */
-export async function claimMecha(trx: Transaction<Database>, handle: string, orgId: string): Promise<boolean> {
-  await trx.insertInto('mechas').values({ handle, org_id: orgId }).onConflict((conflict) => conflict.doNothing()).execute()
-  return lockMecha(trx, handle, orgId)
+export async function claimMecha(trx: Transaction<Database>, handle: string, orgId: string): Promise<'new' | 'known' | undefined> {
+  const { numInsertedOrUpdatedRows } = await trx
+    .insertInto('mechas').values({ handle, org_id: orgId }).onConflict((conflict) => conflict.doNothing()).executeTakeFirst()
+  if (numInsertedOrUpdatedRows === 1n) return 'new'
+  return (await lockMecha(trx, handle, orgId)) ? 'known' : undefined
 }
 
 /** Holds a Mecha until the transaction ends. Whoever adds or ends its keys together holds it first. */
@@ -66,8 +69,9 @@ export async function countLivingKeys(trx: Transaction<Database>, mecha: string,
 
 // ── Keys ──
 
-export async function insertKey(trx: Transaction<Database>, row: NewKeyRow): Promise<void> {
-  await trx.insertInto('keys').values(row).execute()
+export async function insertKey(trx: Transaction<Database>, row: NewKeyRow): Promise<KeyRecord> {
+  const key = await trx.insertInto('keys').values(row).returning(KEY_COLUMNS).executeTakeFirstOrThrow()
+  return { ...key, first_used_at: null, last_used_at: null }
 }
 
 export async function findKey(db: Kysely<Database>, reach: Reach, kind: CredentialKind, id: string): Promise<KeyRecord | undefined> {
@@ -198,15 +202,22 @@ export async function takeSlot(
 
 // ── Events ──
 
+export type NewEvent = Pick<EventRow, 'at' | 'type' | 'key_id' | 'kind' | 'mecha' | 'actor' | 'request_id' | 'address' | 'data'>
+
 /**
  * Writes events, as the last act of a transaction. Those of one organization are written one transaction at a time
  * from here to the commit, so that positions are in the order of commits and a reader who has seen one has missed
  * none before it.
  */
-export async function insertEvents(trx: Transaction<Database>, orgId: string | null, events: NewEventRow[]): Promise<void> {
+export async function insertEvents(trx: Transaction<Database>, orgId: string | null, events: readonly NewEvent[]): Promise<void> {
   if (events.length === 0) return
-  await sql`SELECT pg_advisory_xact_lock(hashtextextended(${orgId ?? ''}, 20826))`.execute(trx)
-  await trx.insertInto('events').values(events).execute()
+  // One statement for the lock and the rows: the others of this organization wait for as long as it is held.
+  await sql`
+    WITH held AS MATERIALIZED (SELECT pg_advisory_xact_lock(hashtextextended(${orgId ?? ''}, 20826)))
+    INSERT INTO events (at, type, org_id, key_id, kind, mecha, actor, request_id, address, data)
+    SELECT at, type, ${orgId}, key_id, kind, mecha, actor, request_id, address, data
+    FROM held, jsonb_to_recordset(${JSON.stringify(events)}::jsonb) AS event
+      (at timestamptz, type text, key_id uuid, kind text, mecha text, actor text, request_id text, address text, data jsonb)`.execute(trx)
 }
 
 export interface EventFilter {

@@ -77,4 +77,3 @@ export interface Database {
 export type KeyRow = Selectable<KeysTable>
 export type NewKeyRow = Insertable<KeysTable>
 export type EventRow = Selectable<EventsTable>
-export type NewEventRow = Insertable<EventsTable>

@@ -92,7 +92,7 @@ t.test('positions are in the order of commits: who comes second to write for an 
   const waiting = async () => (await sql`SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`.execute(db)).rows.length
   let second: Promise<unknown> | undefined
   await db.transaction().execute(async (trx) => {
-    const event = { at: new Date(), type: 'key.updated', org_id: 'acme', key_id: parsePublicId('mecha', key.id)!, kind: 'mecha' as const, mecha: 'sales^acmecorp', actor: 'slow', request_id: 'x', address: 'x', data: '{}' }
+    const event = { at: new Date(), type: 'key.updated', org_id: 'acme', key_id: parsePublicId('mecha', key.id)!, kind: 'mecha' as const, mecha: 'sales^acmecorp', actor: 'slow', request_id: 'x', address: 'x', data: {} }
     await insertEvents(trx, 'acme', [event])
     let settled = false
     second = service.issue({ mecha: 'buyer^acmecorp' }).finally(() => (settled = true))
