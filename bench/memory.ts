@@ -15,9 +15,9 @@ const { url, count } = JSON.parse(await text(process.stdin)) as { url: string; c
 const BATCH = 500
 const db = openDatabase({ url, size: 1, timeoutMs: 60_000, name: 'bench' })
 const root = deriveRoot('the root of nothing but this measurement')
-const cache = new KeyCache(count)
 let last = '00000000-0000-0000-0000-000000000000'
 const before = weigh()
+const cache = new KeyCache(count)
 while (cache.size < count) {
   const { rows } = await sql<{ id: string }>`SELECT id FROM keys WHERE id > ${last} ORDER BY id LIMIT ${Math.min(BATCH, count - cache.size)}`.execute(db)
   if (rows.length === 0) throw new Error('the table has too few rows')

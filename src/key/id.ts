@@ -19,23 +19,38 @@ export function newId(): string {
   return uuidv7()
 }
 
+// 128 bits are 2 characters for the first 8 of them, and 4 for each 20 that follow: 5 hex digits, which a number holds.
+const HEAD_HEX = 2
+const CHUNK_HEX = 5
+const HEAD = 2
+const CHUNK = 4
+
 /** Encodes a UUID as TypeID's 26 characters. */
 export function encodeId(uuid: string): string {
-  let value = BigInt(`0x${uuid.replaceAll('-', '')}`)
-  let text = ''
-  for (let i = 0; i < 26; i++) {
-    text = ALPHABET.charAt(Number(value & 31n)) + text
-    value >>= 5n
-  }
-  return text
+  const hex = uuid.replaceAll('-', '')
+  const parts = [base32(parseInt(hex.slice(0, HEAD_HEX), 16), HEAD)]
+  for (let at = HEAD_HEX; at < hex.length; at += CHUNK_HEX) parts.push(base32(parseInt(hex.slice(at, at + CHUNK_HEX), 16), CHUNK))
+  // Joined and not added up: a sum of strings keeps its parts, and these are kept by the thousand (`runtime/cache.ts`).
+  return parts.join('')
 }
 
 /** The UUID behind 26 characters of {@link ID_PATTERN}, which the caller has checked. */
 export function decodeId(text: string): string {
-  let value = 0n
-  for (const character of text) value = (value << 5n) | BigInt(ALPHABET.indexOf(character))
-  const hex = value.toString(16).padStart(32, '0')
+  let hex = valueOf(text.slice(0, HEAD)).toString(16).padStart(HEAD_HEX, '0')
+  for (let at = HEAD; at < text.length; at += CHUNK) hex += valueOf(text.slice(at, at + CHUNK)).toString(16).padStart(CHUNK_HEX, '0')
   return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`
+}
+
+function base32(value: number, length: number): string {
+  let text = ''
+  for (let bits = 5 * (length - 1); bits >= 0; bits -= 5) text += ALPHABET.charAt((value >> bits) & 31)
+  return text
+}
+
+function valueOf(text: string): number {
+  let value = 0
+  for (const character of text) value = (value << 5) | ALPHABET.indexOf(character)
+  return value
 }
 
 /** The id as the API shows it. */
