@@ -84,6 +84,8 @@ export async function createWorld() {
         HOST: '127.0.0.1', PORT: String(port), ...secrets, ...settings,
       }
       const child = start('dist/src/main.js', ['serve'], environment)
+      // What it warns of is seen; a pipe that nobody reads would fill up.
+      child.stdout!.pipe(process.stderr, { end: false })
       const url = `http://127.0.0.1:${port}`
       await ready(url)
       const sign = (org: string) => signOperatorToken(loadConfig(environment), { org, scopes: SCOPES, subject: 'bench', ttlSeconds: 86_400 })

@@ -1,6 +1,6 @@
 import { once } from 'node:events'
 import { chmodSync, existsSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs'
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -8,7 +8,10 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { signOperatorToken } from '../src/auth/operators.js'
 import { loadConfig } from '../src/config.js'
+import { freePort } from '../src/db/free-port.js'
+import { PACKAGE_ROOT } from '../src/package-root.js'
 import { createDatabase } from './helpers/database.js'
+import { eventually } from './helpers/eventually.js'
 import { start, type Running } from './helpers/process.js'
 import { testEnvironment } from './helpers/service.js'
 
@@ -208,3 +211,21 @@ async function gone(pid: number): Promise<void> {
     await sleep(20)
   }
 }
+
+t.test('a service whose log nobody reads answers all the same, and ends when it is told to', async (t) => {
+  const port = await freePort()
+  const child = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist', 'src', 'main.js'), 'serve'], {
+    env: { PATH: process.env['PATH'], ...testEnvironment(await createDatabase(t)), PORT: String(port), LOG_LEVEL: 'info' },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  t.teardown(() => child.kill('SIGKILL'))
+  const ask = () => fetch(`http://127.0.0.1:${port}/livez`).then(({ ok }) => ok, () => false)
+  await eventually(ask)
+  // More than a pipe holds, some times over: a request's line has more than a hundred bytes.
+  let answered = 0
+  while (answered < 5000 && (await ask())) answered++
+  t.equal(answered, 5000)
+  const exited = once(child, 'exit', { signal: AbortSignal.timeout(GONE_WITHIN_MS) })
+  child.kill('SIGTERM')
+  t.same(await exited, [0, null])
+})

@@ -87,12 +87,12 @@ async function measureOverload(world: World, plan: Plan, { database, keys }: Key
     const result = await compare(
       plan,
       async () => {
-        const over = await generateLoad({ ...order, connections: 1000, rate: 4 * maximum }, { mayShed: true })
+        const over = await generateLoad({ ...order, connections: 1500, rate: 4 * maximum }, { mayShed: true })
         return { goodput_per_s: over.rate, shed_per_s: over.shed, admitted_p99_ms: over.p99 }
       },
       async () => ({ maximum_per_s: (await generateLoad(order)).rate }),
     )
-    await generateLoad({ ...order, connections: 1000, rate: 4 * maximum }, { mayShed: true })
+    await generateLoad({ ...order, connections: 1500, rate: 4 * maximum }, { mayShed: true })
     const after = await generateLoad(calm)
     return { ...result, of: { ...result.of, rss_before_mib: before.rss, rss_after_mib: rssOf(service.pid), calm_p50_before_ms: before.p50, calm_p50_after_ms: after.p50 } }
   })

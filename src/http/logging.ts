@@ -75,8 +75,29 @@ export function createLogger({ level, secrets, destination }: LogOptions): Logge
     hooks: { streamWrite: (line: string) => redactTokens(line).replace(PHC, '[redacted]') },
   }
   if (destination) return pino(options, destination)
-  if (!process.stdout.isTTY || !hasPrettyPrinter()) return pino(options)
+  if (!process.stdout.isTTY || !hasPrettyPrinter()) return pino(options, standardOutput())
   return pino({ ...options, transport: { target: 'pino-pretty', options: { ignore: 'pid,hostname', translateTime: 'SYS:HH:MM:ss.l' } } })
+}
+
+/** Bytes that wait for a reader who does not keep up. What comes then is dropped: requests do not wait for a log. */
+const BACKLOG = 1024 * 1024
+/** Longest wait for such a reader at the end. */
+const LAST_WORDS_MS = 1000
+
+function standardOutput(): DestinationStream {
+  let end = Infinity
+  // Listens before pino does, which writes the rest when the process exits, and for as long as it is told to try again.
+  process.once('exit', () => (end = performance.now() + LAST_WORDS_MS))
+  const stream = pino.destination({ fd: 1, sync: false, maxLength: BACKLOG, retryEAGAIN: () => performance.now() < end })
+  const flush = stream.flushSync.bind(stream)
+  stream.flushSync = () => {
+    try {
+      flush()
+    } catch {
+      // Nobody reads any more, and nobody is left to be told.
+    }
+  }
+  return stream
 }
 
 /** The route's pattern and not the path: a path can hold what somebody pasted into it. */

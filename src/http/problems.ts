@@ -77,7 +77,8 @@ export function toProblem(error: unknown): Problem {
 export function registerProblems(app: FastifyInstance, onNotFound: (reply: FastifyReply) => void): void {
   app.setErrorHandler((error, request, reply) => {
     const problem = toProblem(error)
-    if (problem.status >= 500) request.log.error({ err: error, code: problem.code }, 'request failed')
+    // What is shed is counted, and has its line in the request log: more would make work of what was to save it.
+    if (problem.status >= 500 && problem.code !== 'overloaded') request.log.error({ err: error, code: problem.code }, 'request failed')
     return answerProblem(reply, problem)
   })
   app.setNotFoundHandler((_request: FastifyRequest, reply) => {
