@@ -152,9 +152,10 @@ export class Feed {
       if (!isContinuous || page.changed.includes(null)) this.parts.onReset()
       else if (page.changed.length > 0) this.parts.onChanges(page.changed as string[])
       last = page
+      await this.#query(CONFIRM, [this.parts.replicaId, page.snapshot])
+      // Not before that is written: a receipt counts on it that who has been silent for the bound is not fresh.
       this.#databaseTime = page.now.getTime()
       this.#confirmedAt = sentAt
-      await this.#query(CONFIRM, [this.parts.replicaId, page.snapshot])
       onPolled()
       old ??= { at: sentAt, snapshot: page.snapshot }
       if (sentAt - old.at >= this.parts.retentionMs) {

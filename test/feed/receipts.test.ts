@@ -1,6 +1,6 @@
 import t, { type Test } from 'tap'
-import { applied, createDatabase } from '../helpers/database.js'
-import { startService, type Service } from '../helpers/service.js'
+import { applied, createDatabase, emptyDatabase } from '../helpers/database.js'
+import { fresh, startService, type Service } from '../helpers/service.js'
 import { eventually } from '../helpers/eventually.js'
 import { layWire, type Wire } from '../helpers/wire.js'
 
@@ -75,3 +75,21 @@ async function twoReplicas(t: Test): Promise<{ service: Service; wire: Wire }> {
   await eventually(async () => (await service.call('GET', `/v1/keys/${key.id}`, { token })).body.propagation.replicas === 2)
   return { service, wire }
 }
+
+t.test('a replica that dropped out of a receipt does not answer from memory, whatever it is told late', async (t) => {
+  const database = await emptyDatabase()
+  const wire = await layWire(t, database.runtime)
+  const service = await startService(t, { REVOCATION_MAX_STALENESS: '1s', DATABASE_DIRECT_URL: wire.through(database.runtime) })
+  const { key, plaintext_key } = await service.issue()
+  const gateway = await service.gateway()
+  await fresh(service)
+  t.match(await service.verify(plaintext_key, {}, gateway), { valid: true })
+  // A poll has been answered, from before the revocation, and the answer is on its way.
+  await wire.hold()
+  const { body } = await service.call('POST', `/v1/keys/${key.id}/revoke`, { token: await service.token(), headers: { prefer: 'wait=10' } })
+  t.match(body.propagation, { replicas: 0, confirmed: 0 })
+  wire.release()
+  await wire.hold()
+  t.match(await service.verify(plaintext_key, {}, gateway), { valid: false, code: 'revoked' })
+  wire.release()
+})
