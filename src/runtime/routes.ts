@@ -2,46 +2,25 @@
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyReply } from 'fastify'
-import { authenticateGateway, type Gateway } from '../auth/gateways.js'
 import { answer, responses } from '../http/schemas.js'
 import { answerOf } from './answer.js'
+import { decorateCallers, requireGateway } from './callers.js'
 import { VerifyAnswer, VerifyBody } from './schemas.js'
 import type { Verifier } from './verifier.js'
 
-declare module 'fastify' {
-  interface FastifyRequest {
-    gateway: Gateway
-  }
-  interface FastifyReply {
-    /** A signal that aborts when the caller hangs up before it has its answer. Made anew each time it is asked for. */
-    readonly signal: AbortSignal
-  }
-}
-
 export function runtimePlane(verifier: Verifier): FastifyPluginAsyncTypebox {
   return async (app) => {
-    app.decorateRequest('gateway')
-    // Not `request.signal`: that one aborts as soon as the body has been read.
-    app.decorateReply('signal', { getter: hangUpSignal })
+    decorateCallers(app)
     // The schema of a body that comes here takes no field that is not in it, `__proto__` included: nothing is left to look for.
     app.removeContentTypeParser('application/json')
     app.addContentTypeParser('application/json', { parseAs: 'string' }, app.getDefaultJsonParser('ignore', 'ignore'))
-    // Not asynchronous, as the handler below is not: what is in memory is answered without a promise.
-    app.addHook('onRequest', (request, reply, done) => {
-      const gateway = authenticateGateway(request.headers.authorization, (credential) => verifier.verifyGateway(credential, reply))
-      if (!(gateway instanceof Promise)) {
-        request.gateway = gateway
-        return done()
-      }
-      gateway.then(
-        (found) => {
-          request.gateway = found
-          done()
-        },
-        (error: Error) => done(error),
-      )
-    })
+    await app.register(verifyRoutes(verifier))
+  }
+}
 
+function verifyRoutes(verifier: Verifier): FastifyPluginAsyncTypebox {
+  return async (app) => {
+    requireGateway(app, verifier)
     app.post(
       '/v1/verify',
       {
@@ -64,13 +43,6 @@ export function runtimePlane(verifier: Verifier): FastifyPluginAsyncTypebox {
       },
     )
   }
-}
-
-function hangUpSignal(this: FastifyReply): AbortSignal {
-  const { raw } = this
-  const controller = new AbortController()
-  raw.once('close', () => raw.writableFinished || controller.abort())
-  return controller.signal
 }
 
 /**

@@ -1,0 +1,48 @@
+/** Who calls the runtime plane, and whether they still wait: for all of its routes. */
+
+import type { FastifyInstance, FastifyReply } from 'fastify'
+import { authenticateGateway, type Gateway } from '../auth/gateways.js'
+import type { Verifier } from './verifier.js'
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    gateway: Gateway
+  }
+  interface FastifyReply {
+    /** A signal that aborts when the caller hangs up before it has its answer. Made anew each time it is asked for. */
+    readonly signal: AbortSignal
+  }
+}
+
+/** To be called once, for the plane. */
+export function decorateCallers(app: FastifyInstance): void {
+  app.decorateRequest('gateway')
+  // Not `request.signal`: that one aborts as soon as the body has been read.
+  app.decorateReply('signal', { getter: hangUpSignal })
+}
+
+/** Lets nobody but gateways pass to the routes of a scope. */
+export function requireGateway(app: FastifyInstance, verifier: Verifier): void {
+  // Not asynchronous: what is in memory is answered without a promise.
+  app.addHook('onRequest', (request, reply, done) => {
+    const gateway = authenticateGateway(request.headers.authorization, (credential) => verifier.verifyGateway(credential, reply))
+    if (!(gateway instanceof Promise)) {
+      request.gateway = gateway
+      return done()
+    }
+    gateway.then(
+      (found) => {
+        request.gateway = found
+        done()
+      },
+      (error: Error) => done(error),
+    )
+  })
+}
+
+function hangUpSignal(this: FastifyReply): AbortSignal {
+  const { raw } = this
+  const controller = new AbortController()
+  raw.once('close', () => raw.writableFinished || controller.abort())
+  return controller.signal
+}
