@@ -11,7 +11,7 @@ import { LRUCache } from 'lru-cache'
 import { encodeId, type CredentialKind } from '../key/id.js'
 import type { Token } from '../key/token.js'
 import { validAnswer } from './answer.js'
-import { createDigest, isSameDigest } from './digest.js'
+import { createDigest, isSameDigest } from '../key/digest.js'
 import type { CredentialRow, FoundCredential } from './store.js'
 import type { Use } from './usage.js'
 
