@@ -21,7 +21,7 @@ const wallRules = Object.entries(walls).map(([folder, forbidden]) => ({
       'error',
       {
         patterns: forbidden.map((name) => ({
-          regex: `^\\.\\./${name}(/|\\.js$)`,
+          regex: `^(\\.\\./)+${name}(/|\\.js$)`,
           message: `src/${folder} stands below src/${name}.`,
         })),
       },
