@@ -2,7 +2,7 @@
 
 import { randomBytes, randomUUID } from 'node:crypto'
 import { STATUS_CODES, type IncomingMessage } from 'node:http'
-import type { Socket } from 'node:net'
+import type { AddressInfo, Socket } from 'node:net'
 import cors from '@fastify/cors'
 import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance } from 'fastify'
 import type { Kysely } from 'kysely'
@@ -13,6 +13,7 @@ import { requireDatabase, requireRoots, requireServing, type Settings } from './
 import { controlPlane } from './control/routes.js'
 import * as controlSchemas from './control/schemas.js'
 import { EventSchema, GatewaySchema, KeySchema } from './control/schemas.js'
+import { SigningKeeper } from './control/signing/keeper.js'
 import { pendingMigrations } from './db/migrate.js'
 import { isDatabaseOutage } from './db/outage.js'
 import { openDatabase } from './db/pool.js'
@@ -22,12 +23,19 @@ import { registerHealth, type ReadinessCheck } from './http/health.js'
 import { createLogger, requestLogger, secretFields } from './http/logging.js'
 import { collectMethods } from './http/methods.js'
 import { createMetrics, registerMetrics } from './http/metrics.js'
+import { OAuthErrorSchema } from './http/oauth.js'
 import { registerOpenApi } from './http/openapi.js'
 import { answerProblem, PROBLEM_JSON, ProblemSchema, registerProblems, toProblem } from './http/problems.js'
 import { schemaCompiler } from './http/validation.js'
 import { VERSION } from './package-root.js'
 import { KeyCache } from './runtime/cache.js'
 import { Feed } from './runtime/feed.js'
+import { Keyring } from './runtime/oauth/keyring.js'
+import type { OAuthParts } from './runtime/oauth/parts.js'
+import { StatusPlaces } from './runtime/oauth/places.js'
+import * as oauthSchemas from './runtime/oauth/schemas.js'
+import { StatusList } from './runtime/oauth/status-list.js'
+import { findSigningKeys, findStatuses, findStatusPlace } from './runtime/oauth/store.js'
 import { CredentialReader } from './runtime/reader.js'
 import { runtimePlane } from './runtime/routes.js'
 import * as runtimeSchemas from './runtime/schemas.js'
@@ -52,13 +60,15 @@ export interface App {
 const FEED_RETENTION_MS = 3_600_000
 /** Statements of the cold path under way at once. More would only be smaller. */
 const COLD_STATEMENTS = 2
+/** How soon a replica notices a new signing key. */
+const SIGNING_KEYS_RELOAD_MS = 30_000
 const BODY_LIMIT = 16 * 1024
 const HEADER_LIMIT = 16 * 1024
 /** No longer than a UUID needs with room to spare, and shorter than any key: none can hide in one. */
 const REQUEST_ID = /^[A-Za-z0-9._-]{1,64}$/
 
 /** Fields of any request or answer that carry a secret, by the schemas' own marks. */
-export const SECRET_FIELDS = secretFields([...Object.values(controlSchemas), ...Object.values(runtimeSchemas)])
+export const SECRET_FIELDS = secretFields([...Object.values(controlSchemas), ...Object.values(runtimeSchemas), ...Object.values(oauthSchemas)])
 
 /**
  * Puts the service together. Nothing listens yet; `close()` lets go of everything.
@@ -79,7 +89,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   const checks: Record<string, ReadinessCheck> = {}
   let draining = false
 
-  for (const schema of [ProblemSchema, KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
+  for (const schema of [ProblemSchema, OAuthErrorSchema, KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
   app.setValidatorCompiler(schemaCompiler())
   app.removeContentTypeParser('text/plain')
   registerMetrics(app, metrics)
@@ -91,6 +101,9 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   if (config.PLANES !== 'runtime') {
     const db = openPlane('control', requireDatabase(config, 'DATABASE_URL'))
     const plane = controlPlane({ db, roots, config, hasher }, await operatorAuthenticator(config))
+    const keeper = new SigningKeeper({ db, roots }, app.log)
+    app.addHook('onReady', () => keeper.start())
+    app.addHook('onClose', () => keeper.stop())
     await app.register(async (scope) => {
       // The runtime plane is none of a browser's business.
       if (config.CORS_ORIGINS) await scope.register(cors, { origin: config.CORS_ORIGINS, exposedHeaders: ['location', 'x-request-id'] })
@@ -104,21 +117,31 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     )
     app.addHook('onClose', () => usage.stop())
     const cache = new KeyCache(config.CACHE_MAX_KEYS)
-    const feed = followChanges(cache)
+    const oauth = oauthOf(db)
+    const feed = followChanges([cache, oauth.places, oauth.statusList])
     const reader = new CredentialReader({ read: (ids) => findCredentials(db, ids), statements: COLD_STATEMENTS, limit: config.QUEUE_SIZE })
     metrics.watch('mecha_keys_cached_keys', 'Keys held in memory', () => cache.size)
     metrics.watch('mecha_keys_reads_waiting', 'Keys that wait for the database', () => reader.pending)
     metrics.watch('mecha_keys_feed_fresh', '1 while the change feed vouches for what is held in memory', () => (feed.isFresh() ? 1 : 0))
     const verifier = createVerifier({ db, roots, hasher, reader, cache, feed, usage, metrics, log: app.log })
-    await app.register(runtimePlane(verifier))
+    await app.register(runtimePlane({ verifier, oauth: { ...oauth, verifier }, publicUrl: config.PUBLIC_URL }))
   }
   registerHealth(app, { checks, isDraining: () => draining, onReadiness: (ready) => metrics.ready.set(ready ? 1 : 0) })
   addMethodNotAllowed()
   await app.ready()
   return { app, startDraining: () => void (draining = true) }
 
-  /** The feed that keeps a cache true, on a connection of its own. */
-  function followChanges(cache: KeyCache): Feed {
+  /** What signs, and what tells of the end of what was signed. */
+  function oauthOf(db: Kysely<Database>): Omit<OAuthParts, 'verifier'> {
+    const issuer = () => config.PUBLIC_URL ?? listeningUrl(app, config)
+    const keyring = new Keyring({ read: () => findSigningKeys(db), roots, reloadMs: SIGNING_KEYS_RELOAD_MS, log: app.log })
+    const statusList = new StatusList({ read: () => findStatuses(db), keyring, issuer, maxStalenessMs: config.REVOCATION_MAX_STALENESS * 1000 })
+    const places = new StatusPlaces((id) => findStatusPlace(db, id), config.CACHE_MAX_KEYS)
+    return { keyring, statusList, places, issuer, ttlSeconds: config.TOKEN_TTL }
+  }
+
+  /** The feed that keeps true what is held in memory, on a connection of its own. */
+  function followChanges(held: readonly Pick<KeyCache, 'outdate' | 'outdateAll'>[]): Feed {
     const staleness = config.REVOCATION_MAX_STALENESS * 1000
     const feed = new Feed({
       url: requireDatabase(config, 'DATABASE_DIRECT_URL', 'RUNTIME_DATABASE_URL', 'DATABASE_URL'),
@@ -127,8 +150,8 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
       timeoutMs: Math.min(config.DATABASE_TIMEOUT * 1000, staleness),
       maxStalenessMs: staleness,
       retentionMs: FEED_RETENTION_MS,
-      onChanges: (ids) => cache.outdate(ids),
-      onReset: () => cache.outdateAll(),
+      onChanges: (ids) => held.forEach((one) => one.outdate(ids)),
+      onReset: () => held.forEach((one) => one.outdateAll()),
       log: app.log,
     })
     app.addHook('onReady', async () => feed.start())
@@ -175,6 +198,12 @@ function createServer(config: Settings, { logDestination }: AppParts): FastifyIn
     },
     clientErrorHandler,
   })
+}
+
+/** Where this process is reached when nothing says otherwise: by the port that it was given, once it has one. */
+function listeningUrl({ server }: FastifyInstance, { HOST, PORT }: Settings): string {
+  const address = server.address() as AddressInfo | null
+  return `http://${HOST.includes(':') ? `[${HOST}]` : HOST}:${address?.port ?? PORT}`
 }
 
 /** The caller's own id of a request, or the next of a row that no other process has: to draw each one costs more than to use it. */

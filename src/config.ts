@@ -5,6 +5,7 @@ import { closest, distance } from 'fastest-levenshtein'
 import { ConfigError } from './errors.js'
 import { HASH_PROFILES, type HashProfile } from './key/hash.js'
 import { rootsOf, type Roots } from './key/roots.js'
+import { MAX_TOKEN_TTL } from './key/signing.js'
 import { PREFIX } from './key/token.js'
 
 export type Environment = Readonly<Record<string, string | undefined>>
@@ -33,6 +34,7 @@ const SETTINGS = {
   HOST: { about: 'Address to listen on', default: '127.0.0.1', parse: text },
   PORT: { about: 'Port to listen on; 0 takes a free one', default: '8080', parse: integer(0, 65535) },
   PLANES: { about: 'What this process serves: `control`, `runtime` or `both`', default: 'both', parse: oneOf('control', 'runtime', 'both') },
+  PUBLIC_URL: { about: 'Base URL under which gateways and runtimes reach the runtime plane, and `iss` of what it signs; `http://HOST:PORT` without it', parse: publicUrl },
   TRUST_PROXY: { about: 'Addresses or networks of proxies whose `X-Forwarded-For` is believed, separated by commas', parse: list(text) },
   CORS_ORIGINS: { about: 'Origins of browser frontends that may call the control plane, separated by commas', parse: list(origin) },
   LOG_LEVEL: { about: 'Least severity logged', default: 'info', parse: oneOf('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent') },
@@ -58,6 +60,7 @@ const SETTINGS = {
   ROTATE_DEFAULT_OVERLAP: { about: 'How long the old key of a rotation stays valid when the operator names no time', default: '1h', parse: duration },
   ROTATE_MAX_OVERLAP: { about: 'Longest overlap that an operator may ask for', default: '30d', parse: duration },
   IDEMPOTENCY_TTL: { about: 'How long an `Idempotency-Key` is remembered', default: '24h', parse: duration },
+  TOKEN_TTL: { about: 'Life of a JWT that a key is exchanged for, one hour at most; the key\'s own end comes first', default: '5m', parse: duration },
   REVOCATION_MAX_STALENESS: { about: 'Longest that a key is answered from memory without word from the change feed: the bound within which a revocation counts everywhere', default: '10s', parse: duration },
   CACHE_MAX_KEYS: { about: 'Most keys held in memory, for each process', default: '100000', parse: integer(1, 10_000_000) },
   QUEUE_SIZE: { about: 'Most keys that wait for argon2, most that wait for the database, and most requests of operators at once; whatever comes then is answered with 503', default: '1000', parse: integer(1, 100_000) },
@@ -109,6 +112,7 @@ export function loadConfig(environment: Environment): Settings {
     throw new ConfigError('KEY_DEFAULT_TTL must not be longer than KEY_MAX_TTL')
   if (config.ROTATE_DEFAULT_OVERLAP > config.ROTATE_MAX_OVERLAP)
     throw new ConfigError('ROTATE_DEFAULT_OVERLAP must not be longer than ROTATE_MAX_OVERLAP')
+  if (config.TOKEN_TTL > MAX_TOKEN_TTL) throw new ConfigError('TOKEN_TTL must not be longer than an hour')
   return config
 }
 
@@ -248,6 +252,14 @@ function postgresUrl(value: string): string {
 
 function httpUrl(value: string): string {
   return url(value, ['http:', 'https:'], 'must be an http or https URL').href.replace(/\/$/, '')
+}
+
+/** An issuer identifier as RFC 8414, section 2, has it. */
+function publicUrl(value: string): string {
+  const rule = 'must be an http or https URL without query, fragment and password'
+  const { search, hash, username } = url(value, ['http:', 'https:'], rule)
+  if (search || hash || username || /[?#]/.test(value)) throw new Error(rule)
+  return httpUrl(value)
 }
 
 function issuerUrl(value: string): string {

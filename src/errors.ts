@@ -7,6 +7,10 @@ export const CATALOGUE = {
   invalid_request: [400, 'The request is not valid'],
   malformed_body: [400, 'The body is not what its Content-Type says'],
   contains_secret: [400, 'The request carries a plaintext key where none may be'],
+  unsupported_grant_type: [400, 'The token endpoint exchanges tokens and does nothing else'],
+  invalid_subject_token: [400, 'The subject token is not a valid key'],
+  invalid_scope: [400, 'The key does not have this scope'],
+  invalid_target: [400, 'The audience or resource cannot be named in a token'],
   unauthenticated: [401, 'No valid credential was presented'],
   insufficient_scope: [403, 'The token does not allow this'],
   crews_restricted: [403, 'The token is narrowed to some crews'],
@@ -31,6 +35,7 @@ export const CATALOGUE = {
   feed_stale: [503, 'Nothing vouches for what is held in memory'],
   issuer_unavailable: [503, 'The issuer of operator tokens does not answer'],
   root_secret_missing: [503, 'The key needs a root secret that this process was not given'],
+  signing_key_unavailable: [503, 'There is no key to sign with'],
 } as const satisfies Record<string, readonly [status: number, title: string]>
 
 export type ErrorCode = keyof typeof CATALOGUE

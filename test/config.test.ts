@@ -61,6 +61,7 @@ t.test('a wrong value is refused with the name of the setting and its rule, and 
     ['KEY_PREFIX', /one to three words of lower case letters/, ['Mecha', '1st', 'a_b_c_d', '_a', 'a__b', 'a-b', looksSecret]],
     ['GATEWAY_PREFIX', /one to three words of lower case letters/, ['x'.repeat(17), looksSecret]],
     ['MECHA_KEYS_URL', /an http or https URL$/, ['127.0.0.1:8080', 'file:///etc/passwd', looksSecret]],
+    ['PUBLIC_URL', /an http or https URL without query, fragment and password$/, ['keys.example.com', 'ftp://keys.example.com', 'https://keys.example.com/?a=b', 'https://keys.example.com/?', 'https://keys.example.com/#', `https://user:${looksSecret}@keys.example.com`, looksSecret]],
     ['DATABASE_URL', /a URL like postgres:/, [`mysql://root:${looksSecret}@db/x`, `postgres://db.example/${looksSecret}`, looksSecret]],
     ['ROOT_SECRETS', /32 or more characters without spaces/, [looksSecret.slice(0, 31), `${secret()},`, `${secret()} ${looksSecret}`, `${secret()},short`]],
     ['ROOT_SECRETS', /must not hold the same secret twice$/, [`${looksSecret},${looksSecret}`]],
@@ -112,7 +113,8 @@ t.test('settings that contradict each other are refused', async (t) => {
   t.equal(of({ KEY_DEFAULT_TTL: '2d', KEY_MAX_TTL: '1d' }), 'KEY_DEFAULT_TTL must not be longer than KEY_MAX_TTL')
   t.equal(of({ KEY_PREFIX: 'mgw' }), 'KEY_PREFIX and GATEWAY_PREFIX must differ')
   t.equal(of({ ROTATE_DEFAULT_OVERLAP: '31d' }), 'ROTATE_DEFAULT_OVERLAP must not be longer than ROTATE_MAX_OVERLAP')
-  t.ok(loadConfig({ KEY_DEFAULT_TTL: '1d', KEY_MAX_TTL: '24h', ROTATE_DEFAULT_OVERLAP: '30d' }), 'and equal ones are not')
+  t.equal(of({ TOKEN_TTL: '61m' }), 'TOKEN_TTL must not be longer than an hour')
+  t.ok(loadConfig({ TOKEN_TTL: '1h', KEY_DEFAULT_TTL: '1d', KEY_MAX_TTL: '24h', ROTATE_DEFAULT_OVERLAP: '30d' }), 'and equal ones are not')
 })
 
 t.test('serving needs somebody who can vouch for operators, and a root secret', async (t) => {

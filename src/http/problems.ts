@@ -69,18 +69,21 @@ export function toProblem(error: unknown): Problem {
   return new Problem('internal_error', 'The request id in X-Request-Id finds the cause in the log.')
 }
 
+/** What an error is to the caller, after the log has been told what it was. */
+export function loggedProblem(error: unknown, request: FastifyRequest): Problem {
+  const problem = toProblem(error)
+  // What is shed is counted, and has its line in the request log: more would make work of what was to save it.
+  if (problem.status >= 500 && problem.code !== 'overloaded') request.log.error({ err: error, code: problem.code }, 'request failed')
+  return problem
+}
+
 /**
  * Registers the error handlers and the pages that problems point to.
  *
  * @param onNotFound called for a request that no route is there for, before it is answered
  */
 export function registerProblems(app: FastifyInstance, onNotFound: (reply: FastifyReply) => void): void {
-  app.setErrorHandler((error, request, reply) => {
-    const problem = toProblem(error)
-    // What is shed is counted, and has its line in the request log: more would make work of what was to save it.
-    if (problem.status >= 500 && problem.code !== 'overloaded') request.log.error({ err: error, code: problem.code }, 'request failed')
-    return answerProblem(reply, problem)
-  })
+  app.setErrorHandler((error, request, reply) => answerProblem(reply, loggedProblem(error, request)))
   app.setNotFoundHandler((_request: FastifyRequest, reply) => {
     onNotFound(reply)
     return answerProblem(reply, new Problem('route_not_found', 'Nothing is served at this path.'))

@@ -52,14 +52,20 @@ export function answer<T extends TSchema>(description: string, schema: T, header
 
 /** `response` of a route: what it answers when all is well, and the problems that it may answer with. */
 export function responses<S extends object>(success: S, ...codes: ErrorCode[]): S {
+  return withProblems(success, codes, { 'application/problem+json': { schema: { $ref: 'Problem#' } } })
+}
+
+/** The same of a route that speaks OAuth. */
+export function oauthResponses<S extends object>(success: S, ...codes: ErrorCode[]): S {
+  return withProblems(success, codes, { 'application/json': { schema: { $ref: 'OAuthError#' } } })
+}
+
+function withProblems<S extends object>(success: S, codes: ErrorCode[], content: object): S {
   const problems = codes.map((code) => {
     const [status] = CATALOGUE[code]
     const ofStatus = codes.filter((one) => CATALOGUE[one][0] === status).map((one) => `\`${one}\`: ${CATALOGUE[one][1]}`)
-    return [status, problem(ofStatus.join('. '), HEADERS_OF_PROBLEMS[status])] as const
+    const headers = HEADERS_OF_PROBLEMS[status]
+    return [status, { description: ofStatus.join('. '), ...(headers && { headers }), content }] as const
   })
-  return { ...success, ...Object.fromEntries(problems), default: problem('Any other problem') }
-}
-
-function problem(description: string, headers?: object) {
-  return { description, ...(headers && { headers }), content: { 'application/problem+json': { schema: { $ref: 'Problem#' } } } }
+  return { ...success, ...Object.fromEntries(problems), default: { description: 'Any other problem', content } }
 }

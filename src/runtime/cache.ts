@@ -25,7 +25,8 @@ export interface CachedKey extends Use {
   /** What argon2 proved the digest's text against. */
   readonly hash: string
   readonly enabled: boolean
-  /** In milliseconds, as the next. */
+  /** In milliseconds, as the next two. */
+  readonly created_at: number
   readonly expires_at: number | null
   readonly revoked_at: number | null
   /** What verify answers while a Mecha key is valid. */
@@ -77,6 +78,11 @@ export class KeyCache {
   find(text: string): CachedKey | undefined {
     const entry = this.#entries.get(idIn(text))
     return entry && this.#isDigestOf(text, entry.digest) ? entry : undefined
+  }
+
+  /** The entry of an id (UUID), current or not, for whoever has proved otherwise that they were given it. */
+  findById(id: string): CachedKey | undefined {
+    return this.#entries.get(encodeId(id))
   }
 
   /**
@@ -150,9 +156,10 @@ export class KeyCache {
 }
 
 function entryOf(row: CredentialRow, used: boolean, digest: string): CachedKey {
-  const { id, kind, org_id, mecha, scopes, hash, enabled, expires_at, revoked_at } = row
+  const { id, kind, org_id, mecha, scopes, hash, enabled, created_at, expires_at, revoked_at } = row
   return {
     digest, id, kind, org_id, mecha, scopes, hash, enabled,
+    created_at: created_at.getTime(),
     expires_at: expires_at && expires_at.getTime(),
     revoked_at: revoked_at && revoked_at.getTime(),
     answer: kind === 'mecha' ? validAnswer(row) : '',

@@ -4,17 +4,27 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { answer, responses } from '../http/schemas.js'
 import { answerOf } from './answer.js'
 import { decorateCallers, requireGateway } from './callers.js'
+import type { OAuthParts } from './oauth/parts.js'
+import { oauthRoutes } from './oauth/routes.js'
 import { VerifyAnswer, VerifyBody } from './schemas.js'
 import { createSender } from './send.js'
 import type { Verifier } from './verifier.js'
 
-export function runtimePlane(verifier: Verifier): FastifyPluginAsyncTypebox {
+export interface RuntimeParts {
+  readonly verifier: Verifier
+  readonly oauth: OAuthParts
+  /** `PUBLIC_URL`. */
+  readonly publicUrl: string | undefined
+}
+
+export function runtimePlane({ verifier, oauth, publicUrl }: RuntimeParts): FastifyPluginAsyncTypebox {
   return async (app) => {
     decorateCallers(app)
     // The schema of a body that comes here takes no field that is not in it, `__proto__` included: nothing is left to look for.
     app.removeContentTypeParser('application/json')
     app.addContentTypeParser('application/json', { parseAs: 'string' }, app.getDefaultJsonParser('ignore', 'ignore'))
     await app.register(verifyRoutes(verifier))
+    await app.register(oauthRoutes(oauth, publicUrl))
   }
 }
 

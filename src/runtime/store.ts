@@ -6,7 +6,7 @@ import type { Database, KeyRow } from '../db/tables.js'
 /** A row of `keys` as verify needs it. */
 export type CredentialRow = Pick<
   KeyRow,
-  'id' | 'kind' | 'org_id' | 'mecha' | 'scopes' | 'metadata' | 'hash' | 'pepper_root' | 'enabled' | 'expires_at' | 'revoked_at'
+  'id' | 'kind' | 'org_id' | 'mecha' | 'scopes' | 'metadata' | 'hash' | 'pepper_root' | 'enabled' | 'created_at' | 'expires_at' | 'revoked_at'
 >
 
 /** A row, and what is true of it only at the moment of reading. */
@@ -21,7 +21,7 @@ export interface FoundCredential {
 export async function findCredentials(db: Kysely<Database>, ids: readonly string[]): Promise<FoundCredential[]> {
   const rows = await db
     .selectFrom('keys')
-    .select(['id', 'kind', 'org_id', 'mecha', 'scopes', 'metadata', 'hash', 'pepper_root', 'enabled', 'expires_at', 'revoked_at'])
+    .select(['id', 'kind', 'org_id', 'mecha', 'scopes', 'metadata', 'hash', 'pepper_root', 'enabled', 'created_at', 'expires_at', 'revoked_at'])
     .select([sql<boolean>`EXISTS (SELECT FROM key_usage WHERE key_id = id)`.as('used'), sql<Date>`clock_timestamp()`.as('now')])
     .where('id', '=', sql<string>`ANY(${ids}::uuid[])`)
     .execute()

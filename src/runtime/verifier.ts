@@ -73,6 +73,23 @@ export function createVerifier(parts: VerifierParts) {
     return verdict instanceof Promise ? verdict.then(gatewayOf) : gatewayOf(verdict)
   }
 
+  /** The Mecha key itself, presented by who holds it: no gateway asks. */
+  function verifyHeld(presented: string, caller: Waiting): Verdict | Promise<Verdict> {
+    return check(presented, 'mecha', caller, ANYBODY, NO_DEMAND)
+  }
+
+  /** Whether a Mecha key is good, by its id (UUID): for who holds what was made of the key when it was verified. */
+  async function isGood(id: string, gateway: Gateway): Promise<boolean> {
+    const at = performance.now()
+    const held = cache.findById(id)
+    const isFresh = feed.isFresh(at)
+    if (isFresh && held?.current) return held.kind === 'mecha' && !refuse(held, feed.now(at), gateway, NO_DEMAND)
+    const found = await reader.read(id).catch((error: unknown) => {
+      throw held && !isFresh && isUnavailable(error) ? feedStale() : error
+    })
+    return found?.row.kind === 'mecha' && !refuse(found.row, found.now.getTime(), gateway, NO_DEMAND)
+  }
+
   function check(presented: string, kind: CredentialKind, caller: Waiting, whose: Owner, demand: Demand): Verdict | Promise<Verdict> {
     const text = bareToken(presented)
     const at = performance.now()
@@ -158,11 +175,11 @@ export function createVerifier(parts: VerifierParts) {
     return verdict
   }
 
-  return { verifyKey, verifyGateway }
+  return { verifyKey, verifyGateway, verifyHeld, isGood }
 }
 
 /** Decides about an authenticated key at an instant, in milliseconds. */
-function refuse(key: CachedKey, now: number, { org_id }: Owner, demand: Demand): RefusalCode | undefined {
+function refuse(key: CachedKey | CredentialRow, now: number, { org_id }: Owner, demand: Demand): RefusalCode | undefined {
   return org_id !== null && org_id !== key.org_id ? 'unknown' : refusalOf(key, now, demand)
 }
 

@@ -1,5 +1,6 @@
 import t, { type Test } from 'tap'
 import { compilerOf, contractOf, operationsOf, successOf, type Entry } from '../helpers/contract.js'
+import { introspect } from '../helpers/oauth.js'
 import { startService, type Answer, type Service } from '../helpers/service.js'
 
 t.test('every example of the contract is answered as the contract says', async (t) => {
@@ -17,6 +18,7 @@ t.test('every example of the contract is answered as the contract says', async (
       t.equal(String(answer.status), status, answer.text)
       conforms(t, answer, status)
       if (operation.operationId === 'verifyKey') t.match(answer.body, { valid: false }, 'the example key was never issued')
+      if (operation.operationId === 'introspectToken') t.same(answer.body, { active: false }, 'and neither here')
     })
 
     if (operation.security.length === 0) continue
@@ -26,7 +28,7 @@ t.test('every example of the contract is answered as the contract says', async (
       conforms(t, answer, '401')
     })
 
-    function conforms(t: Test, { headers, body }: Answer, status: string): void {
+    function conforms(t: Test, { headers, text, body = text }: Answer, status: string): void {
       const documented = operation.responses[status]!
       const type = String(headers['content-type']).split(';')[0]!
       t.ok(documented.content[type], `${type} is documented`)
@@ -49,6 +51,7 @@ t.test('verify of a valid key, and pages that hold something, are as the contrac
     t.ok(valid(body), `${method} ${path}`, { errors: valid.errors, body })
   }
   asDocumented('/v1/verify', 'post', verdict)
+  asDocumented('/v1/introspect', 'post', await introspect(service, await service.gateway(), plaintext_key))
   await service.call('POST', `/v1/keys/${key.id}/rotate`, { token })
   await service.call('POST', `/v1/keys/${key.id}/revoke`, { token, body: { reason: 'x' } })
   for (const [path, list] of [['/v1/keys', 'keys'], ['/v1/gateways', 'gateways'], ['/v1/events', 'events']] as const) {
@@ -60,7 +63,7 @@ t.test('verify of a valid key, and pages that hold something, are as the contrac
 
 /** Sends the documented example, with the id of something that is there. */
 async function send(service: Service, { method, path, operation }: Entry, token?: string): Promise<Answer> {
-  const { parameters = [], requestBody } = operation
+  const { parameters = [] } = operation
   const examples = (place: 'path' | 'query' | 'header') =>
     parameters.filter((one) => one.in === place && one.example !== undefined).map((one) => [one.name, String(one.example)] as const)
   const ids = { '/v1/keys/{id}': () => service.issue().then(({ key }) => key.id), '/v1/gateways/{id}': () => gatewayId(service) }
@@ -68,9 +71,19 @@ async function send(service: Service, { method, path, operation }: Entry, token?
   for (const [place, make] of Object.entries(ids)) if (path.startsWith(place)) url = url.replace('{id}', await make())
   for (const [name, value] of examples('path')) url = url.replace(`{${name}}`, encodeURIComponent(value))
   const query = new URLSearchParams(Object.fromEntries(examples('query'))).toString()
-  const body = requestBody?.content['application/json']?.example
-  const options = { headers: Object.fromEntries(examples('header')), ...(body !== undefined && { body }), ...(token && { token }) }
+  const options = { headers: Object.fromEntries(examples('header')), ...(await exampleBody(service, operation)), ...(token && { token }) }
   return service.call(method as 'GET', query ? `${url}?${query}` : url, options)
+}
+
+/** The example, as JSON or as a form; with a key that is good where nothing is answered but for one. */
+async function exampleBody(service: Service, { operationId, requestBody }: Entry['operation']): Promise<{ body?: unknown; headers?: Record<string, string> }> {
+  const form = requestBody?.content['application/x-www-form-urlencoded']?.example as Record<string, string> | undefined
+  if (!form) {
+    const body = requestBody?.content['application/json']?.example
+    return body === undefined ? {} : { body }
+  }
+  const good = operationId === 'exchangeKey' && { subject_token: (await service.issue({ scopes: ['orders:read'] })).plaintext_key }
+  return { body: new URLSearchParams({ ...form, ...good }).toString(), headers: { 'content-type': 'application/x-www-form-urlencoded' } }
 }
 
 /** An operator each, so that the one example of an Idempotency-Key is a new one to everybody; with the named scope alone. */

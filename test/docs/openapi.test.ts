@@ -99,12 +99,12 @@ t.test('the contract', async (t) => {
 
   t.test('reveals a secret where one is made, and nowhere else', async (t) => {
     const revealing = operations.filter(({ operation }) => Object.values(operation.responses).some((one) => marksSecret(one, contract)))
-    t.same(revealing.map(({ operation }) => operation.operationId).sort(), ['createGateway', 'issueKey', 'rotateKey'])
+    t.same(revealing.map(({ operation }) => operation.operationId).sort(), ['createGateway', 'exchangeKey', 'issueKey', 'rotateKey'])
   })
 })
 
 t.test('the fields that carry a secret are these', async (t) => {
-  t.same(SECRET_FIELDS, ['key', 'plaintext_key'])
+  t.same(SECRET_FIELDS, ['access_token', 'actor_token', 'key', 'plaintext_key', 'subject_token', 'token'])
 })
 
 t.test('a header is compared in any spelling, and by the rule that the contract gives', async (t) => {
@@ -141,7 +141,7 @@ t.test('no secret that is sent, wherever it is put, comes back in an error or is
   for (const secret of [canary, issued, gateway]) {
     const json = { 'content-type': 'application/json' }
     for (const field of SECRET_FIELDS) {
-      for (const [url, token] of [['/v1/verify', gateway], ['/v1/keys', operator], ['/v1/gateways', operator]] as const) {
+      for (const [url, token] of [['/v1/verify', gateway], ['/v1/introspect', gateway], ['/v1/token', gateway], ['/v1/keys', operator], ['/v1/gateways', operator]] as const) {
         await send('POST', url, { token, body: { [field]: secret } })
         await send('POST', url, { token, body: { [field]: { deep: [secret] }, mecha: secret, name: [secret], scopes: secret } })
         await send('POST', url, { token, body: `{"${field}":"${secret}`, headers: json })
@@ -149,6 +149,7 @@ t.test('no secret that is sent, wherever it is put, comes back in an error or is
         await send('POST', url, { token, body: `{"__proto__":{"${field}":"${secret}"}}`, headers: json })
         await send('POST', url, { token, body: secret, headers: json })
         await send('POST', url, { token, body: `${field}=${secret}`, headers: { 'content-type': 'application/x-www-form-urlencoded' } })
+        await send('POST', url, { token, body: `${field}=a&${field}=${secret}&grant_type=${secret}&subject_token_type=${secret}&scope=${secret}&resource=${secret}`, headers: { 'content-type': 'application/x-www-form-urlencoded' } })
         await send('POST', url, { token, body: secret, headers: { 'content-type': `text/${secret}` } })
         await send('POST', url, { token, body: { [field]: secret, pad: 'x'.repeat(20_000) } })
         await send('POST', url, { body: { [field]: secret } })

@@ -1,0 +1,56 @@
+/** Errors where OAuth clients call: the same problems, in the words that such clients know (RFC 6749, section 5.2). */
+
+import { Type } from '@fastify/type-provider-typebox'
+import type { FastifyInstance } from 'fastify'
+import { Problem, type ErrorCode } from '../errors.js'
+import { loggedProblem } from './problems.js'
+
+export const OAuthErrorSchema = Type.Object(
+  {
+    error: Type.String({ description: 'What went wrong, for OAuth clients', examples: ['invalid_request'] }),
+    error_description: Type.String({ description: 'What is wrong with this request, for people' }),
+    type: Type.String({ description: 'Path of the page that explains this error', examples: ['/errors/invalid_request'] }),
+    title: Type.String({ description: 'What the code means' }),
+    status: Type.Integer({ description: 'The HTTP status' }),
+    detail: Type.String({ description: 'What is wrong with this request, for people' }),
+    code: Type.String({ description: 'Stable: programs decide by this', examples: ['invalid_request'] }),
+  },
+  { $id: 'OAuthError', title: 'OAuthError', description: 'An error as RFC 6749, section 5.2, has it, with the members of a problem' },
+)
+
+/** Codes that OAuth has a name for beside `invalid_request`. */
+const NAMES: Partial<Record<ErrorCode, string>> = {
+  unauthenticated: 'invalid_client',
+  unsupported_grant_type: 'unsupported_grant_type',
+  invalid_scope: 'invalid_scope',
+  invalid_target: 'invalid_target',
+  internal_error: 'server_error',
+}
+
+/** Answers all errors of a scope in this way. */
+export function registerOAuthErrors(app: FastifyInstance): void {
+  app.setErrorHandler((error, request, reply) => {
+    const problem = inForm(loggedProblem(error, request))
+    const { errors: _errors, ...members } = problem.toJSON()
+    return reply
+      .code(problem.status)
+      .headers({ 'cache-control': 'no-store', ...problem.extra.headers })
+      .type('application/json')
+      .serializer((body: unknown) => JSON.stringify(body))
+      .send({ error: nameOf(problem), error_description: asDescription(problem.detail), ...members })
+  })
+}
+
+function nameOf({ code, status }: Problem): string {
+  return NAMES[code] ?? (status === 503 ? 'temporarily_unavailable' : 'invalid_request')
+}
+
+/** What everybody else is told to send is JSON. */
+function inForm(problem: Problem): Problem {
+  return problem.code === 'unsupported_media_type' ? new Problem(problem.code, 'Send application/x-www-form-urlencoded.') : problem
+}
+
+/** RFC 6749 has neither quotes nor backslashes in it, and nothing that is not ASCII. */
+function asDescription(detail: string): string {
+  return detail.replace(/["\\]/g, "'").replace(/[^\x20-\x7e]/g, '?')
+}
