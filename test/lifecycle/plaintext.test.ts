@@ -56,7 +56,7 @@ t.test('after a whole life, no plaintext and no token is in a log, the database,
   await call('POST', '/v1/verify', { token: gateway, body: { key, mecha: key, scopes: [key] }, headers: { 'x-request-id': key, 'x-mecha-key': key, cookie: key } })
   for (const url of ['/v1/introspect', '/v1/token'])
     for (const form of [{ token: [key, key] }, { [key]: key }, { grant_type: key }, { token: jwt, subject_token: key }, { subject_token: jwt, grant_type: 'urn:ietf:params:oauth:grant-type:token-exchange', subject_token_type: key }, { token: key + ' '.repeat(17_000) }])
-      captured.push(await sendForm(service, url, form as Record<string, string>, { authorization: `Bearer ${gateway}`, accept: key }), await sendForm(service, url, form as Record<string, string>, { authorization: `Basic ${key}` }))
+      captured.push(await sendForm(service, url, form, { authorization: `Bearer ${gateway}`, accept: key }), await sendForm(service, url, form, { authorization: `Basic ${key}` }))
   for (const more of [{ scope: key }, { audience: [key, `${key} `] }, { resource: key }, { requested_token_type: key }, { actor_token: key }]) captured.push(await exchange(service, key, more))
   await call('POST', '/v1/keys', { body: { mecha: key, name: key, scopes: [key], expires_at: key, metadata: { [key]: key } } })
   await call('POST', '/v1/keys', { body: { mecha: 'a^b', metadata: { note: key } }, headers: { 'idempotency-key': key } })

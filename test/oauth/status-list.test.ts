@@ -2,7 +2,7 @@
 
 import { inflateSync } from 'node:zlib'
 import { getListFromStatusListJWT, getStatusListFromJWT } from '@sd-jwt/jwt-status-list'
-import { createLocalJWKSet, decodeJwt, jwtVerify, type JWTPayload } from 'jose'
+import { createLocalJWKSet, decodeJwt, jwtVerify } from 'jose'
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
 import { KEEP } from '../../src/key/signing.js'
@@ -19,13 +19,23 @@ const PUBLIC_URL = 'https://keys.example.com'
 const PATH = '/.well-known/token-status'
 const author = { actor: 'test', requestId: 'test', address: 'local' }
 
+interface ListClaims {
+  readonly ttl: number
+  readonly status_list: { readonly bits: number; readonly lst: string }
+}
+
+/** Where an exchanged JWT says that its status is. */
+function referenceIn(jwt: string): { idx: number; uri: string } {
+  return decodeJwt<{ status: { status_list: { idx: number; uri: string } } }>(jwt).status.status_list
+}
+
 /** The status of a JWT, by the two readings, which have to agree. */
 async function statusOf(t: Test, service: Service, jwt: string): Promise<number> {
   const answer = await service.call('GET', PATH)
   if (answer.status !== 200) throw new Error(`the list answered ${answer.status}: ${answer.text}`)
   const keys = createLocalJWKSet((await service.call('GET', '/.well-known/jwks.json')).body)
-  const { payload } = await jwtVerify<{ status_list: { bits: number; lst: string }; ttl: number }>(answer.text, keys, { typ: 'statuslist+jwt', issuer: PUBLIC_URL, subject: PUBLIC_URL + PATH })
-  const { idx, uri } = (decodeJwt(jwt) as JWTPayload & { status: { status_list: { idx: number; uri: string } } }).status.status_list
+  const { payload } = await jwtVerify<ListClaims>(answer.text, keys, { typ: 'statuslist+jwt', issuer: PUBLIC_URL, subject: PUBLIC_URL + PATH })
+  const { idx, uri } = referenceIn(jwt)
   t.equal(uri, payload.sub, 'it is the list that the JWT names')
   const { bits, lst } = payload.status_list
   const byte = inflateSync(Buffer.from(lst, 'base64url'))[Math.floor((idx * bits) / 8)]!
@@ -50,7 +60,7 @@ t.test('a key that ends is in the list, whatever ended it, and others are not', 
   const [good, revoked, disabled, rotated, expired, deleted] = [await make(), await make(), await make(), await make(), await make('old^acmecorp'), await make()]
   const all = [good, revoked, disabled, rotated, expired, deleted]
   for (const { jwt } of all) t.equal(await statusOf(t, service, jwt), VALID)
-  t.same(all.map(({ jwt }) => (decodeJwt(jwt) as any).status.status_list.idx), [0, 1, 2, 3, 4, 5])
+  t.same(all.map(({ jwt }) => referenceIn(jwt).idx), [0, 1, 2, 3, 4, 5])
   await service.call('POST', `/v1/keys/${revoked.id}/revoke`, { token })
   await service.call('PATCH', `/v1/keys/${disabled.id}`, { token, body: { enabled: false } })
   await service.call('POST', `/v1/keys/${rotated.id}/rotate`, { token, body: { overlap_seconds: 0 } })
@@ -67,14 +77,13 @@ t.test('a key that ends is in the list, whatever ended it, and others are not', 
 t.test('a key that was never exchanged has no place, and one that was has the same on every replica', async (t) => {
   const first = await startService(t, { PUBLIC_URL })
   const second = await startService(t, { PLANES: 'runtime', ROOT_SECRETS: first.config.ROOT_SECRETS!.join(), PUBLIC_URL }, first.database)
-  const idxOf = (jwt: string): number => (decodeJwt(jwt) as any).status.status_list.idx
   const gateway = await first.gateway()
   for (let i = 0; i < 3; i++) await first.verify((await first.issue()).plaintext_key, {}, gateway)
   const places = () => first.database.db.selectFrom('token_status').selectAll().orderBy('idx').execute()
   t.same(await places(), [])
   const keys = await Promise.all(Array.from({ length: 6 }, async () => (await first.issue()).plaintext_key))
   const jwts = await Promise.all(keys.flatMap((key) => [first, second, first, second].map((service) => exchanged(service, key))))
-  const byKey = keys.map((_, i) => new Set(jwts.slice(4 * i, 4 * i + 4).map(idxOf)))
+  const byKey = keys.map((_, i) => new Set(jwts.slice(4 * i, 4 * i + 4).map((jwt) => referenceIn(jwt).idx)))
   for (const found of byKey) t.equal(found.size, 1)
   t.same([...new Set(byKey.flatMap((found) => [...found]))].sort(), [0, 1, 2, 3, 4, 5])
   t.equal((await places()).length, 6)
@@ -97,7 +106,7 @@ t.test('a place is used again when nothing that was exchanged for its key can be
   await maintainSigningKeys(parts, author)
   t.same(await places(), [before[0], null])
   const next = await exchanged(service, (await service.issue()).plaintext_key)
-  t.equal((decodeJwt(next) as any).status.status_list.idx, 1)
+  t.equal(referenceIn(next).idx, 1)
   t.equal(await statusOf(t, service, next), VALID)
 })
 
@@ -106,14 +115,14 @@ t.test('the list may be kept as long as it says, and asked for again by its tag'
   await fresh(service)
   const answer = await service.call('GET', PATH)
   t.match(answer, { status: 200, headers: { 'content-type': 'application/statuslist+jwt', 'cache-control': 'public, max-age=5', etag: /^"[\w-]{43}"$/ } })
-  const { iat, exp, ...rest } = decodeJwt<{ ttl: number; status_list: { bits: number } }>(answer.text)
+  const { iat, exp, ...rest } = decodeJwt<ListClaims>(answer.text)
   t.match(rest, { iss: PUBLIC_URL, sub: PUBLIC_URL + PATH, ttl: 10, status_list: { bits: 2 } })
   t.equal(exp! - iat!, 20)
   t.equal((await service.call('GET', PATH)).text, answer.text, 'while nothing changes it is the same')
   const etag = String(answer.headers['etag'])
   for (const tag of [etag, `"x", ${etag}`, '*']) t.match(await service.call('GET', PATH, { headers: { 'if-none-match': tag } }), { status: 304, text: '', headers: { etag } }, tag)
   t.match(await service.call('GET', PATH, { headers: { 'if-none-match': '"x"' } }), { status: 200 })
-  t.equal(inflateSync(Buffer.from((decodeJwt(answer.text) as any).status_list.lst, 'base64url')).length, 256, 'a short list does not tell how short')
+  t.equal(inflateSync(Buffer.from(decodeJwt<ListClaims>(answer.text).status_list.lst, 'base64url')).length, 256, 'a short list does not tell how short')
 })
 
 t.test('a list of many places is small, and right at both ends', async (t) => {
@@ -123,7 +132,7 @@ t.test('a list of many places is small, and right at both ends', async (t) => {
   await sql`INSERT INTO token_status (idx, key_id) SELECT n, NULL FROM generate_series(0, 99999) AS n`.execute(db)
   await sql`UPDATE token_status SET key_id = gen_random_uuid() WHERE idx < 99999`.execute(db)
   const jwt = await exchanged(service, plaintext_key)
-  t.equal((decodeJwt(jwt) as any).status.status_list.idx, 99_999)
+  t.equal(referenceIn(jwt).idx, 99_999)
   t.equal(await statusOf(t, service, jwt), VALID)
   const list = getListFromStatusListJWT((await service.call('GET', PATH)).text)
   t.same([0, 1, 99_998, 99_999, 100_000].map((idx) => list.getStatus(idx)), [INVALID, INVALID, INVALID, VALID, VALID])
