@@ -51,6 +51,24 @@ t.test('openid-client discovers the service, exchanges a key and introspects it'
   })
 })
 
+t.test('openid-client finds a service whose address has a path, behind a proxy that takes the path away', async (t) => {
+  const service = await startService(t, { PUBLIC_URL: 'https://example.com/mecha/' })
+  const { body } = await service.call('POST', '/v1/gateways', { token: await service.token(), body: { name: 'edge' } })
+  const asked: string[] = []
+  const proxy: oidc.CustomFetch = async (url, { method, headers, body }) => {
+    asked.push(url)
+    const path = url.replace('https://example.com', '').replace(/^\/mecha\//, '/')
+    const answer = await service.call(method as 'GET', path, { headers, ...(body && { body: String(body as URLSearchParams) }) })
+    return new Response(answer.text, { status: answer.status, headers: { 'content-type': String(answer.headers['content-type']) } })
+  }
+  const found = await oidc.discovery(new URL('https://example.com/mecha'), body.gateway.id, { introspection_signed_response_alg: 'EdDSA' }, oidc.ClientSecretBasic(body.plaintext_key), {
+    algorithm: 'oauth2', [oidc.customFetch]: proxy,
+  })
+  oidc.enableNonRepudiationChecks(found)
+  t.match(await oidc.tokenIntrospection(found, (await service.issue()).plaintext_key), { active: true, iss: 'https://example.com/mecha' })
+  t.same(asked, ['https://example.com/.well-known/oauth-authorization-server/mecha', 'https://example.com/mecha/v1/introspect', 'https://example.com/mecha/.well-known/jwks.json'])
+})
+
 t.test('openid-client reads the errors of both endpoints', async (t) => {
   const { service, issuer } = await served(t)
   const { plaintext_key } = await service.issue({ scopes: ['a'] })

@@ -10,6 +10,8 @@ const PERIOD_MS = 3_600_000
 const RETRY_MS = 5000
 /** A start does not wait for a database that is away. */
 const PATIENCE_MS = 1000
+/** Longest wait for a look under way when the service ends. What it had begun in a transaction is undone. */
+const STOP_TIMEOUT_MS = 1000
 
 export class SigningKeeper {
   readonly #end = new AbortController()
@@ -29,7 +31,7 @@ export class SigningKeeper {
 
   async stop(): Promise<void> {
     this.#end.abort()
-    await this.#running
+    await Promise.race([this.#running, sleep(STOP_TIMEOUT_MS, undefined, { ref: false })])
   }
 
   async #goOn(first: Promise<boolean>): Promise<void> {

@@ -128,7 +128,7 @@ function wellKnownRoutes({ keyring, statusList, issuer }: OAuthParts, publicUrl:
         const { jwt, etag, maxAge } = await statusList.current()
         reply.headers({ 'cache-control': `public, max-age=${maxAge}`, etag })
         // The contract has no 304, as no client looks for it there.
-        if (request.headers['if-none-match']?.split(/\s*,\s*/).some((one) => one === etag || one === '*')) return reply.code(304 as 200).send()
+        if (isTagIn(request.headers['if-none-match'], etag)) return reply.code(304 as 200).send()
         return reply.type(STATUS_LIST).send(jwt)
       },
     )
@@ -144,6 +144,11 @@ async function speakOAuth(app: FastifyInstance): Promise<void> {
     reply.header('cache-control', 'no-store')
     done()
   })
+}
+
+/** RFC 9110, section 13.1.2. A proxy that compresses makes weak tags of strong ones, which are compared all the same. */
+function isTagIn(header: string | undefined, etag: string): boolean {
+  return header?.split(',').some((one) => ['*', etag].includes(one.trim().replace(/^W\//, ''))) ?? false
 }
 
 function published<T>(description: string, type: string, schema: T, headers: Record<string, string> = {}) {
