@@ -23,6 +23,10 @@ const SCOPE_OF: Record<string, Scope> = {
   revokeGateway: 'gateways:manage',
   listEvents: 'audit:read',
 }
+/** What anybody may ask; an exchange carries its credential in the body. */
+const OPEN = ['exchangeKey', 'oauthMetadata', 'publicKeys', 'tokenStatus']
+/** Where OAuth clients call, who know two ways to authenticate. */
+const CHALLENGE_OF: Record<string, string> = { introspectToken: 'Bearer realm="mecha-keys", Basic realm="mecha-keys", charset="UTF-8"' }
 const BODY_OF: Record<string, object> = {
   issueKey: { mecha: 'routes^acmecorp' },
   updateKey: { name: 'x' },
@@ -33,22 +37,25 @@ const BODY_OF: Record<string, object> = {
 const service = await startService(t)
 const routes = routesOf(service)
 const control = routes.filter(({ plane }) => plane === 'control')
+const guarded = routes.filter(({ id }) => !OPEN.includes(id))
 
 t.test('every documented operation of the control plane has a scope here', async (t) => {
   t.same(control.map(({ id }) => id).sort(), Object.keys(SCOPE_OF).sort())
-  t.ok(routes.some(({ plane }) => plane === 'runtime'))
+  t.ok(guarded.some(({ plane }) => plane === 'runtime'))
+  t.equal(routes.length - guarded.length, OPEN.length)
 })
 
-t.test('without a credential every route of a plane answers 401 and says how to authenticate', async (t) => {
-  for (const { method, url, id, options } of routes) {
+t.test('without a credential every route of a plane but those for anybody answers 401 and says how to authenticate', async (t) => {
+  for (const { method, url, id, options } of guarded) {
     const answer = await service.call(method, url, options)
     t.match(answer, { status: 401, body: { code: 'unauthenticated', status: 401 } }, id)
-    t.match(answer.headers, { 'www-authenticate': /^Bearer realm="mecha-keys"$/, 'content-type': /^application\/problem\+json/, 'cache-control': 'no-store' }, id)
+    t.equal(answer.headers['www-authenticate'], CHALLENGE_OF[id] ?? 'Bearer realm="mecha-keys"', id)
+    t.match(answer.headers, { 'content-type': CHALLENGE_OF[id] ? /^application\/json/ : /^application\/problem\+json/, 'cache-control': 'no-store' }, id)
   }
 })
 
 t.test('who is not authenticated learns nothing of what the request would be worth', async (t) => {
-  for (const { method, url, id, options } of routes) {
+  for (const { method, url, id, options } of guarded) {
     if (method === 'GET') continue
     for (const wrong of [{ ...options, body: { nonsense: true } }, { body: '{', headers: { 'content-type': 'application/json' } }, { body: 'x', headers: { 'content-type': 'text/plain' } }])
       t.equal((await service.call(method, url, wrong)).status, 401, id)
