@@ -1,5 +1,6 @@
 /** An application behind a proxy: it tells what it was sent, and sends back what comes through an upgraded connection. */
 
+import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { createServer, type IncomingMessage } from 'node:http'
 import type { AddressInfo } from 'node:net'
@@ -34,7 +35,9 @@ export async function startEcho(t: Pick<Test, 'teardown'>): Promise<Echo> {
   })
   server.on('upgrade', async (request, socket) => {
     await note(request, '')
-    socket.on('error', () => {}).write('HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n')
+    // RFC 6455, section 1.3. Some proxies look at it.
+    const accept = createHash('sha1').update(`${request.headers['sec-websocket-key']}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`).digest('base64')
+    socket.on('error', () => {}).write(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: ${accept}\r\n\r\n`)
     socket.pipe(socket)
   })
   server.listen(0, '127.0.0.1')

@@ -18,7 +18,11 @@ export interface ProxyOptions {
   readonly upstream: string
   /** What the proxy shows mecha-keys; nothing for `AUTHZ_LISTEN`. */
   readonly gatewayCredential?: string
+  /** What is asked for beside a good key: `scope=orders:read`. */
+  readonly demand?: string
 }
+
+type Parent = Pick<Test, 'teardown'>
 
 /** Programs of the system, which Debian keeps where only root looks. */
 const PATH = `${process.env['PATH']}:/usr/sbin`
@@ -28,7 +32,7 @@ export function isInstalled(program: 'nginx' | 'caddy' | 'haproxy'): boolean {
 }
 
 /** Starts nginx with `examples/proxies/nginx.conf`, and resolves to its URL when it listens. It ends with the test. */
-export async function startNginx(t: Pick<Test, 'teardown'>, { authz, upstream, gatewayCredential }: ProxyOptions): Promise<string> {
+export async function startNginx(t: Parent, { authz, upstream, gatewayCredential, demand }: ProxyOptions): Promise<string> {
   const folder = temporaryFolder(t)
   const port = await freePort()
   const credential = join(folder, 'credential')
@@ -38,6 +42,7 @@ export async function startNginx(t: Pick<Test, 'teardown'>, { authz, upstream, g
     '127.0.0.1:3000': hostOf(upstream),
     'listen 8000;': `listen 127.0.0.1:${port};`,
     '/etc/nginx/mecha-keys.credential': credential,
+    ...(demand && { '/v1/authz;': `/v1/authz?${demand};` }),
   })
   // As little as nginx needs around it, and nowhere but in this folder.
   const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map((name) => `${name}_temp_path ${folder}/${name};`)
@@ -45,6 +50,43 @@ export async function startNginx(t: Pick<Test, 'teardown'>, { authz, upstream, g
   writeFileSync(main, `${process.getuid?.() === 0 ? 'user root;' : ''} worker_processes 1; daemon off; pid ${folder}/pid; error_log stderr warn;
     events {} http { access_log off; ${temporary.join(' ')} include ${example}; }`)
   await run(t, 'nginx', ['-e', 'stderr', '-p', folder, '-c', main], port)
+  return `http://127.0.0.1:${port}`
+}
+
+/** Starts Caddy with `examples/proxies/Caddyfile`, as {@link startNginx} does nginx. */
+export async function startCaddy(t: Parent, { authz, upstream, gatewayCredential, demand }: ProxyOptions): Promise<string> {
+  const folder = temporaryFolder(t)
+  const port = await freePort()
+  const example = writeExample(folder, 'Caddyfile', {
+    '127.0.0.1:8080': hostOf(authz),
+    '127.0.0.1:3000': hostOf(upstream),
+    ...(demand && { 'uri /v1/authz?\n': `uri /v1/authz?${demand}\n` }),
+    '\n:8000 {': `\nhttp://127.0.0.1:${port} {`,
+    ...(!gatewayCredential && { 'header_up X-Gateway-Authorization "Bearer {env.GATEWAY_CREDENTIAL}"': '' }),
+  })
+  // The port of its administration is one for the whole machine.
+  const main = join(folder, 'main')
+  writeFileSync(main, `{\n  admin off\n  auto_https off\n}\nimport ${example}\n`)
+  const env = { HOME: folder, XDG_CONFIG_HOME: folder, XDG_DATA_HOME: folder, ...(gatewayCredential && { GATEWAY_CREDENTIAL: gatewayCredential }) }
+  await run(t, 'caddy', ['run', '--config', main, '--adapter', 'caddyfile'], port, env)
+  return `http://127.0.0.1:${port}`
+}
+
+/** Starts HAProxy with `examples/proxies/haproxy.cfg` and its script, as {@link startNginx} does nginx. */
+export async function startHaproxy(t: Parent, { authz, upstream, gatewayCredential, demand }: ProxyOptions): Promise<string> {
+  const folder = temporaryFolder(t)
+  const port = await freePort()
+  const credential = join(folder, 'credential')
+  writeFileSync(credential, `${gatewayCredential}\n`, { mode: 0o600 })
+  const example = writeExample(folder, 'haproxy.cfg', {
+    '/etc/haproxy/mecha-authz.lua': writeExample(folder, 'mecha-authz.lua', {}),
+    'setenv MECHA_KEYS_CREDENTIAL_FILE /etc/haproxy/mecha-keys.credential': gatewayCredential ? `setenv MECHA_KEYS_CREDENTIAL_FILE ${credential}` : '',
+    '127.0.0.1:8080': hostOf(authz),
+    '127.0.0.1:3000': hostOf(upstream),
+    ...(demand && { '# http-request set-var(txn.mecha_demand) str("scope=orders:read&mecha=sales%5Eacmecorp")': `http-request set-var(txn.mecha_demand) str("${demand}")` }),
+    'bind :8000': `bind 127.0.0.1:${port}`,
+  })
+  await run(t, 'haproxy', ['-db', '-f', example], port)
   return `http://127.0.0.1:${port}`
 }
 
@@ -61,7 +103,7 @@ function writeExample(folder: string, name: string, replacements: Readonly<Recor
 }
 
 /** Starts a program and resolves when it listens. */
-async function run(t: Pick<Test, 'teardown'>, program: string, args: string[], port: number, env: Record<string, string> = {}): Promise<ChildProcess> {
+async function run(t: Parent, program: string, args: string[], port: number, env: Record<string, string> = {}): Promise<ChildProcess> {
   const child = spawn(program, args, { env: { PATH, ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
   let said = ''
   for (const stream of [child.stdout, child.stderr]) stream.setEncoding('utf8').on('data', (text: string) => (said += text))
@@ -87,7 +129,7 @@ function hostOf(url: string): string {
   return new URL(url).host
 }
 
-function temporaryFolder(t: Pick<Test, 'teardown'>): string {
+function temporaryFolder(t: Parent): string {
   const folder = mkdtempSync(join(tmpdir(), 'mecha-keys-proxy-'))
   t.teardown(() => rmSync(folder, { recursive: true, force: true }))
   return folder

@@ -2,22 +2,26 @@
 
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { request, type IncomingMessage } from 'node:http'
-import type { Socket } from 'node:net'
+import { createServer, request, type IncomingMessage } from 'node:http'
+import type { AddressInfo, Socket } from 'node:net'
 import { text } from 'node:stream/consumers'
 import t, { type Test } from 'tap'
 import { applied } from '../helpers/database.js'
 import { startEcho, type Arrived, type Echo } from '../helpers/echo.js'
-import { isInstalled, startNginx, type ProxyOptions } from '../helpers/proxies.js'
+import { isInstalled, startCaddy, startHaproxy, startNginx, type ProxyOptions } from '../helpers/proxies.js'
 import { startService, type Service } from '../helpers/service.js'
 
-const PROXIES: Record<string, (t: Test, options: ProxyOptions) => Promise<string>> = { nginx: startNginx }
+const PROXIES: Record<'nginx' | 'caddy' | 'haproxy', (t: Test, options: ProxyOptions) => Promise<string>> = { nginx: startNginx, caddy: startCaddy, haproxy: startHaproxy }
+const PROGRAMS = Object.keys(PROXIES) as (keyof typeof PROXIES)[]
+const installed = () => PROGRAMS.filter(isInstalled).map((name) => [name, PROXIES[name]] as const)
+const SKIP = installed().length === 0 && 'no proxy is installed'
 const IDENTITY = ['x-mecha-id', 'x-mecha-handle', 'x-mecha-crew', 'x-mecha-org', 'x-mecha-scopes', 'x-mecha-key-id']
 /** All that an application may take for one of these: hyphens, underscores, any case. */
 const LOOKS_LIKE_OURS = /^x[-_]mecha/i
 
-for (const [name, startProxy] of Object.entries(PROXIES)) {
-  const skip = !isInstalled(name as 'nginx') && `${name} is not installed`
+for (const name of PROGRAMS) {
+  const startProxy = PROXIES[name]
+  const skip = !isInstalled(name) && `${name} is not installed`
 
   t.test(`${name}: between a client and an application`, { skip }, async (t) => {
     const { service, listen } = await startListening(t)
@@ -39,6 +43,51 @@ for (const [name, startProxy] of Object.entries(PROXIES)) {
   })
 }
 
+t.test('what a proxy asks for beside a good key is asked for, and the refusal reaches the client', { skip: SKIP }, async (t) => {
+  const { service, listen } = await startListening(t)
+  const options = { authz: await listen(), upstream: (await startEcho(t)).url, gatewayCredential: await service.gateway(), demand: 'scope=orders:read&mecha=sales%5Eacmecorp' }
+  const [good, poor, other] = [await service.issue({ scopes: ['orders:read'] }), await service.issue(), await service.issue({ mecha: 'buyer^acmecorp', scopes: ['orders:read'] })]
+  for (const [name, startProxy] of installed()) {
+    const proxy = await startProxy(t, options)
+    // What the client asks for is none of it.
+    const ask = (key: string) => send(proxy, { path: '/x?scope=other&mecha=x^y&request=', headers: { 'X-Mecha-Key': key } })
+    t.equal((await ask(good.plaintext_key)).status, 200, name)
+    t.equal((await ask(other.plaintext_key)).status, 403, name)
+    const refused = await ask(poor.plaintext_key)
+    t.equal(refused.status, 403, name)
+    // nginx passes on the challenge of a 401 alone.
+    if (name !== 'nginx') t.match(refused.headers['www-authenticate'], /error="insufficient_scope".*scope="orders:read"/, name)
+  }
+})
+
+t.test('a service that takes a request and says nothing lets nothing pass, and holds nobody for long', { skip: SKIP }, async (t) => {
+  const mute = createServer(() => {}).listen(0, '127.0.0.1')
+  await once(mute, 'listening')
+  t.teardown(() => (mute.close(), mute.closeAllConnections()))
+  const echo = await startEcho(t)
+  const options = { authz: `http://127.0.0.1:${(mute.address() as AddressInfo).port}`, upstream: echo.url, gatewayCredential: 'mgw_of_nobody' }
+  await Promise.all(installed().map(async ([name, startProxy]) => {
+    const proxy = await startProxy(t, options)
+    const { status } = await send(proxy, { headers: { 'X-Mecha-Key': 'x' } })
+    t.ok(status >= 500, `${name} answers ${status}`)
+  }))
+  t.equal(echo.arrived.length, 0)
+})
+
+t.test('connections to the service are kept', { skip: SKIP }, async (t) => {
+  const { service, listen } = await startListening(t)
+  const options = { authz: await listen(), upstream: (await startEcho(t)).url, gatewayCredential: await service.gateway() }
+  const { plaintext_key } = await service.issue()
+  let connections = 0
+  service.app.server.on('connection', () => connections++)
+  for (const [name, startProxy] of installed()) {
+    const proxy = await startProxy(t, options)
+    connections = 0
+    for (let i = 0; i < 20; i++) t.equal((await send(proxy, { headers: { 'X-Mecha-Key': plaintext_key } })).status, 200)
+    t.ok(connections > 0 && connections < 10, `${name} made ${connections} for 20 requests`)
+  }
+})
+
 interface Scene {
   readonly service: Service
   readonly echo: Echo
@@ -51,7 +100,7 @@ async function passesAndRefuses(t: Test, { service, echo, proxy }: Scene): Promi
   const identity = { 'x-mecha-id': 'sales^acmecorp', 'x-mecha-handle': 'sales^acmecorp', 'x-mecha-crew': 'acmecorp', 'x-mecha-org': 'acme', 'x-mecha-scopes': 'orders:read orders:write', 'x-mecha-key-id': key.id }
 
   await t.test('a good key passes, in either header, and the application learns whose it is and never the key', async (t) => {
-    for (const headers of [{ 'X-Mecha-Key': plaintext_key }, { Authorization: `Bearer ${plaintext_key}` }, { authorization: `bearer ${plaintext_key}` }]) {
+    for (const headers of [{ 'X-Mecha-Key': plaintext_key }, { Authorization: `Bearer ${plaintext_key}` }, { authorization: `bearer ${plaintext_key}` }, { 'X-Mecha-Key': '', Authorization: `Bearer ${plaintext_key}` }] as Record<string, string>[]) {
       const { status, arrived } = await send(proxy, { headers, path: '/orders/7?full=1&scope=admin&mecha=x' })
       t.equal(status, 200)
       t.match(arrived, { method: 'GET', url: '/orders/7?full=1&scope=admin&mecha=x' })
@@ -109,7 +158,7 @@ async function passesAndRefuses(t: Test, { service, echo, proxy }: Scene): Promi
   })
 
   await t.test('a connection can be upgraded, with a key', async (t) => {
-    const upgrade = { Connection: 'Upgrade', Upgrade: 'websocket' }
+    const upgrade = { Connection: 'Upgrade', Upgrade: 'websocket', 'Sec-WebSocket-Version': '13', 'Sec-WebSocket-Key': randomBytes(16).toString('base64') }
     const { socket, arrived } = await send(proxy, { path: '/socket', headers: { ...upgrade, 'X-Mecha-Key': plaintext_key } })
     socket!.write('over the socket')
     t.equal(String((await once(socket!, 'data'))[0]), 'over the socket')
@@ -131,8 +180,8 @@ async function passesAndRefuses(t: Test, { service, echo, proxy }: Scene): Promi
   await t.test('without the service nothing passes', async (t) => {
     const before = echo.arrived.length
     await service.app.close()
-    for (const headers of [{ 'X-Mecha-Key': plaintext_key }, { 'X-Mecha-Key': plaintext_key, 'X-Mecha-Id': 'forged' }, {}] as Record<string, string>[])
-      t.ok((await send(proxy, { headers })).status >= 500)
+    const asked = [{ 'X-Mecha-Key': plaintext_key }, { 'X-Mecha-Key': plaintext_key, 'X-Mecha-Id': 'forged' }, {}].map((headers) => send(proxy, { headers: { ...headers } }))
+    for (const { status } of await Promise.all(asked)) t.ok(status >= 500, String(status))
     t.equal(echo.arrived.length, before)
   })
 }
