@@ -27,7 +27,7 @@ type Parent = Pick<Test, 'teardown'>
 /** Programs of the system, which Debian keeps where only root looks. */
 const PATH = `${process.env['PATH']}:/usr/sbin`
 
-export function isInstalled(program: 'nginx' | 'caddy' | 'haproxy'): boolean {
+export function isInstalled(program: 'nginx' | 'caddy' | 'haproxy' | 'envoy'): boolean {
   return spawnSync('sh', ['-c', `command -v ${program}`], { env: { PATH } }).status === 0
 }
 
@@ -87,6 +87,22 @@ export async function startHaproxy(t: Parent, { authz, upstream, gatewayCredenti
     'bind :8000': `bind 127.0.0.1:${port}`,
   })
   await run(t, 'haproxy', ['-db', '-f', example], port)
+  return `http://127.0.0.1:${port}`
+}
+
+/** Starts Envoy with `examples/proxies/envoy.yaml`, as {@link startNginx} does nginx. */
+export async function startEnvoy(t: Parent, { authz, upstream, gatewayCredential, demand }: ProxyOptions): Promise<string> {
+  const folder = temporaryFolder(t)
+  const port = await freePort()
+  const example = writeExample(folder, 'envoy.yaml', {
+    'address: 0.0.0.0, port_value: 8000': `address: 127.0.0.1, port_value: ${port}`,
+    'port_value: 8080': `port_value: ${new URL(authz).port}`,
+    'port_value: 3000': `port_value: ${new URL(upstream).port}`,
+    ...(!gatewayCredential && { "headers_to_add: [{ key: x-gateway-authorization, value: 'Bearer %ENVIRONMENT(GATEWAY_CREDENTIAL)%' }]": 'headers_to_add: []' }),
+    ...(demand && { 'path_prefix: /v1/authz?request=': `path_prefix: /v1/authz?${demand}&request=` }),
+  })
+  const env: Record<string, string> = gatewayCredential ? { GATEWAY_CREDENTIAL: gatewayCredential } : {}
+  await run(t, 'envoy', ['--use-dynamic-base-id', '--concurrency', '1', '--log-level', 'warn', '-c', example], port, env)
   return `http://127.0.0.1:${port}`
 }
 

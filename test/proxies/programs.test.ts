@@ -8,10 +8,10 @@ import { text } from 'node:stream/consumers'
 import t, { type Test } from 'tap'
 import { applied } from '../helpers/database.js'
 import { startEcho, type Arrived, type Echo } from '../helpers/echo.js'
-import { isInstalled, startCaddy, startHaproxy, startNginx, type ProxyOptions } from '../helpers/proxies.js'
+import { isInstalled, startCaddy, startEnvoy, startHaproxy, startNginx, type ProxyOptions } from '../helpers/proxies.js'
 import { startService, type Service } from '../helpers/service.js'
 
-const PROXIES: Record<'nginx' | 'caddy' | 'haproxy', (t: Test, options: ProxyOptions) => Promise<string>> = { nginx: startNginx, caddy: startCaddy, haproxy: startHaproxy }
+const PROXIES: Record<'nginx' | 'caddy' | 'haproxy' | 'envoy', (t: Test, options: ProxyOptions) => Promise<string>> = { nginx: startNginx, caddy: startCaddy, haproxy: startHaproxy, envoy: startEnvoy }
 const PROGRAMS = Object.keys(PROXIES) as (keyof typeof PROXIES)[]
 const installed = () => PROGRAMS.filter(isInstalled).map((name) => [name, PROXIES[name]] as const)
 const SKIP = installed().length === 0 && 'no proxy is installed'
