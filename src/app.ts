@@ -33,6 +33,7 @@ import { Feed } from './runtime/feed.js'
 import { CredentialReader } from './runtime/reader.js'
 import { runtimePlane } from './runtime/routes.js'
 import * as runtimeSchemas from './runtime/schemas.js'
+import { createSender } from './runtime/send.js'
 import { findCredentials, recordLastUse } from './runtime/store.js'
 import { UsageRecorder } from './runtime/usage.js'
 import { createVerifier, type Verifier } from './runtime/verifier.js'
@@ -153,7 +154,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     registerRequestLog(door)
     decorateCallers(door)
     const gateway = { id: 'AUTHZ_LISTEN', org_id: config.AUTHZ_ORG ?? null }
-    await door.register(authzRoutes({ verifier, unavailable: config.AUTHZ_UNAVAILABLE, gateway }))
+    await door.register(authzRoutes({ verifier, send: createSender(), unavailable: config.AUTHZ_UNAVAILABLE, gateway }))
     await door.ready()
     // Both stop to listen at the same time; what the door still answers needs the database as much as the rest does.
     let closing: Promise<void> | undefined

@@ -16,10 +16,12 @@ import type { Demand, RefusalCode } from '../key/verdict.js'
 import type { CachedKey } from './cache.js'
 import { demandOf } from './demand.js'
 import { identityOf, NOBODY } from './identity.js'
+import type { Send } from './send.js'
 import type { Verifier } from './verifier.js'
 
 export interface AuthzParts {
   readonly verifier: Verifier
+  readonly send: Send
   /** The status while nobody can say whether a key is good. */
   readonly unavailable: 403 | 503
   /** In whose name everybody asks who needs no credential to. */
@@ -54,7 +56,7 @@ export function asRefusal({ code, detail, extra, status }: Problem, unavailable:
 }
 
 /** Serves `/v1/authz`, on a server that routes by {@link withoutSubPath}. */
-export function authzRoutes({ verifier, unavailable, gateway: everybody }: AuthzParts): FastifyPluginAsyncTypebox {
+export function authzRoutes({ verifier, send, unavailable, gateway: everybody }: AuthzParts): FastifyPluginAsyncTypebox {
   // Before a body is looked at: it is none of ours, and Node.js reads past it.
   const onRequest: onRequestHookHandler = (request, reply, done) => {
     const outcome = decide(request, reply)
@@ -77,6 +79,11 @@ export function authzRoutes({ verifier, unavailable, gateway: everybody }: Authz
     const verdict = verifier.verifyKey(key, gateway, demand, reply)
     if (!(verdict instanceof Promise)) return typeof verdict === 'string' ? refusalOf(verdict, demand) : verdict
     return verdict.then((late) => (typeof late === 'string' ? refusalOf(late, demand) : late))
+  }
+
+  function tell(reply: FastifyReply, outcome: Outcome): void {
+    if (outcome instanceof Problem) return void answerProblem(reply, outcome)
+    send(reply, outcome.identity ??= identityOf(outcome), '')
   }
 
   return async (app) => {
@@ -106,15 +113,6 @@ function textOf(headers: IncomingHttpHeaders, name: 'x-mecha-key' | 'x-gateway-a
   return (headers[name] as string | undefined) ?? ''
 }
 
-function tell(reply: FastifyReply, outcome: Outcome): void {
-  if (outcome instanceof Problem) return void answerProblem(reply, outcome)
-  const identity = (outcome.identity ??= identityOf(outcome))
-  // In one write, and with no header but these: see `sendText` in routes.ts.
-  const { raw, request } = reply.hijack()
-  raw.writeHead(200, [...identity, 'content-length', '0', 'cache-control', 'no-store', 'x-request-id', request.id])
-  raw.end()
-}
-
 // ── Refusals. Made once where they can be: to make an error takes longer than to refuse a key. ──
 
 const NO_GATEWAY = unauthenticated('The proxy has to send a gateway credential: X-Gateway-Authorization: Bearer <credential>.')
@@ -135,8 +133,9 @@ const SCOPE = /^[\x21\x23-\x5b\x5d-\x7e]{1,128}$/
 function refusalOf(code: RefusalCode, { scopes = [] }: Demand): Problem {
   if (code === 'mecha_mismatch') return OTHER_MECHA
   if (code !== 'insufficient_scope') return INVALID[code]
-  const named = scopes.every((scope) => SCOPE.test(scope)) && scopes.length <= 50
-  return forbidden(code, 'The key does not have every scope that is asked for.', named ? `, scope="${scopes.join(' ')}"` : '')
+  const named = scopes.join(' ')
+  const isFit = scopes.every((scope) => SCOPE.test(scope)) && scopes.length <= 50 && !containsToken(named)
+  return forbidden(code, 'The key does not have every scope that is asked for.', isFit ? `, scope="${named}"` : '')
 }
 
 function unauthenticated(detail: string, error?: string): Problem {

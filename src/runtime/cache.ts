@@ -12,7 +12,7 @@ import { encodeId, type CredentialKind } from '../key/id.js'
 import type { Token } from '../key/token.js'
 import { validAnswer } from './answer.js'
 import { createDigest, isSameDigest } from '../key/digest.js'
-import type { Identity } from './identity.js'
+import type { Headers } from './send.js'
 import type { CredentialRow, FoundCredential } from './store.js'
 import type { Use } from './usage.js'
 
@@ -32,7 +32,7 @@ export interface CachedKey extends Use {
   /** What verify answers while a Mecha key is valid. */
   readonly answer: string
   /** What authz answers then: made when it is first asked for. */
-  identity: Identity | undefined
+  identity: Headers | undefined
   /** Whether the first use has been recorded. */
   used: boolean
   /** Whether nothing has changed since the row was read, as far as the change feed has told. */

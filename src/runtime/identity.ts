@@ -2,9 +2,7 @@
 
 import { parseHandle } from '../key/handle.js'
 import { publicId } from '../key/id.js'
-
-/** Names and values in turn, as `writeHead` takes them: from an object, it makes them in three times the time. */
-export type Identity = readonly string[]
+import type { Headers } from './send.js'
 
 /**
  * What a proxy copies into the request. Where one of them were missing, a client's own header of that name could pass.
@@ -25,7 +23,7 @@ const WORD = /^[\x21-\x7e]+$/
  *
  * @throws Error for a row that was written by hand and holds what no header may
  */
-export function identityOf({ id, mecha, org_id, scopes }: { id: string; mecha: string | null; org_id: string | null; scopes: readonly string[] }): Identity {
+export function identityOf({ id, mecha, org_id, scopes }: { id: string; mecha: string | null; org_id: string | null; scopes: readonly string[] }): Headers {
   const { handle, crew } = parseHandle(mecha!)
   for (const word of [handle, org_id!, ...scopes]) if (!WORD.test(word)) throw new Error('a key holds what cannot be put into a header')
   const values = [handle, handle, crew, org_id!, scopes.join(' '), publicId('mecha', id)]

@@ -46,6 +46,8 @@ t.test('after a whole life, no plaintext and no token is in a log, the database,
   await call('POST', '/v1/verify', { token: gateway, body: `{"key":"${key}${' '.repeat(17_000)}"}`, headers: asJson })
   await call('POST', '/v1/verify', { token: gateway, body: key, headers: { 'content-type': key } })
   await call('POST', '/v1/verify', { token: key, body: { key, mecha: key, scopes: [key] } })
+  for (const headers of [{ 'x-mecha-key': key }, { authorization: `Bearer ${key}` }, { 'x-mecha-key': key, authorization: `Bearer ${key}` }, { 'x-mecha-key': third.plaintext_key }])
+    for (const url of ['/v1/authz', `/v1/authz/${key}?scope=${key}`, `/v1/authz?mecha=${key}&request=${key}`]) await call('GET', url, { headers: { ...headers, 'x-gateway-authorization': `Bearer ${gateway}` } })
   await call('POST', '/v1/verify', { token: gateway, body: { key, mecha: key, scopes: [key] }, headers: { 'x-request-id': key, 'x-mecha-key': key, cookie: key } })
   await call('POST', '/v1/keys', { body: { mecha: key, name: key, scopes: [key], expires_at: key, metadata: { [key]: key } } })
   await call('POST', '/v1/keys', { body: { mecha: 'a^b', metadata: { note: key } }, headers: { 'idempotency-key': key } })
