@@ -53,6 +53,8 @@ t.test('after a whole life, no plaintext and no token is in a log, the database,
   await call('POST', '/v1/verify', { token: gateway, body: `{"key":"${key}${' '.repeat(17_000)}"}`, headers: asJson })
   await call('POST', '/v1/verify', { token: gateway, body: key, headers: { 'content-type': key } })
   await call('POST', '/v1/verify', { token: key, body: { key, mecha: key, scopes: [key] } })
+  for (const headers of [{ 'x-mecha-key': key }, { authorization: `Bearer ${key}` }, { 'x-mecha-key': key, authorization: `Bearer ${key}` }, { 'x-mecha-key': third.plaintext_key }])
+    for (const url of ['/v1/authz', `/v1/authz/${key}?scope=${key}`, `/v1/authz?mecha=${key}&request=${key}`]) await call('GET', url, { headers: { ...headers, 'x-gateway-authorization': `Bearer ${gateway}` } })
   await call('POST', '/v1/verify', { token: gateway, body: { key, mecha: key, scopes: [key] }, headers: { 'x-request-id': key, 'x-mecha-key': key, cookie: key } })
   for (const url of ['/v1/introspect', '/v1/token'])
     for (const form of [{ token: [key, key] }, { [key]: key }, { grant_type: key }, { token: jwt, subject_token: key }, { subject_token: jwt, grant_type: 'urn:ietf:params:oauth:grant-type:token-exchange', subject_token_type: key }, { token: key + ' '.repeat(17_000) }])
