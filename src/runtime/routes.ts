@@ -2,11 +2,20 @@
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyReply } from 'fastify'
+import type { ErrorCode } from '../errors.js'
 import { answer, responses } from '../http/schemas.js'
 import { answerOf } from './answer.js'
 import { decorateCallers, requireGateway } from './callers.js'
-import { VerifyAnswer, VerifyBody } from './schemas.js'
+import { MAX_BATCH, VerifyAnswer, VerifyBatchAnswer, VerifyBatchBody, VerifyBody } from './schemas.js'
 import type { Verifier } from './verifier.js'
+
+/** Bytes: every batch that the schema takes, whatever is asked of its keys. */
+const BATCH_BODY_LIMIT = 1024 * 1024
+
+/** The problems of routes that ask about keys. */
+const ASKING = [
+  'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
+] satisfies ErrorCode[]
 
 export function runtimePlane(verifier: Verifier): FastifyPluginAsyncTypebox {
   return async (app) => {
@@ -30,16 +39,32 @@ function verifyRoutes(verifier: Verifier): FastifyPluginAsyncTypebox {
           summary: 'Is this key good, for this Mecha and these scopes?',
           security: [{ gateway: [] }],
           body: VerifyBody,
-          response: responses(
-            { 200: answer('The verdict, valid or not', VerifyAnswer) },
-            'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
-          ),
+          response: responses({ 200: answer('The verdict, valid or not', VerifyAnswer) }, ...ASKING),
         },
       },
       ({ body, gateway }, reply) => {
         const verdict = verifier.verifyKey(body.key, gateway, body, reply)
         if (!(verdict instanceof Promise)) return sendText(reply, answerOf(verdict))
         return verdict.then((late) => sendText(reply, answerOf(late)))
+      },
+    )
+
+    app.post(
+      '/v1/verify/batch',
+      {
+        bodyLimit: BATCH_BODY_LIMIT,
+        schema: {
+          tags: ['runtime'],
+          operationId: 'verifyKeys',
+          summary: `As verify, of up to ${MAX_BATCH} keys. Where one of them cannot be decided now, the whole is answered with that problem`,
+          security: [{ gateway: [] }],
+          body: VerifyBatchBody,
+          response: responses({ 200: answer('The verdicts, in the order of the keys', VerifyBatchAnswer) }, ...ASKING),
+        },
+      },
+      async ({ body, gateway }, reply) => {
+        const verdicts = await verifier.verifyKeys(body.keys, gateway, reply)
+        sendText(reply, `{"results":[${verdicts.map(answerOf).join()}]}`)
       },
     )
   }

@@ -4,6 +4,9 @@ import type { RefusalCode } from '../key/verdict.js'
 
 export const REFUSALS: RefusalCode[] = ['malformed', 'unknown', 'revoked', 'expired', 'disabled', 'mecha_mismatch', 'insufficient_scope']
 
+/** It has the looks of a key, and a checksum that is wrong. */
+const EXAMPLE_KEY = 'mecha_01jd9p5v3fe8rr2k7m4q9wx0zt_' + '0'.repeat(60)
+
 export const VerifyBody = Type.Object(
   {
     key: Type.String({ 'x-secret': true, description: 'The key as it was presented; `secret-token:` in front of it (RFC 8959) is fine' }),
@@ -12,8 +15,20 @@ export const VerifyBody = Type.Object(
   },
   {
     additionalProperties: false,
-    examples: [{ key: 'mecha_01jd9p5v3fe8rr2k7m4q9wx0zt_' + '0'.repeat(60), mecha: 'sales^acmecorp', scopes: ['orders:read'] }],
+    examples: [{ key: EXAMPLE_KEY, mecha: 'sales^acmecorp', scopes: ['orders:read'] }],
   },
+)
+
+/** Keys in one batch, at most. */
+export const MAX_BATCH = 100
+
+export const VerifyBatchBody = Type.Object(
+  {
+    keys: Type.Array(Type.Object(VerifyBody.properties, { additionalProperties: false }), {
+      maxItems: MAX_BATCH, description: 'What verify is asked about each key. The same key may come more than once',
+    }),
+  },
+  { additionalProperties: false, examples: [{ keys: [{ key: EXAMPLE_KEY, mecha: 'sales^acmecorp' }, { key: EXAMPLE_KEY }] }] },
 )
 
 export const Valid = Type.Object({
@@ -36,3 +51,7 @@ export const Refused = Type.Object({
 }, { title: 'Refused' })
 
 export const VerifyAnswer = Type.Union([Valid, Refused])
+
+export const VerifyBatchAnswer = Type.Object({
+  results: Type.Array(VerifyAnswer, { description: 'What verify answers for each key, in the order in which they were asked' }),
+})

@@ -50,6 +50,32 @@ export async function claimFirstUse(db: Kysely<Database>, row: CredentialRow): P
   return rows.length === 1
 }
 
+/**
+ * {@link claimFirstUse} of many rows in one statement. It waits for no key that somebody is changing, and takes the others
+ * in the order of their ids, so that it can hold up nobody who holds it up: such a key has a statement of its own.
+ *
+ * @returns for each row, in their order, whether what decides about the key is still as it was read
+ */
+export async function claimFirstUses(db: Kysely<Database>, rows: readonly CredentialRow[]): Promise<boolean[]> {
+  const seen = JSON.stringify(rows.map(({ id, hash, enabled, expires_at }, place) => ({ place, id, hash, enabled, expires_at })))
+  const { rows: live } = await sql<{ place: number }>`
+    WITH live AS (
+      SELECT place, keys.id
+      FROM keys JOIN jsonb_to_recordset(${seen}::jsonb) AS seen (place int, id uuid, hash text, enabled boolean, expires_at timestamptz)
+        ON keys.id = seen.id AND keys.hash = seen.hash AND keys.enabled = seen.enabled AND keys.expires_at IS NOT DISTINCT FROM seen.expires_at
+      WHERE revoked_at IS NULL
+      ORDER BY keys.id
+      FOR SHARE OF keys SKIP LOCKED
+    ), used AS (
+      INSERT INTO key_usage (key_id, first_used_at, last_used_at)
+      SELECT id, clock_timestamp(), clock_timestamp() FROM live
+      ON CONFLICT (key_id) DO NOTHING
+    )
+    SELECT place FROM live`.execute(db)
+  const claimed = new Set(live.map(({ place }) => place))
+  return Promise.all(rows.map(async (row, place) => claimed.has(place) || claimFirstUse(db, row)))
+}
+
 /** Replaces a hash by a better one of the same secret, unless the row has changed since. */
 export async function replaceHash(db: Kysely<Database>, row: CredentialRow, hash: string, pepperRoot: string): Promise<void> {
   await db

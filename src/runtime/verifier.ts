@@ -6,6 +6,7 @@
  * takes the cold path: checksum, tag, row, hash.
  */
 
+import { setMaxListeners } from 'node:events'
 import type { FastifyBaseLogger } from 'fastify'
 import type { Kysely } from 'kysely'
 import type { Gateway } from '../auth/gateways.js'
@@ -22,8 +23,9 @@ import { refusalOf, type Demand, type RefusalCode } from '../key/verdict.js'
 import type { CachedKey, KeyCache } from './cache.js'
 import { createChecks } from './checks.js'
 import type { Feed } from './feed.js'
+import { gatherFirstUses } from './first-uses.js'
 import type { CredentialReader } from './reader.js'
-import { claimFirstUse, replaceHash, type CredentialRow } from './store.js'
+import { claimFirstUse, claimFirstUses, replaceHash, type CredentialRow } from './store.js'
 import type { UsageRecorder } from './usage.js'
 
 export interface VerifierParts {
@@ -42,6 +44,13 @@ export interface VerifierParts {
 export interface Waiting {
   /** Aborted when nobody waits any more. */
   readonly signal: AbortSignal
+  /** Records a first use together with others that this caller waits for; see {@link claimFirstUse}. */
+  readonly claim?: (row: CredentialRow) => Promise<boolean>
+}
+
+/** A key of a batch, and what is asked of it. */
+export interface Asked extends Demand {
+  readonly key: string
 }
 
 /** The key if it is good, and otherwise why it is not. */
@@ -67,6 +76,27 @@ export function createVerifier(parts: VerifierParts) {
     return check(presented, 'mecha', caller, gateway, demand)
   }
 
+  /**
+   * As {@link verifyKey}, of many keys at once and in their order. What has to be read is one statement, and what is used
+   * for the first time is one more. Where one of them cannot be decided, none is answered, but not before the others are
+   * in memory: who tries again has less to ask.
+   */
+  async function verifyKeys(asked: readonly Asked[], gateway: Gateway, { signal }: Waiting): Promise<Verdict[]> {
+    // Every key that waits for something listens to it.
+    setMaxListeners(0, signal)
+    const firstUses = gatherFirstUses(asked.length, (rows) => claimFirstUses(db, rows))
+    const caller = { signal, claim: firstUses.claim }
+    const verdicts = asked.map(async ({ key, ...demand }) => {
+      try {
+        return await verifyKey(key, gateway, demand, caller)
+      } finally {
+        firstUses.leave()
+      }
+    })
+    await Promise.allSettled(verdicts)
+    return Promise.all(verdicts)
+  }
+
   /** The gateway behind a credential, or `undefined`. */
   function verifyGateway(presented: string, caller: Waiting): Gateway | undefined | Promise<Gateway | undefined> {
     const verdict = check(presented, 'gateway', caller, ANYBODY, NO_DEMAND)
@@ -90,7 +120,7 @@ export function createVerifier(parts: VerifierParts) {
     const token = parseToken(text)
     if (!token) return counted(kind, 'malformed')
     if (!isTaggedByUs(token, roots) || (isFresh && cache.isRefused(text))) return counted(kind, 'unknown')
-    return checkInDatabase(token, kind, caller.signal, whose, demand).then(
+    return checkInDatabase(token, kind, caller, whose, demand).then(
       (verdict) => counted(kind, verdict),
       (error: unknown) => {
         throw held && !isFresh && isUnavailable(error) ? feedStale() : error
@@ -99,7 +129,8 @@ export function createVerifier(parts: VerifierParts) {
   }
 
   /** The cold path: what is read goes together with what others read, and is decided by the database's clock. */
-  async function checkInDatabase(token: Token, kind: CredentialKind, signal: AbortSignal, whose: Owner, demand: Demand): Promise<Verdict> {
+  async function checkInDatabase(token: Token, kind: CredentialKind, caller: Waiting, whose: Owner, demand: Demand): Promise<Verdict> {
+    const { signal, claim = (row) => firstUses.join(row.hash, signal, () => claimFirstUse(db, row)) } = caller
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
       const read = cache.beginRead(token.id, feed.isFresh(), () => reader.read(token.id))
       try {
@@ -113,7 +144,7 @@ export function createVerifier(parts: VerifierParts) {
         const key = cache.keep(read, found, digest)
         const code = key.kind === kind ? refuse(key, found.now.getTime(), whose, demand) : 'unknown'
         if (code) return code
-        key.used ||= await firstUses.join(key.hash, signal, () => claimFirstUse(db, found.row))
+        key.used ||= await claim(found.row)
         // What changed while this was waited for counts as well.
         if (!key.used || read.spoiled) continue
         usage.seen(key, found.now.getTime())
@@ -158,7 +189,7 @@ export function createVerifier(parts: VerifierParts) {
     return verdict
   }
 
-  return { verifyKey, verifyGateway }
+  return { verifyKey, verifyKeys, verifyGateway }
 }
 
 /** Decides about an authenticated key at an instant, in milliseconds. */

@@ -28,6 +28,7 @@ const BODY_OF: Record<string, object> = {
   updateKey: { name: 'x' },
   createGateway: { name: 'edge' },
   verifyKey: { key: 'x' },
+  verifyKeys: { keys: [] },
 }
 
 const service = await startService(t)
