@@ -110,7 +110,9 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     metrics.watch('mecha_keys_reads_waiting', 'Keys that wait for the database', () => reader.pending)
     metrics.watch('mecha_keys_feed_fresh', '1 while the change feed vouches for what is held in memory', () => (feed.isFresh() ? 1 : 0))
     const verifier = createVerifier({ db, roots, hasher, reader, cache, feed, usage, metrics, log: app.log })
-    await app.register(runtimePlane(verifier))
+    const revocation = { db, verifier, cache, perMinute: config.REVOKE_TOKEN_RATE }
+    const nonces = { db, verifier, queueSize: config.QUEUE_SIZE }
+    await app.register(runtimePlane({ verifier, revocation, nonces }))
   }
   registerHealth(app, { checks, isDraining: () => draining, onReadiness: (ready) => metrics.ready.set(ready ? 1 : 0) })
   addMethodNotAllowed()

@@ -58,6 +58,7 @@ const SETTINGS = {
   ROTATE_DEFAULT_OVERLAP: { about: 'How long the old key of a rotation stays valid when the operator names no time', default: '1h', parse: duration },
   ROTATE_MAX_OVERLAP: { about: 'Longest overlap that an operator may ask for', default: '30d', parse: duration },
   IDEMPOTENCY_TTL: { about: 'How long an `Idempotency-Key` is remembered', default: '24h', parse: duration },
+  REVOKE_TOKEN_RATE: { about: 'Most calls of `/v1/revoke-token` from one address in a minute, for each process', default: '60', parse: integer(1, 1_000_000) },
   REVOCATION_MAX_STALENESS: { about: 'Longest that a key is answered from memory without word from the change feed: the bound within which a revocation counts everywhere', default: '10s', parse: duration },
   CACHE_MAX_KEYS: { about: 'Most keys held in memory, for each process', default: '100000', parse: integer(1, 10_000_000) },
   QUEUE_SIZE: { about: 'Most keys that wait for argon2, most that wait for the database, and most requests of operators at once; whatever comes then is answered with 503', default: '1000', parse: integer(1, 100_000) },

@@ -66,12 +66,19 @@ export interface EventsTable {
   data: JsonColumn<Metadata>
 }
 
+export interface NoncesTable {
+  key_id: string
+  digest: Buffer
+  expires_at: Date
+}
+
 export interface Database {
   mechas: MechasTable
   keys: KeysTable
   key_usage: KeyUsageTable
   idempotency_keys: IdempotencyKeysTable
   events: EventsTable
+  nonces: NoncesTable
 }
 
 export type KeyRow = Selectable<KeysTable>

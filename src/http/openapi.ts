@@ -53,8 +53,8 @@ interface Operation {
 
 /** What the plugin cannot know: that a body that may be empty may be left out, and how people spell a header. */
 function correct({ requestBody, parameters = [] }: Operation): void {
-  const schema = requestBody?.content['application/json']?.schema
-  if (schema) requestBody.required = schema.required !== undefined || schema.minProperties !== undefined
+  for (const { schema } of Object.values(requestBody?.content ?? {}))
+    requestBody!.required = schema.required !== undefined || schema.minProperties !== undefined
   for (const parameter of parameters)
     if (parameter.in === 'header') parameter.name = parameter.name.replace(/\b[a-z]/g, (letter) => letter.toUpperCase())
 }

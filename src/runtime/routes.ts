@@ -6,6 +6,8 @@ import type { ErrorCode } from '../errors.js'
 import { answer, responses } from '../http/schemas.js'
 import { answerOf } from './answer.js'
 import { decorateCallers, requireGateway } from './callers.js'
+import { nonceRoutes, type NonceParts } from './nonces.js'
+import { revokeTokenRoutes, type RevokeTokenParts } from './revoke-token.js'
 import { MAX_BATCH, VerifyAnswer, VerifyBatchAnswer, VerifyBatchBody, VerifyBody } from './schemas.js'
 import type { Verifier } from './verifier.js'
 
@@ -17,13 +19,21 @@ const ASKING = [
   'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
 ] satisfies ErrorCode[]
 
-export function runtimePlane(verifier: Verifier): FastifyPluginAsyncTypebox {
+export interface RuntimeParts {
+  readonly verifier: Verifier
+  readonly revocation: RevokeTokenParts
+  readonly nonces: NonceParts
+}
+
+export function runtimePlane({ verifier, revocation, nonces }: RuntimeParts): FastifyPluginAsyncTypebox {
   return async (app) => {
     decorateCallers(app)
     // The schema of a body that comes here takes no field that is not in it, `__proto__` included: nothing is left to look for.
     app.removeContentTypeParser('application/json')
     app.addContentTypeParser('application/json', { parseAs: 'string' }, app.getDefaultJsonParser('ignore', 'ignore'))
     await app.register(verifyRoutes(verifier))
+    await app.register(revokeTokenRoutes(revocation))
+    await app.register(nonceRoutes(nonces))
   }
 }
 

@@ -5,6 +5,7 @@ import { startService, type CallOptions, type Service } from '../helpers/service
 
 type Method = Parameters<Service['call']>[0]
 interface Operation {
+  readonly security?: object[]
   readonly tags?: string[]
   readonly operationId?: string
 }
@@ -29,15 +30,21 @@ const BODY_OF: Record<string, object> = {
   createGateway: { name: 'edge' },
   verifyKey: { key: 'x' },
   verifyKeys: { keys: [] },
+  takeNonce: { key_id: NOTHING.key, nonce: 'x'.repeat(16), expires_at: '2030-01-31T12:00:00Z' },
 }
 
 const service = await startService(t)
-const routes = routesOf(service)
+const all = routesOf(service)
+const routes = all.filter(({ isOpen }) => !isOpen)
 const control = routes.filter(({ plane }) => plane === 'control')
 
 t.test('every documented operation of the control plane has a scope here', async (t) => {
   t.same(control.map(({ id }) => id).sort(), Object.keys(SCOPE_OF).sort())
   t.ok(routes.some(({ plane }) => plane === 'runtime'))
+})
+
+t.test('these routes ask for no credential beside what they are sent, and no others', async (t) => {
+  t.same(all.filter(({ isOpen }) => isOpen).map(({ id }) => id).sort(), ['revokeToken'])
 })
 
 t.test('without a credential every route of a plane answers 401 and says how to authenticate', async (t) => {
@@ -91,11 +98,11 @@ t.test('a Mecha key and a gateway credential are no operator tokens', async (t) 
 function routesOf({ app }: Service) {
   const { paths = {} } = app.swagger() as { paths?: Record<string, Record<string, Operation>> }
   return Object.entries(paths).flatMap(([path, operations]) =>
-    Object.entries(operations).flatMap(([method, { tags = [], operationId: id = path }]) => {
+    Object.entries(operations).flatMap(([method, { tags = [], operationId: id = path, security }]) => {
       const plane = tags.find((tag) => tag === 'control' || tag === 'runtime')
       const url = path.replace('{mecha}', 'nobody%5Eacmecorp').replace('{id}', path.includes('gateways') ? NOTHING.gateway : NOTHING.key)
       const options: CallOptions = { ...(BODY_OF[id] && { body: BODY_OF[id] }) }
-      return plane ? [{ id, plane, url, method: method.toUpperCase() as Method, options }] : []
+      return plane ? [{ id, plane, isOpen: security?.length === 0, url, method: method.toUpperCase() as Method, options }] : []
     }),
   )
 }

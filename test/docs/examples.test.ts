@@ -17,6 +17,7 @@ t.test('every example of the contract is answered as the contract says', async (
       t.equal(String(answer.status), status, answer.text)
       conforms(t, answer, status)
       if (operation.operationId === 'verifyKey') t.match(answer.body, { valid: false }, 'the example key was never issued')
+      if (operation.operationId === 'verifyKeys') t.match(answer.body, { results: [{ valid: false }, { valid: false }] }, 'nor were these')
     })
 
     if (operation.security.length === 0) continue
@@ -49,6 +50,9 @@ t.test('verify of a valid key, and pages that hold something, are as the contrac
     t.ok(valid(body), `${method} ${path}`, { errors: valid.errors, body })
   }
   asDocumented('/v1/verify', 'post', verdict)
+  const batch = await service.call('POST', '/v1/verify/batch', { token: await service.gateway(), body: { keys: [{ key: plaintext_key }, { key: 'x' }] } })
+  t.match(batch.body, { results: [{ valid: true }, { valid: false }] })
+  asDocumented('/v1/verify/batch', 'post', batch.body)
   await service.call('POST', `/v1/keys/${key.id}/rotate`, { token })
   await service.call('POST', `/v1/keys/${key.id}/revoke`, { token, body: { reason: 'x' } })
   for (const [path, list] of [['/v1/keys', 'keys'], ['/v1/gateways', 'gateways'], ['/v1/events', 'events']] as const) {
@@ -60,7 +64,7 @@ t.test('verify of a valid key, and pages that hold something, are as the contrac
 
 /** Sends the documented example, with the id of something that is there. */
 async function send(service: Service, { method, path, operation }: Entry, token?: string): Promise<Answer> {
-  const { parameters = [], requestBody } = operation
+  const { parameters = [] } = operation
   const examples = (place: 'path' | 'query' | 'header') =>
     parameters.filter((one) => one.in === place && one.example !== undefined).map((one) => [one.name, String(one.example)] as const)
   const ids = { '/v1/keys/{id}': () => service.issue().then(({ key }) => key.id), '/v1/gateways/{id}': () => gatewayId(service) }
@@ -68,9 +72,17 @@ async function send(service: Service, { method, path, operation }: Entry, token?
   for (const [place, make] of Object.entries(ids)) if (path.startsWith(place)) url = url.replace('{id}', await make())
   for (const [name, value] of examples('path')) url = url.replace(`{${name}}`, encodeURIComponent(value))
   const query = new URLSearchParams(Object.fromEntries(examples('query'))).toString()
-  const body = requestBody?.content['application/json']?.example
-  const options = { headers: Object.fromEntries(examples('header')), ...(body !== undefined && { body }), ...(token && { token }) }
+  const options = { headers: Object.fromEntries(examples('header')), ...(await exampleBody(service, operation)), ...(token && { token }) }
   return service.call(method as 'GET', query ? `${url}?${query}` : url, options)
+}
+
+/** The example, as JSON or as a form; with a key and a time that are good where nothing is answered but for one. */
+async function exampleBody(service: Service, { operationId, requestBody }: Entry['operation']): Promise<{ body?: unknown; headers?: Record<string, string> }> {
+  const form = requestBody?.content['application/x-www-form-urlencoded']?.example as Record<string, string> | undefined
+  if (form) return { body: new URLSearchParams(form).toString(), headers: { 'content-type': 'application/x-www-form-urlencoded' } }
+  const body = requestBody?.content['application/json']?.example as object | undefined
+  const good = operationId === 'takeNonce' && { key_id: (await service.issue()).key.id, expires_at: new Date(Date.now() + 60_000).toISOString() }
+  return body ? { body: { ...body, ...good } } : {}
 }
 
 /** An operator each, so that the one example of an Idempotency-Key is a new one to everybody; with the named scope alone. */
