@@ -1,0 +1,9 @@
+/**
+ * The gateway SDK: `import { createVerifier } from 'mecha-keys/gateway'`. It knows the service by its HTTP interface
+ * alone, and imports nothing of it.
+ */
+
+export { authenticateRequest, authenticateUpgrade, keepVouched, presentedKey, type CloseReason, type UpgradeOptions } from './authenticate.js'
+export { VerifierUnavailable, type Demand, type RefusalCode, type Refused, type UnavailableCode, type Valid, type Verdict } from './verdict.js'
+export { createVerifier, type Verifier, type VerifierOptions } from './verifier.js'
+export type { End, EndReason, WatchListener } from './watches.js'
