@@ -1,27 +1,48 @@
 /** The runtime plane: gateways ask whether a key is good. */
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import type { FastifyReply } from 'fastify'
 import { answer, responses } from '../http/schemas.js'
 import { answerOf } from './answer.js'
 import { decorateCallers, requireGateway } from './callers.js'
+import { changesRoutes, type ChangesParts } from './changes.js'
+import type { Feed } from './feed.js'
 import { VerifyAnswer, VerifyBody } from './schemas.js'
 import { createSender } from './send.js'
 import type { Verifier } from './verifier.js'
 
-export function runtimePlane(verifier: Verifier): FastifyPluginAsyncTypebox {
+const VERIFY = [
+  'With `Prefer: freshness` (RFC 7240), `X-Feed-Age` says how many milliseconds ago everything that had been committed was known here.',
+  'Who holds answers and follows `/v1/changes` may hold one only if it is not older than the last change that was told of its key: it may come from another replica than the stream.',
+].join(' ')
+
+export interface RuntimeParts extends ChangesParts {
+  readonly verifier: Verifier
+  readonly feed: Pick<Feed, 'isFresh' | 'missedSince' | 'confirmedAt'>
+}
+
+export function runtimePlane(parts: RuntimeParts): FastifyPluginAsyncTypebox {
   return async (app) => {
     decorateCallers(app)
     // The schema of a body that comes here takes no field that is not in it, `__proto__` included: nothing is left to look for.
     app.removeContentTypeParser('application/json')
     app.addContentTypeParser('application/json', { parseAs: 'string' }, app.getDefaultJsonParser('ignore', 'ignore'))
-    await app.register(verifyRoutes(verifier))
+    await app.register(verifyRoutes(parts))
+    await app.register(changesRoutes(parts))
   }
 }
 
-function verifyRoutes(verifier: Verifier): FastifyPluginAsyncTypebox {
+function verifyRoutes({ verifier, feed }: RuntimeParts): FastifyPluginAsyncTypebox {
   return async (app) => {
     const sendText = createSender()
     requireGateway(app, verifier)
+
+    /** For who holds answers and follows the changes of another replica: whether what was told there is in this one. */
+    function sendWithAge(reply: FastifyReply, text: string): void {
+      // Up to a whole number, and none before there is a feed.
+      sendText(reply, text, { 'x-feed-age': String(Math.ceil(performance.now() - feed.confirmedAt)), 'preference-applied': 'freshness' })
+    }
+
     app.post(
       '/v1/verify',
       {
@@ -29,6 +50,7 @@ function verifyRoutes(verifier: Verifier): FastifyPluginAsyncTypebox {
           tags: ['runtime'],
           operationId: 'verifyKey',
           summary: 'Is this key good, for this Mecha and these scopes?',
+          description: VERIFY,
           security: [{ gateway: [] }],
           body: VerifyBody,
           response: responses(
@@ -37,10 +59,11 @@ function verifyRoutes(verifier: Verifier): FastifyPluginAsyncTypebox {
           ),
         },
       },
-      ({ body, gateway }, reply) => {
+      ({ body, gateway, headers }, reply) => {
+        const send = headers.prefer === 'freshness' ? sendWithAge : sendText
         const verdict = verifier.verifyKey(body.key, gateway, body, reply)
-        if (!(verdict instanceof Promise)) return sendText(reply, answerOf(verdict))
-        return verdict.then((late) => sendText(reply, answerOf(late)))
+        if (!(verdict instanceof Promise)) return send(reply, answerOf(verdict))
+        return verdict.then((late) => send(reply, answerOf(late)))
       },
     )
   }

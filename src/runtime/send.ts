@@ -12,10 +12,13 @@ interface Answer {
   readonly raw: ServerResponse
   readonly text: string
   readonly requestId: string
+  readonly headers: Headers
 }
 
-/** Sends JSON in ASCII with status 200, and no header but its own. */
-export type SendText = (reply: FastifyReply, text: string) => void
+type Headers = Readonly<Record<string, string>> | undefined
+
+/** Sends JSON in ASCII with status 200, and no header but its own and these. */
+export type SendText = (reply: FastifyReply, text: string, headers?: Headers) => void
 
 /** A sender for one app. */
 export function createSender(): SendText {
@@ -27,9 +30,9 @@ export function createSender(): SendText {
     for (const answer of answers) write(answer)
   }
 
-  return (reply, text) => {
+  return (reply, text, headers) => {
     const { raw, request } = reply.hijack()
-    if (ready.push({ raw, text, requestId: request.id }) === 1) setImmediate(writeReady)
+    if (ready.push({ raw, text, requestId: request.id, headers }) === 1) setImmediate(writeReady)
   }
 }
 
@@ -37,12 +40,13 @@ export function createSender(): SendText {
  * In one write to the socket. `reply.send` makes two of it, of which the second is empty, and each header is looked at
  * once more: 3 of the 30 microseconds of a verify.
  */
-function write({ raw, text, requestId }: Answer): void {
+function write({ raw, text, requestId, headers }: Answer): void {
   raw.writeHead(200, {
     'content-type': 'application/json; charset=utf-8',
     'content-length': text.length,
     'cache-control': 'no-store',
     'x-request-id': requestId,
+    ...headers,
   })
   raw.write(text, 'latin1')
   raw.socket?.uncork()
