@@ -1,8 +1,9 @@
 /** Requests of runtimes, on a plain `node:http` server: read the key, ask the verifier, let pass or refuse. */
 
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from 'node:http'
-import type { Duplex } from 'node:stream'
-import { refusedKey, unavailable, withoutKey, type Refusal } from './refusals.js'
+import type { Duplex, Readable } from 'node:stream'
+import { bodyTooLarge, refusedKey, unavailable, withoutKey, type Refusal } from './refusals.js'
+import type { SignedVerdict } from './signed.js'
 import { VerifierUnavailable, type Demand, type RefusalCode, type Valid } from './verdict.js'
 import type { Verifier } from './verifier.js'
 import type { End, EndReason } from './watches.js'
@@ -38,7 +39,30 @@ export function presentedKey(headers: IncomingHttpHeaders): string | undefined {
 export async function authenticateRequest(verifier: Verifier, request: IncomingMessage, response: ServerResponse, demand: Demand = {}): Promise<Valid | undefined> {
   const outcome = await authenticate(verifier, presentedKey(request.headers), demand)
   if ('valid' in outcome) return outcome
-  response.writeHead(outcome.status, outcome.headers).end(outcome.body)
+  answer(response, outcome)
+  return undefined
+}
+
+export interface SignedOptions extends Demand {
+  /** Longest body that is read, in bytes. 1 MiB without it. */
+  readonly maxBodyBytes?: number
+}
+
+/**
+ * Authenticates a signed request of a `node:http` server, whose body it reads for that.
+ *
+ * @returns the identity and the body, or `undefined` when the request has been refused and answered
+ */
+export async function authenticateSignedRequest(
+  verifier: Verifier,
+  request: IncomingMessage,
+  response: ServerResponse,
+  { maxBodyBytes = 1024 * 1024, ...demand }: SignedOptions = {},
+): Promise<{ readonly identity: Valid; readonly body: Buffer } | undefined> {
+  const body = await readBody(request, maxBodyBytes)
+  const outcome = body ? await authenticateSigned(verifier, request.headers, body, demand) : bodyTooLarge()
+  if (body && 'valid' in outcome) return { identity: outcome, body }
+  if (!('valid' in outcome)) answer(response, outcome)
   return undefined
 }
 
@@ -68,10 +92,19 @@ export async function authenticateUpgrade(verifier: Verifier, request: IncomingM
 }
 
 /** The identity behind a key, or the refusal to answer with. */
-export async function authenticate(verifier: Verifier, key: string | undefined, demand: Demand): Promise<Valid | Refusal> {
+export function authenticate(verifier: Verifier, key: string | undefined, demand: Demand): Promise<Valid | Refusal> {
+  return identify(key, demand, (presented) => verifier.verify(presented, demand))
+}
+
+/** The identity behind a signed request, or the refusal to answer with. */
+export function authenticateSigned(verifier: Verifier, headers: IncomingHttpHeaders, body: Buffer, demand: Demand): Promise<Valid | Refusal> {
+  return identify(presentedKey(headers), demand, () => verifier.verifySigned({ headers, body }, demand))
+}
+
+async function identify(key: string | undefined, demand: Demand, ask: (key: string) => SignedVerdict | Promise<SignedVerdict>): Promise<Valid | Refusal> {
   if (key === undefined) return withoutKey()
   try {
-    const verdict = await verifier.verify(key, demand)
+    const verdict = await ask(key)
     return verdict.valid ? verdict : refusedKey(verdict.code, demand)
   } catch (error) {
     if (error instanceof VerifierUnavailable) return unavailable()
@@ -126,6 +159,23 @@ export function keepVouched(verifier: Verifier, key: string, { key_id: keyId }: 
     isOver = true
     release()
   }
+}
+
+/** All of a body, or `undefined` when it is longer than it may be; the rest of it is not kept. */
+export async function readBody(stream: Readable, maxBytes: number): Promise<Buffer | undefined> {
+  const chunks: Buffer[] = []
+  let length = 0
+  // Not destroyed: the connection has to carry the refusal.
+  for await (const chunk of stream.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
+    length += chunk.length
+    if (length > maxBytes) return undefined
+    chunks.push(chunk)
+  }
+  return Buffer.concat(chunks)
+}
+
+function answer(response: ServerResponse, { status, headers, body }: Refusal): void {
+  response.writeHead(status, headers).end(body)
 }
 
 function writeRefusal(socket: Duplex, { status, headers, body }: Refusal): void {

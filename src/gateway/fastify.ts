@@ -5,9 +5,10 @@
  * route can ask for more in its `config`: `{ mecha: { scopes: ['orders:read'] } }`.
  */
 
-import type { FastifyInstance, FastifyReply } from 'fastify'
-import { authenticate, presentedKey } from './authenticate.js'
-import type { Refusal } from './refusals.js'
+import { Readable } from 'node:stream'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import { authenticate, authenticateSigned, presentedKey, readBody } from './authenticate.js'
+import { bodyTooLarge, type Refusal } from './refusals.js'
 import type { Demand, Valid } from './verdict.js'
 import type { Verifier } from './verifier.js'
 
@@ -24,18 +25,32 @@ declare module 'fastify' {
 
 export interface MechaAuthOptions extends Demand {
   readonly verifier: Verifier
+  /** Whether requests have to be signed. Their bodies are read as a whole, up to the route's `bodyLimit`. */
+  readonly signed?: boolean
 }
 
 /** Registers the check for a scope: `await app.register(mechaAuth, { verifier })`. */
-export async function mechaAuth(app: FastifyInstance, { verifier, mecha, scopes }: MechaAuthOptions): Promise<void> {
+export async function mechaAuth(app: FastifyInstance, { verifier, signed = false, mecha, scopes }: MechaAuthOptions): Promise<void> {
+  const demandOf = (request: FastifyRequest) => request.routeOptions.config.mecha ?? { mecha, scopes }
   app.decorateRequest('mecha')
-  app.addHook('onRequest', async (request, reply) => {
-    const demand = request.routeOptions.config.mecha ?? { mecha, scopes }
-    if (demand === false) return
-    const outcome = await authenticate(verifier, presentedKey(request.headers), demand)
-    if (!('valid' in outcome)) return refuse(reply, outcome)
-    request.mecha = outcome
-  })
+  if (!signed)
+    app.addHook('onRequest', async (request, reply) => {
+      const demand = demandOf(request)
+      if (demand === false) return
+      const outcome = await authenticate(verifier, presentedKey(request.headers), demand)
+      if (!('valid' in outcome)) return refuse(reply, outcome)
+      request.mecha = outcome
+    })
+  else
+    app.addHook('preParsing', async (request, reply, payload) => {
+      const demand = demandOf(request)
+      if (demand === false) return payload
+      const body = await readBody(payload, request.routeOptions.bodyLimit)
+      const outcome = body ? await authenticateSigned(verifier, request.headers, body, demand) : bodyTooLarge()
+      if (!body || !('valid' in outcome)) return refuse(reply, outcome as Refusal)
+      request.mecha = outcome
+      return Readable.from([body], { objectMode: false })
+    })
 }
 
 // For the scope that it is registered in, and not for one of its own: what `fastify-plugin` does, without it.

@@ -8,6 +8,7 @@
 
 import { HeldKeys } from './held.js'
 import { Service } from './service.js'
+import { createSignedVerifier, type SignedRequestParts, type SignedVerdict } from './signed.js'
 import { ChangeStream } from './stream.js'
 import { judge, VerifierUnavailable, type Demand, type Verdict } from './verdict.js'
 import { Watches, type WatchListener } from './watches.js'
@@ -27,6 +28,8 @@ export interface VerifierOptions {
   readonly maxConcurrent?: number
   /** Most keys that wait for their turn; more are unavailable at once. 1,000 without it. */
   readonly maxWaiting?: number
+  /** How far a signed request's timestamp may be from the service's clock, in milliseconds. 300,000 without it, 400,000 at most. */
+  readonly clockToleranceMs?: number
   /** Called when the stream of changes is lost or refused, once until it is there again. For a log: there is no key in it. */
   readonly onStreamLost?: (error: unknown) => void
   /** In place of the global `fetch`: for certificates or a proxy of your own. */
@@ -41,6 +44,12 @@ export interface Verifier {
    * @throws VerifierUnavailable (or rejects with it) when nobody can say now: answer 503
    */
   verify(key: string, demand?: Demand): Verdict | Promise<Verdict>
+  /**
+   * Says whether a signed request is good: made by the holder of a good key, as it came, in time, and not let pass before.
+   *
+   * @throws VerifierUnavailable (or rejects with it) when nobody can say now: answer 503
+   */
+  verifySigned(request: SignedRequestParts, demand?: Demand): Promise<SignedVerdict>
   /**
    * Calls once when a key, just verified, is no longer vouched for: it changed, it ended, or the bound has passed. Ask
    * about the key again, or close what it opened.
@@ -59,21 +68,19 @@ export interface Verifier {
 const ATTEMPTS = 3
 /** Longer than any key: nothing of this length needs to be sent anywhere. */
 const MAX_KEY_LENGTH = 1024
+/** The service keeps nonces for 15 minutes at most, and a request may come from as far ahead as behind. */
+const MAX_TOLERANCE_MS = 400_000
 /** How soon a key that could not be held is to be asked about again, while somebody watches it. */
 const UNSETTLED_MS = 1000
 const SCHEME = 'secret-token:'
 
-interface Asking {
-  readonly answer: Promise<Verdict>
-}
-
 /** @throws TypeError when an option is wrong */
 export function createVerifier(options: VerifierOptions): Verifier {
-  const { url, credential, maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent, maxWaiting, onStreamLost, fetch } = checked(options)
+  const { url, credential, maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent, maxWaiting, clockToleranceMs, onStreamLost, fetch } = checked(options)
   const service = new Service({ url, credential, timeoutMs, maxConcurrent, maxWaiting, fetch })
   const held = new HeldKeys(cacheMaxKeys)
   /** Keys that are asked about, by digest: who wants the same joins, unless a change was told meanwhile. */
-  const asking = new Map<string, Asking>()
+  const asking = new Map<string, Promise<Verdict>>()
   const stream = new ChangeStream({
     open: (lastEventId, signal) => service.follow(lastEventId, signal),
     maxStalenessMs,
@@ -90,6 +97,12 @@ export function createVerifier(options: VerifierOptions): Verifier {
     onLost: (error) => onStreamLost?.(error),
   })
   const watches = new Watches(stream)
+  const verifySigned = createSignedVerifier({
+    verify: async (key, demand) => verify(key, demand),
+    useNonce: (keyId, nonce, expiresAt) => service.useNonce(keyId, nonce, expiresAt),
+    now: () => stream.now(),
+    clockToleranceMs,
+  })
   let isClosed = false
   stream.start()
 
@@ -108,13 +121,13 @@ export function createVerifier(options: VerifierOptions): Verifier {
   /** One request for all who ask about the same key, whatever they demand of it. */
   function join(key: string): Promise<Verdict> {
     const name = held.digest(key).toString('base64')
-    const under = asking.get(name)
-    if (under) return under.answer
-    const begun = { answer: ask(key) }
-    asking.set(name, begun)
-    const over = () => asking.get(name) === begun && asking.delete(name)
-    begun.answer.then(over, over)
-    return begun.answer
+    const before = asking.get(name)
+    if (before) return before
+    const answer = ask(key)
+    asking.set(name, answer)
+    const over = () => asking.get(name) === answer && asking.delete(name)
+    answer.then(over, over)
+    return answer
   }
 
   async function ask(key: string): Promise<Verdict> {
@@ -147,18 +160,19 @@ export function createVerifier(options: VerifierOptions): Verifier {
     await stream.stop()
   }
 
-  return { verify, watch, isFresh: () => stream.isFresh(), close }
+  return { verify, verifySigned, watch, isFresh: () => stream.isFresh(), close }
 }
 
 /** With what is not given filled in. Messages name the option and never its value. */
 function checked(options: VerifierOptions) {
-  const { url, credential, maxStalenessMs = 10_000, timeoutMs = 2000, cacheMaxKeys = 100_000, maxConcurrent = 64, maxWaiting = 1000 } = options
+  const { url, credential, maxStalenessMs = 10_000, timeoutMs = 2000, cacheMaxKeys = 100_000, maxConcurrent = 64, maxWaiting = 1000, clockToleranceMs = 300_000 } = options
   if (!URL.canParse(url) || !/^https?:$/.test(new URL(url).protocol)) throw new TypeError('url must be an http or https URL')
   if (!/^[\x21-\x7e]+$/.test(credential)) throw new TypeError('credential must be a gateway credential, and nothing around it')
-  for (const [name, value] of Object.entries({ maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent }))
+  for (const [name, value] of Object.entries({ maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent, clockToleranceMs }))
     if (!Number.isSafeInteger(value) || value < 1) throw new TypeError(`${name} must be a whole number of 1 or more`)
   if (!Number.isSafeInteger(maxWaiting) || maxWaiting < 0) throw new TypeError('maxWaiting must be a whole number of 0 or more')
-  return { ...options, maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent, maxWaiting, fetch: options.fetch ?? globalThis.fetch }
+  if (clockToleranceMs > MAX_TOLERANCE_MS) throw new TypeError(`clockToleranceMs may be ${MAX_TOLERANCE_MS} at most`)
+  return { ...options, clockToleranceMs, maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent, maxWaiting, fetch: options.fetch ?? globalThis.fetch }
 }
 
 function closed(): VerifierUnavailable {
