@@ -32,6 +32,7 @@ import { CredentialReader } from './runtime/reader.js'
 import { runtimePlane } from './runtime/routes.js'
 import * as runtimeSchemas from './runtime/schemas.js'
 import { findCredentials, recordLastUse } from './runtime/store.js'
+import { ChangeStreams } from './runtime/streams.js'
 import { UsageRecorder } from './runtime/usage.js'
 import { createVerifier } from './runtime/verifier.js'
 
@@ -78,6 +79,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   metrics.watch('mecha_keys_argon2_waiting', 'argon2 computations that wait for a thread', hasher.waiting)
   const checks: Record<string, ReadinessCheck> = {}
   let draining = false
+  const onDraining: (() => void)[] = []
 
   for (const schema of [ProblemSchema, KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
   app.setValidatorCompiler(schemaCompiler())
@@ -87,6 +89,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   const addMethodNotAllowed = collectMethods(app)
   registerProblems(app, metrics.recordUnknownRoute)
   registerRequestLog(app)
+  endUnusedConnections(app)
 
   if (config.PLANES !== 'runtime') {
     const db = openPlane('control', requireDatabase(config, 'DATABASE_URL'))
@@ -104,38 +107,56 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     )
     app.addHook('onClose', () => usage.stop())
     const cache = new KeyCache(config.CACHE_MAX_KEYS)
-    const feed = followChanges(cache)
+    const { feed, streams } = followChanges(cache)
     const reader = new CredentialReader({ read: (ids) => findCredentials(db, ids), statements: COLD_STATEMENTS, limit: config.QUEUE_SIZE })
     metrics.watch('mecha_keys_cached_keys', 'Keys held in memory', () => cache.size)
     metrics.watch('mecha_keys_reads_waiting', 'Keys that wait for the database', () => reader.pending)
     metrics.watch('mecha_keys_feed_fresh', '1 while the change feed vouches for what is held in memory', () => (feed.isFresh() ? 1 : 0))
     const verifier = createVerifier({ db, roots, hasher, reader, cache, feed, usage, metrics, log: app.log })
+    metrics.watch('mecha_keys_change_streams', 'Streams of changes to gateways', () => streams.size)
     const revocation = { db, verifier, cache, perMinute: config.REVOKE_TOKEN_RATE }
     const nonces = { db, verifier, queueSize: config.QUEUE_SIZE }
-    await app.register(runtimePlane({ verifier, revocation, nonces }))
+    await app.register(runtimePlane({ verifier, feed, streams, revocation, nonces }))
+    onDraining.push(() => streams.end())
   }
   registerHealth(app, { checks, isDraining: () => draining, onReadiness: (ready) => metrics.ready.set(ready ? 1 : 0) })
   addMethodNotAllowed()
   await app.ready()
-  return { app, startDraining: () => void (draining = true) }
+  return { app, startDraining }
 
-  /** The feed that keeps a cache true, on a connection of its own. */
-  function followChanges(cache: KeyCache): Feed {
+  function startDraining(): void {
+    draining = true
+    for (const drain of onDraining) drain()
+  }
+
+  /** The feed that keeps a cache true, on a connection of its own, and passes on to gateways what is theirs. */
+  function followChanges(cache: KeyCache): { feed: Feed; streams: ChangeStreams } {
     const staleness = config.REVOCATION_MAX_STALENESS * 1000
+    const pollMs = Math.min(1000, staleness / 4)
     const feed = new Feed({
       url: requireDatabase(config, 'DATABASE_DIRECT_URL', 'RUNTIME_DATABASE_URL', 'DATABASE_URL'),
       replicaId: randomUUID(),
-      pollMs: Math.min(1000, staleness / 4),
+      pollMs,
       timeoutMs: Math.min(config.DATABASE_TIMEOUT * 1000, staleness),
       maxStalenessMs: staleness,
       retentionMs: FEED_RETENTION_MS,
-      onChanges: (ids) => cache.outdate(ids),
-      onReset: () => cache.outdateAll(),
+      onChanges(changes) {
+        cache.outdate(changes.map(({ id }) => id))
+        streams.changed(changes)
+      },
+      onReset() {
+        cache.outdateAll()
+        streams.closeAll()
+      },
+      onConfirmed: () => streams.confirmed(),
       log: app.log,
     })
+    const streams = new ChangeStreams({ feed, max: config.CHANGE_STREAMS_MAX, heartbeatMs: pollMs })
     app.addHook('onReady', async () => feed.start())
+    // Before the server waits for what is under way: a stream ends when it is told to.
+    app.addHook('preClose', async () => streams.end())
     app.addHook('onClose', () => feed.stop())
-    return feed
+    return { feed, streams }
   }
 
   /** A plane's own login, counted, watched by readiness, and closed after everything that uses it. */
@@ -202,6 +223,21 @@ function registerRequestLog(app: FastifyInstance): void {
     const ms = Math.round(reply.elapsedTime * 100) / 100
     app.log.info({ request_id: request.id, req: request, status: reply.statusCode, ms }, 'request')
     done()
+  })
+}
+
+/**
+ * Ends connections that nothing was ever asked on when the server closes. Clients open them to have one more, and Node.js
+ * does not count them as idle: it would wait for their request.
+ */
+function endUnusedConnections(app: FastifyInstance): void {
+  const open = new Set<Socket>()
+  app.server.on('connection', (socket: Socket) => {
+    open.add(socket)
+    socket.once('close', () => open.delete(socket))
+  })
+  app.addHook('preClose', async () => {
+    for (const socket of open) if (socket.bytesRead === 0) socket.destroy()
   })
 }
 

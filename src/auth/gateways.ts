@@ -7,6 +7,8 @@ export interface Gateway {
   readonly id: string
   /** The organization whose keys it may verify, or `null` for all. */
   readonly org_id: string | null
+  /** In milliseconds. */
+  readonly expires_at: number | null
 }
 
 /** Resolves a presented credential to its gateway, or to `undefined` when it is not a valid one. */

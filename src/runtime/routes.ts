@@ -6,9 +6,12 @@ import type { ErrorCode } from '../errors.js'
 import { answer, responses } from '../http/schemas.js'
 import { answerOf } from './answer.js'
 import { decorateCallers, requireGateway } from './callers.js'
+import { changesRoutes, type ChangesParts } from './changes.js'
+import type { Feed } from './feed.js'
 import { nonceRoutes, type NonceParts } from './nonces.js'
 import { revokeTokenRoutes, type RevokeTokenParts } from './revoke-token.js'
 import { MAX_BATCH, VerifyAnswer, VerifyBatchAnswer, VerifyBatchBody, VerifyBody } from './schemas.js'
+import { createSender } from './send.js'
 import type { Verifier } from './verifier.js'
 
 /** Bytes: every batch that the schema takes, whatever is asked of its keys. */
@@ -19,27 +22,42 @@ const ASKING = [
   'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
 ] satisfies ErrorCode[]
 
-export interface RuntimeParts {
+const VERIFY = [
+  'With `Prefer: freshness` (RFC 7240), `X-Feed-Age` says how many milliseconds ago everything that had been committed was known here.',
+  'Who holds answers and follows `/v1/changes` may hold one only if it is not older than the last change that was told of its key: it may come from another replica than the stream.',
+].join(' ')
+
+export interface RuntimeParts extends ChangesParts {
   readonly verifier: Verifier
+  readonly feed: Pick<Feed, 'isFresh' | 'missedSince' | 'confirmedAt'>
   readonly revocation: RevokeTokenParts
   readonly nonces: NonceParts
 }
 
-export function runtimePlane({ verifier, revocation, nonces }: RuntimeParts): FastifyPluginAsyncTypebox {
+export function runtimePlane(parts: RuntimeParts): FastifyPluginAsyncTypebox {
   return async (app) => {
     decorateCallers(app)
     // The schema of a body that comes here takes no field that is not in it, `__proto__` included: nothing is left to look for.
     app.removeContentTypeParser('application/json')
     app.addContentTypeParser('application/json', { parseAs: 'string' }, app.getDefaultJsonParser('ignore', 'ignore'))
-    await app.register(verifyRoutes(verifier))
-    await app.register(revokeTokenRoutes(revocation))
-    await app.register(nonceRoutes(nonces))
+    await app.register(verifyRoutes(parts))
+    await app.register(changesRoutes(parts))
+    await app.register(revokeTokenRoutes(parts.revocation))
+    await app.register(nonceRoutes(parts.nonces))
   }
 }
 
-function verifyRoutes(verifier: Verifier): FastifyPluginAsyncTypebox {
+function verifyRoutes({ verifier, feed }: RuntimeParts): FastifyPluginAsyncTypebox {
   return async (app) => {
+    const sendText = createSender()
     requireGateway(app, verifier)
+
+    /** For who holds answers and follows the changes of another replica: whether what was told there is in this one. */
+    function sendWithAge(reply: FastifyReply, text: string): void {
+      // Up to a whole number, and none before there is a feed.
+      sendText(reply, text, { 'x-feed-age': String(Math.ceil(performance.now() - feed.confirmedAt)), 'preference-applied': 'freshness' })
+    }
+
     app.post(
       '/v1/verify',
       {
@@ -47,15 +65,17 @@ function verifyRoutes(verifier: Verifier): FastifyPluginAsyncTypebox {
           tags: ['runtime'],
           operationId: 'verifyKey',
           summary: 'Is this key good, for this Mecha and these scopes?',
+          description: VERIFY,
           security: [{ gateway: [] }],
           body: VerifyBody,
           response: responses({ 200: answer('The verdict, valid or not', VerifyAnswer) }, ...ASKING),
         },
       },
-      ({ body, gateway }, reply) => {
+      ({ body, gateway, headers }, reply) => {
+        const send = headers.prefer === 'freshness' ? sendWithAge : sendText
         const verdict = verifier.verifyKey(body.key, gateway, body, reply)
-        if (!(verdict instanceof Promise)) return sendText(reply, answerOf(verdict))
-        return verdict.then((late) => sendText(reply, answerOf(late)))
+        if (!(verdict instanceof Promise)) return send(reply, answerOf(verdict))
+        return verdict.then((late) => send(reply, answerOf(late)))
       },
     )
 
@@ -78,21 +98,4 @@ function verifyRoutes(verifier: Verifier): FastifyPluginAsyncTypebox {
       },
     )
   }
-}
-
-/**
- * Sends ASCII text with no header but these, in one write to the socket. `reply.send` makes two of it, of which the second
- * is empty, and each header is looked at once more: 3 of the 30 microseconds of a verify (`docs/performance.md`).
- */
-function sendText(reply: FastifyReply, text: string): void {
-  const { raw, request } = reply.hijack()
-  raw.writeHead(200, {
-    'content-type': 'application/json; charset=utf-8',
-    'content-length': text.length,
-    'cache-control': 'no-store',
-    'x-request-id': request.id,
-  })
-  raw.write(text, 'latin1')
-  raw.socket?.uncork()
-  raw.end()
 }
