@@ -21,19 +21,21 @@ import { Problem, type ErrorCode } from './errors.js'
 import { registerHealth, type ReadinessCheck } from './http/health.js'
 import { createLogger, requestLogger, secretFields } from './http/logging.js'
 import { collectMethods } from './http/methods.js'
-import { createMetrics, registerMetrics } from './http/metrics.js'
+import { createMetrics, registerMetrics, takeTimes } from './http/metrics.js'
 import { registerOpenApi } from './http/openapi.js'
-import { answerProblem, PROBLEM_JSON, ProblemSchema, registerProblems, toProblem } from './http/problems.js'
+import { answerProblem, PROBLEM_JSON, ProblemSchema, registerNotFound, registerProblems, toProblem } from './http/problems.js'
 import { schemaCompiler } from './http/validation.js'
 import { VERSION } from './package-root.js'
+import { asRefusal, authzRoutes, isForAuthz, withoutSubPath } from './runtime/authz.js'
 import { KeyCache } from './runtime/cache.js'
+import { decorateCallers } from './runtime/callers.js'
 import { Feed } from './runtime/feed.js'
 import { CredentialReader } from './runtime/reader.js'
 import { runtimePlane } from './runtime/routes.js'
 import * as runtimeSchemas from './runtime/schemas.js'
 import { findCredentials, recordLastUse } from './runtime/store.js'
 import { UsageRecorder } from './runtime/usage.js'
-import { createVerifier } from './runtime/verifier.js'
+import { createVerifier, type Verifier } from './runtime/verifier.js'
 
 export interface AppParts {
   /** Where log lines go; standard output otherwise. */
@@ -44,6 +46,8 @@ export interface AppParts {
 
 export interface App {
   readonly app: FastifyInstance
+  /** What is served on `AUTHZ_LISTEN`, where that is set. Ends with `app`. */
+  readonly authz: FastifyInstance | undefined
   /** From now on `/readyz` says no. */
   readonly startDraining: () => void
 }
@@ -69,7 +73,8 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   requireServing(config)
   const roots = requireRoots(config)
   const metrics = createMetrics({ process: parts.processMetrics ?? false })
-  const app = createServer(config, parts)
+  const logger = createLogger({ level: config.LOG_LEVEL, secrets: SECRET_FIELDS, ...(parts.logDestination && { destination: parts.logDestination }) })
+  const app = createServer(config, logger)
   const hasher = createHasher({
     profile: config.HASH_PROFILE,
     queueSize: config.QUEUE_SIZE,
@@ -77,6 +82,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   })
   metrics.watch('mecha_keys_argon2_waiting', 'argon2 computations that wait for a thread', hasher.waiting)
   const checks: Record<string, ReadinessCheck> = {}
+  let authz: FastifyInstance | undefined
   let draining = false
 
   for (const schema of [ProblemSchema, KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
@@ -110,12 +116,13 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     metrics.watch('mecha_keys_reads_waiting', 'Keys that wait for the database', () => reader.pending)
     metrics.watch('mecha_keys_feed_fresh', '1 while the change feed vouches for what is held in memory', () => (feed.isFresh() ? 1 : 0))
     const verifier = createVerifier({ db, roots, hasher, reader, cache, feed, usage, metrics, log: app.log })
-    await app.register(runtimePlane(verifier))
+    await app.register(runtimePlane({ verifier, config }))
+    if (config.AUTHZ_LISTEN) authz = await openDoor(verifier)
   }
   registerHealth(app, { checks, isDraining: () => draining, onReadiness: (ready) => metrics.ready.set(ready ? 1 : 0) })
   addMethodNotAllowed()
   await app.ready()
-  return { app, startDraining: () => void (draining = true) }
+  return { app, authz, startDraining: () => void (draining = true) }
 
   /** The feed that keeps a cache true, on a connection of its own. */
   function followChanges(cache: KeyCache): Feed {
@@ -136,6 +143,28 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     return feed
   }
 
+  /** `/v1/authz` on a server of its own, which asks nobody who they are: the address decides who may ask. */
+  async function openDoor(verifier: Verifier): Promise<FastifyInstance> {
+    const door = createServer(config, logger, { authzAlone: true })
+    door.addSchema(ProblemSchema)
+    door.setValidatorCompiler(schemaCompiler())
+    takeTimes(door, metrics)
+    registerNotFound(door, metrics.recordUnknownRoute)
+    registerRequestLog(door)
+    decorateCallers(door)
+    const gateway = { id: 'AUTHZ_LISTEN', org_id: config.AUTHZ_ORG ?? null }
+    await door.register(authzRoutes({ verifier, unavailable: config.AUTHZ_UNAVAILABLE, gateway }))
+    await door.ready()
+    // Both stop to listen at the same time; what the door still answers needs the database as much as the rest does.
+    let closing: Promise<void> | undefined
+    app.addHook('preClose', (done) => {
+      closing = door.close()
+      done()
+    })
+    app.addHook('onClose', () => closing)
+    return door
+  }
+
   /** A plane's own login, counted, watched by readiness, and closed after everything that uses it. */
   function openPlane(plane: 'control' | 'runtime', url: string): Kysely<Database> {
     const db = openDatabase({
@@ -152,11 +181,9 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   }
 }
 
-function createServer(config: Settings, { logDestination }: AppParts): FastifyInstance {
+function createServer(config: Settings, loggerInstance: FastifyBaseLogger, { authzAlone = false } = {}): FastifyInstance {
   const timeout = config.REQUEST_TIMEOUT * 1000
-  const destination = logDestination && { destination: logDestination }
-  const loggerInstance: FastifyBaseLogger = createLogger({ level: config.LOG_LEVEL, secrets: SECRET_FIELDS, ...destination })
-  return Fastify({
+  const app = Fastify({
     loggerInstance,
     childLoggerFactory: requestLogger,
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
@@ -167,14 +194,20 @@ function createServer(config: Settings, { logDestination }: AppParts): FastifyIn
     keepAliveTimeout: 65_000,
     // While draining, what still arrives on an open connection is served as ever, and /readyz says that it is over.
     return503OnClosing: false,
+    rewriteUrl: ({ url }) => withoutSubPath(url!),
     routerOptions: { maxParamLength: 256 },
     // Node.js looks for requests that are overdue every 30 seconds unless it is told otherwise.
     http: { maxHeaderSize: HEADER_LIMIT, headersTimeout: timeout, connectionsCheckingInterval: 1000 },
     frameworkErrors: (error, request, reply) => {
       void answerProblem(reply.header('x-request-id', request.id), toProblem(error))
     },
-    clientErrorHandler,
+    clientErrorHandler(error, socket) {
+      refuseClient(error, socket, (problem) => (authzAlone || isForAuthz(targetOf(error)) ? asRefusal(problem, config.AUTHZ_UNAVAILABLE) : problem))
+    },
   })
+  // An `Expect` that Node.js does not know is no reason to answer 417, which no proxy makes sense of.
+  app.server.on('checkExpectation', (request, response) => app.server.emit('request', request, response))
+  return app
 }
 
 /** The caller's own id of a request, or the next of a row that no other process has: to draw each one costs more than to use it. */
@@ -214,16 +247,21 @@ async function databaseCheck(db: Kysely<Database>): Promise<string | undefined> 
 }
 
 /** What Node.js refuses before there is a request: the answer is a problem too. */
-function clientErrorHandler(this: FastifyInstance, error: NodeJS.ErrnoException, socket: Socket): void {
+function refuseClient(error: NodeJS.ErrnoException, socket: Socket, answerOf: (problem: Problem) => Problem): void {
   if (error.code === 'ECONNRESET' || socket.destroyed) return
   const refusals: Record<string, [ErrorCode, string]> = {
     ERR_HTTP_REQUEST_TIMEOUT: ['request_timeout', 'The request took too long to arrive.'],
     HPE_HEADER_OVERFLOW: ['headers_too_large', `Headers may have ${HEADER_LIMIT / 1024} KiB at most.`],
   }
-  const problem = new Problem(...(refusals[error.code ?? ''] ?? ['invalid_request', 'This is not valid HTTP.']))
+  const problem = answerOf(new Problem(...(refusals[error.code ?? ''] ?? ['invalid_request', 'This is not valid HTTP.'])))
   const body = JSON.stringify(problem.toJSON())
   if (!socket.writable) return void socket.destroy()
-  socket.end(
-    `HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\nContent-Type: ${PROBLEM_JSON}\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
-  )
+  const headers = { 'Content-Type': PROBLEM_JSON, 'Content-Length': Buffer.byteLength(body), 'Connection': 'close', ...problem.extra.headers }
+  const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`)
+  socket.end(`HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\n${lines.join('')}\r\n${body}`)
+}
+
+/** What was asked for by a request that could not be read, if its beginning has arrived with what is wrong about it. */
+function targetOf({ rawPacket }: { rawPacket?: object }): string {
+  return /^\S+ (\S+)/.exec((rawPacket as Buffer | undefined)?.toString('latin1') ?? '')?.[1] ?? ''
 }

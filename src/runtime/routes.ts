@@ -2,19 +2,27 @@
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyReply } from 'fastify'
+import type { Settings } from '../config.js'
 import { answer, responses } from '../http/schemas.js'
 import { answerOf } from './answer.js'
+import { authzRoutes } from './authz.js'
 import { decorateCallers, requireGateway } from './callers.js'
 import { VerifyAnswer, VerifyBody } from './schemas.js'
 import type { Verifier } from './verifier.js'
 
-export function runtimePlane(verifier: Verifier): FastifyPluginAsyncTypebox {
+export interface RuntimeParts {
+  readonly verifier: Verifier
+  readonly config: Settings
+}
+
+export function runtimePlane({ verifier, config }: RuntimeParts): FastifyPluginAsyncTypebox {
   return async (app) => {
     decorateCallers(app)
     // The schema of a body that comes here takes no field that is not in it, `__proto__` included: nothing is left to look for.
     app.removeContentTypeParser('application/json')
     app.addContentTypeParser('application/json', { parseAs: 'string' }, app.getDefaultJsonParser('ignore', 'ignore'))
     await app.register(verifyRoutes(verifier))
+    await app.register(authzRoutes({ verifier, unavailable: config.AUTHZ_UNAVAILABLE }))
   }
 }
 
