@@ -1,7 +1,7 @@
 /** The composition root: every part of the service by name, in the order in which it is put together. */
 
 import { randomBytes, randomUUID } from 'node:crypto'
-import { STATUS_CODES, type IncomingMessage } from 'node:http'
+import { STATUS_CODES, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import cors from '@fastify/cors'
 import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance } from 'fastify'
@@ -197,12 +197,13 @@ function createServer(config: Settings, loggerInstance: FastifyBaseLogger, { aut
     rewriteUrl: ({ url }) => withoutSubPath(url!),
     routerOptions: { maxParamLength: 256 },
     // Node.js looks for requests that are overdue every 30 seconds unless it is told otherwise.
-    http: { maxHeaderSize: HEADER_LIMIT, headersTimeout: timeout, connectionsCheckingInterval: 1000 },
+    http: { maxHeaderSize: HEADER_LIMIT, headersTimeout: timeout, connectionsCheckingInterval: 1000, requireHostHeader: !authzAlone },
     frameworkErrors: (error, request, reply) => {
       void answerProblem(reply.header('x-request-id', request.id), toProblem(error))
     },
     clientErrorHandler(error, socket) {
-      refuseClient(error, socket, (problem) => (authzAlone || isForAuthz(targetOf(error)) ? asRefusal(problem, config.AUTHZ_UNAVAILABLE) : problem))
+      const isForProxy = authzAlone || isForAuthz(targetOf(error, socket))
+      refuseClient(error, socket, (problem) => (isForProxy ? asRefusal(problem, config.AUTHZ_UNAVAILABLE) : problem))
     },
   })
   // An `Expect` that Node.js does not know is no reason to answer 417, which no proxy makes sense of.
@@ -261,7 +262,8 @@ function refuseClient(error: NodeJS.ErrnoException, socket: Socket, answerOf: (p
   socket.end(`HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\n${lines.join('')}\r\n${body}`)
 }
 
-/** What was asked for by a request that could not be read, if its beginning has arrived with what is wrong about it. */
-function targetOf({ rawPacket }: { rawPacket?: object }): string {
-  return /^\S+ (\S+)/.exec((rawPacket as Buffer | undefined)?.toString('latin1') ?? '')?.[1] ?? ''
+/** What was asked for by a request that is refused: one whose answer is on its way, or one whose beginning arrived with what is wrong. */
+function targetOf({ rawPacket }: { rawPacket?: object }, socket: Socket): string {
+  const { _httpMessage: answering } = socket as Socket & { _httpMessage?: ServerResponse | null }
+  return answering?.req.url ?? /^\S+ (\S+)/.exec((rawPacket as Buffer | undefined)?.toString('latin1') ?? '')?.[1] ?? ''
 }

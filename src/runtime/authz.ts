@@ -111,7 +111,7 @@ function tell(reply: FastifyReply, outcome: Outcome): void {
   const identity = (outcome.identity ??= identityOf(outcome))
   // In one write, and with no header but these: see `sendText` in routes.ts.
   const { raw, request } = reply.hijack()
-  raw.writeHead(200, { ...identity, 'content-length': 0, 'cache-control': 'no-store', 'x-request-id': request.id })
+  raw.writeHead(200, [...identity, 'content-length', '0', 'cache-control', 'no-store', 'x-request-id', request.id])
   raw.end()
 }
 

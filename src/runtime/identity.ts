@@ -3,23 +3,21 @@
 import { parseHandle } from '../key/handle.js'
 import { publicId } from '../key/id.js'
 
-/** What a proxy copies into the request. Where one were missing, a client's own header of that name could pass. */
-export interface Identity {
-  /** What is one Mecha's and nobody else's, as `sub` of a token: its handle. Its name alone is of a Mecha in each crew. */
-  readonly 'x-mecha-id': string
-  /** `name^crew`. */
-  readonly 'x-mecha-handle': string
-  readonly 'x-mecha-crew': string
-  readonly 'x-mecha-org': string
-  /** Separated by spaces. */
-  readonly 'x-mecha-scopes': string
-  readonly 'x-mecha-key-id': string
-}
+/** Names and values in turn, as `writeHead` takes them: from an object, it makes them in three times the time. */
+export type Identity = readonly string[]
+
+/**
+ * What a proxy copies into the request. Where one of them were missing, a client's own header of that name could pass.
+ *
+ * `x-mecha-id` is what is one Mecha's and nobody else's, as `sub` is in a token: its handle. A name alone can be had
+ * in every crew, and an application that kept accounts by it would take one Mecha for another.
+ */
+const NAMES = ['x-mecha-id', 'x-mecha-handle', 'x-mecha-crew', 'x-mecha-org', 'x-mecha-scopes', 'x-mecha-key-id'] as const
 
 /** The headers of an answer that lets nobody through. */
-export const NOBODY: Identity = { 'x-mecha-id': '', 'x-mecha-handle': '', 'x-mecha-crew': '', 'x-mecha-org': '', 'x-mecha-scopes': '', 'x-mecha-key-id': '' }
+export const NOBODY: Readonly<Record<string, string>> = Object.fromEntries(NAMES.map((name) => [name, '']))
 
-/** As scopes and organizations are when they come through the API: no space, so that one scope cannot be read as two. */
+/** As scopes and organizations are when they come through the API. With a space in it, one scope would be read as two. */
 const WORD = /^[\x21-\x7e]+$/
 
 /**
@@ -30,5 +28,6 @@ const WORD = /^[\x21-\x7e]+$/
 export function identityOf({ id, mecha, org_id, scopes }: { id: string; mecha: string | null; org_id: string | null; scopes: readonly string[] }): Identity {
   const { handle, crew } = parseHandle(mecha!)
   for (const word of [handle, org_id!, ...scopes]) if (!WORD.test(word)) throw new Error('a key holds what cannot be put into a header')
-  return { 'x-mecha-id': handle, 'x-mecha-handle': handle, 'x-mecha-crew': crew, 'x-mecha-org': org_id!, 'x-mecha-scopes': scopes.join(' '), 'x-mecha-key-id': publicId('mecha', id) }
+  const values = [handle, handle, crew, org_id!, scopes.join(' '), publicId('mecha', id)]
+  return NAMES.flatMap((name, i) => [name, values[i]!])
 }
