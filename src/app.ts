@@ -1,7 +1,7 @@
 /** The composition root: every part of the service by name, in the order in which it is put together. */
 
 import { randomBytes, randomUUID } from 'node:crypto'
-import { STATUS_CODES, type IncomingMessage } from 'node:http'
+import { STATUS_CODES, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import cors from '@fastify/cors'
 import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance } from 'fastify'
@@ -21,12 +21,14 @@ import { Problem, type ErrorCode } from './errors.js'
 import { registerHealth, type ReadinessCheck } from './http/health.js'
 import { createLogger, requestLogger, secretFields } from './http/logging.js'
 import { collectMethods } from './http/methods.js'
-import { createMetrics, registerMetrics } from './http/metrics.js'
+import { createMetrics, registerMetrics, takeTimes } from './http/metrics.js'
 import { registerOpenApi } from './http/openapi.js'
-import { answerProblem, PROBLEM_JSON, ProblemSchema, registerProblems, toProblem } from './http/problems.js'
+import { answerProblem, PROBLEM_JSON, ProblemSchema, registerNotFound, registerProblems, toProblem } from './http/problems.js'
 import { schemaCompiler } from './http/validation.js'
 import { VERSION } from './package-root.js'
+import { asRefusal, authzRoutes, isForAuthz, withoutSubPath } from './runtime/authz.js'
 import { KeyCache } from './runtime/cache.js'
+import { decorateCallers } from './runtime/callers.js'
 import { Feed } from './runtime/feed.js'
 import { CredentialReader } from './runtime/reader.js'
 import { runtimePlane } from './runtime/routes.js'
@@ -34,7 +36,7 @@ import * as runtimeSchemas from './runtime/schemas.js'
 import { findCredentials, recordLastUse } from './runtime/store.js'
 import { ChangeStreams } from './runtime/streams.js'
 import { UsageRecorder } from './runtime/usage.js'
-import { createVerifier } from './runtime/verifier.js'
+import { createVerifier, type Verifier } from './runtime/verifier.js'
 
 export interface AppParts {
   /** Where log lines go; standard output otherwise. */
@@ -45,6 +47,8 @@ export interface AppParts {
 
 export interface App {
   readonly app: FastifyInstance
+  /** What is served on `AUTHZ_LISTEN`, where that is set. Ends with `app`. */
+  readonly authz: FastifyInstance | undefined
   /** From now on `/readyz` says no. */
   readonly startDraining: () => void
 }
@@ -70,7 +74,8 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   requireServing(config)
   const roots = requireRoots(config)
   const metrics = createMetrics({ process: parts.processMetrics ?? false })
-  const app = createServer(config, parts)
+  const logger = createLogger({ level: config.LOG_LEVEL, secrets: SECRET_FIELDS, ...(parts.logDestination && { destination: parts.logDestination }) })
+  const app = createServer(config, logger)
   const hasher = createHasher({
     profile: config.HASH_PROFILE,
     queueSize: config.QUEUE_SIZE,
@@ -78,6 +83,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   })
   metrics.watch('mecha_keys_argon2_waiting', 'argon2 computations that wait for a thread', hasher.waiting)
   const checks: Record<string, ReadinessCheck> = {}
+  let authz: FastifyInstance | undefined
   let draining = false
   const onDraining: (() => void)[] = []
 
@@ -116,13 +122,14 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     metrics.watch('mecha_keys_change_streams', 'Streams of changes to gateways', () => streams.size)
     const revocation = { db, verifier, cache, perMinute: config.REVOKE_TOKEN_RATE }
     const nonces = { db, verifier, queueSize: config.QUEUE_SIZE }
-    await app.register(runtimePlane({ verifier, feed, streams, revocation, nonces }))
+    await app.register(runtimePlane({ verifier, feed, streams, revocation, nonces, config }))
     onDraining.push(() => streams.end())
+    if (config.AUTHZ_LISTEN) authz = await openDoor(verifier)
   }
   registerHealth(app, { checks, isDraining: () => draining, onReadiness: (ready) => metrics.ready.set(ready ? 1 : 0) })
   addMethodNotAllowed()
   await app.ready()
-  return { app, startDraining }
+  return { app, authz, startDraining }
 
   function startDraining(): void {
     draining = true
@@ -159,6 +166,28 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     return { feed, streams }
   }
 
+  /** `/v1/authz` on a server of its own, which asks nobody who they are: the address decides who may ask. */
+  async function openDoor(verifier: Verifier): Promise<FastifyInstance> {
+    const door = createServer(config, logger, { authzAlone: true })
+    door.addSchema(ProblemSchema)
+    door.setValidatorCompiler(schemaCompiler())
+    takeTimes(door, metrics)
+    registerNotFound(door, metrics.recordUnknownRoute)
+    registerRequestLog(door)
+    decorateCallers(door)
+    const gateway = { id: 'AUTHZ_LISTEN', org_id: config.AUTHZ_ORG ?? null, expires_at: null }
+    await door.register(authzRoutes({ verifier, unavailable: config.AUTHZ_UNAVAILABLE, gateway }))
+    await door.ready()
+    // Both stop to listen at the same time; what the door still answers needs the database as much as the rest does.
+    let closing: Promise<void> | undefined
+    app.addHook('preClose', (done) => {
+      closing = door.close()
+      done()
+    })
+    app.addHook('onClose', () => closing)
+    return door
+  }
+
   /** A plane's own login, counted, watched by readiness, and closed after everything that uses it. */
   function openPlane(plane: 'control' | 'runtime', url: string): Kysely<Database> {
     const db = openDatabase({
@@ -175,11 +204,9 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   }
 }
 
-function createServer(config: Settings, { logDestination }: AppParts): FastifyInstance {
+function createServer(config: Settings, loggerInstance: FastifyBaseLogger, { authzAlone = false } = {}): FastifyInstance {
   const timeout = config.REQUEST_TIMEOUT * 1000
-  const destination = logDestination && { destination: logDestination }
-  const loggerInstance: FastifyBaseLogger = createLogger({ level: config.LOG_LEVEL, secrets: SECRET_FIELDS, ...destination })
-  return Fastify({
+  const app = Fastify({
     loggerInstance,
     childLoggerFactory: requestLogger,
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
@@ -190,14 +217,21 @@ function createServer(config: Settings, { logDestination }: AppParts): FastifyIn
     keepAliveTimeout: 65_000,
     // While draining, what still arrives on an open connection is served as ever, and /readyz says that it is over.
     return503OnClosing: false,
+    rewriteUrl: ({ url }) => withoutSubPath(url!),
     routerOptions: { maxParamLength: 256 },
     // Node.js looks for requests that are overdue every 30 seconds unless it is told otherwise.
-    http: { maxHeaderSize: HEADER_LIMIT, headersTimeout: timeout, connectionsCheckingInterval: 1000 },
+    http: { maxHeaderSize: HEADER_LIMIT, headersTimeout: timeout, connectionsCheckingInterval: 1000, requireHostHeader: !authzAlone },
     frameworkErrors: (error, request, reply) => {
       void answerProblem(reply.header('x-request-id', request.id), toProblem(error))
     },
-    clientErrorHandler,
+    clientErrorHandler(error, socket) {
+      const isForProxy = authzAlone || isForAuthz(targetOf(error, socket))
+      refuseClient(error, socket, (problem) => (isForProxy ? asRefusal(problem, config.AUTHZ_UNAVAILABLE) : problem))
+    },
   })
+  // An `Expect` that Node.js does not know is no reason to answer 417, which no proxy makes sense of.
+  app.server.on('checkExpectation', (request, response) => app.server.emit('request', request, response))
+  return app
 }
 
 /** The caller's own id of a request, or the next of a row that no other process has: to draw each one costs more than to use it. */
@@ -252,16 +286,22 @@ async function databaseCheck(db: Kysely<Database>): Promise<string | undefined> 
 }
 
 /** What Node.js refuses before there is a request: the answer is a problem too. */
-function clientErrorHandler(this: FastifyInstance, error: NodeJS.ErrnoException, socket: Socket): void {
+function refuseClient(error: NodeJS.ErrnoException, socket: Socket, answerOf: (problem: Problem) => Problem): void {
   if (error.code === 'ECONNRESET' || socket.destroyed) return
   const refusals: Record<string, [ErrorCode, string]> = {
     ERR_HTTP_REQUEST_TIMEOUT: ['request_timeout', 'The request took too long to arrive.'],
     HPE_HEADER_OVERFLOW: ['headers_too_large', `Headers may have ${HEADER_LIMIT / 1024} KiB at most.`],
   }
-  const problem = new Problem(...(refusals[error.code ?? ''] ?? ['invalid_request', 'This is not valid HTTP.']))
+  const problem = answerOf(new Problem(...(refusals[error.code ?? ''] ?? ['invalid_request', 'This is not valid HTTP.'])))
   const body = JSON.stringify(problem.toJSON())
   if (!socket.writable) return void socket.destroy()
-  socket.end(
-    `HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\nContent-Type: ${PROBLEM_JSON}\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
-  )
+  const headers = { 'Content-Type': PROBLEM_JSON, 'Content-Length': Buffer.byteLength(body), 'Connection': 'close', ...problem.extra.headers }
+  const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`)
+  socket.end(`HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\n${lines.join('')}\r\n${body}`)
+}
+
+/** What was asked for by a request that is refused: one whose answer is on its way, or one whose beginning arrived with what is wrong. */
+function targetOf({ rawPacket }: { rawPacket?: object }, socket: Socket): string {
+  const { _httpMessage: answering } = socket as Socket & { _httpMessage?: ServerResponse | null }
+  return answering?.req.url ?? /^\S+ (\S+)/.exec((rawPacket as Buffer | undefined)?.toString('latin1') ?? '')?.[1] ?? ''
 }

@@ -33,6 +33,9 @@ const SETTINGS = {
   HOST: { about: 'Address to listen on', default: '127.0.0.1', parse: text },
   PORT: { about: 'Port to listen on; 0 takes a free one', default: '8080', parse: integer(0, 65535) },
   PLANES: { about: 'What this process serves: `control`, `runtime` or `both`', default: 'both', parse: oneOf('control', 'runtime', 'both') },
+  AUTHZ_LISTEN: { about: 'Address of a second listener for proxies that cannot add a header: `host:port` or `unix:/path`. It serves `/v1/authz` alone, to **everybody who can reach it**, without a gateway credential', parse: address },
+  AUTHZ_ORG: { about: 'The one organization whose keys pass on `AUTHZ_LISTEN`; without it, those of every organization do', parse: organization },
+  AUTHZ_UNAVAILABLE: { about: 'What `/v1/authz` answers while nobody can say whether a key is good: `403`, or `503` for proxies that pass it on', default: '403', parse: (value): 403 | 503 => (oneOf('403', '503')(value) === '403' ? 403 : 503) },
   TRUST_PROXY: { about: 'Addresses or networks of proxies whose `X-Forwarded-For` is believed, separated by commas', parse: list(text) },
   CORS_ORIGINS: { about: 'Origins of browser frontends that may call the control plane, separated by commas', parse: list(origin) },
   LOG_LEVEL: { about: 'Least severity logged', default: 'info', parse: oneOf('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent') },
@@ -84,6 +87,8 @@ const SETTINGS = {
   MECHA_KEY: { about: 'The key to verify, for `verify`, where standard input is a terminal', secret: true, parse: text },
 } satisfies Record<string, Setting<unknown>>
 
+/** Where a listener is. */
+export type Address = { readonly host: string; readonly port: number } | { readonly path: string }
 export type SettingName = keyof typeof SETTINGS
 type DatabaseUrl = 'DATABASE_URL' | 'DATABASE_DIRECT_URL' | 'RUNTIME_DATABASE_URL' | 'MIGRATE_DATABASE_URL'
 export type Settings = { readonly [Name in SettingName]: Value<(typeof SETTINGS)[Name]> }
@@ -111,6 +116,8 @@ export function loadConfig(environment: Environment): Settings {
     throw new ConfigError('KEY_DEFAULT_TTL must not be longer than KEY_MAX_TTL')
   if (config.ROTATE_DEFAULT_OVERLAP > config.ROTATE_MAX_OVERLAP)
     throw new ConfigError('ROTATE_DEFAULT_OVERLAP must not be longer than ROTATE_MAX_OVERLAP')
+  if (config.AUTHZ_ORG && !config.AUTHZ_LISTEN)
+    throw new ConfigError('AUTHZ_ORG narrows AUTHZ_LISTEN, which is not set: a gateway credential has its own organization')
   return config
 }
 
@@ -133,6 +140,8 @@ export function requireServing(config: Settings): void {
     throw new ConfigError('no operator could ever authenticate: set OIDC_ISSUER, or BUILTIN_ISSUER=on')
   if (config.BUILTIN_ISSUER === 'on' && config.PLANES !== 'runtime' && !config.BUILTIN_ISSUER_KEY)
     throw new ConfigError('BUILTIN_ISSUER=on needs BUILTIN_ISSUER_KEY or BUILTIN_ISSUER_KEY_FILE')
+  if (config.PLANES === 'control' && config.AUTHZ_LISTEN)
+    throw new ConfigError('AUTHZ_LISTEN serves the runtime plane, which PLANES=control leaves out')
 }
 
 /** Names in the environment that look like a setting and are none. Two letters off a short one is another word: PGHOST. */
@@ -260,6 +269,19 @@ function issuerUrl(value: string): string {
 function origin(value: string): string {
   const rule = 'must hold origins like https://console.example.com, with no path and no wildcard'
   if (url(value, ['http:', 'https:'], rule).origin !== value) throw new Error(rule)
+  return value
+}
+
+function address(value: string): Address {
+  const [, path] = /^unix:(\/.+)$/.exec(value) ?? []
+  if (path) return { path }
+  const [, host, port] = /^(\[[0-9a-fA-F:.]+\]|[^\s:/[\]]+):(\d{1,5})$/.exec(value) ?? []
+  if (!host || Number(port) > 65535) throw new Error('must be an address like 127.0.0.1:8081, [::1]:8081 or unix:/run/mecha-keys/authz.sock')
+  return { host: host.replace(/[[\]]/g, ''), port: Number(port) }
+}
+
+function organization(value: string): string {
+  if (!/^[\x21-\x7e]{1,128}$/.test(value)) throw new Error("must be an organization's id: 1 to 128 printable ASCII characters without spaces")
   return value
 }
 

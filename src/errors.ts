@@ -9,6 +9,7 @@ export const CATALOGUE = {
   contains_secret: [400, 'The request carries a plaintext key where none may be'],
   unauthenticated: [401, 'No valid credential was presented'],
   insufficient_scope: [403, 'The token does not allow this'],
+  mecha_mismatch: [403, 'The key is of another Mecha'],
   crews_restricted: [403, 'The token is narrowed to some crews'],
   not_found: [404, 'There is no such thing'],
   route_not_found: [404, 'There is no such path'],
@@ -53,10 +54,15 @@ export class Problem extends Error {
   constructor(
     readonly code: ErrorCode,
     readonly detail: string,
-    readonly extra: { readonly errors?: readonly FieldError[]; readonly headers?: Readonly<Record<string, string>> } = {},
+    readonly extra: {
+      readonly errors?: readonly FieldError[]
+      readonly headers?: Readonly<Record<string, string>>
+      /** Where the caller cannot take the catalogue's. */
+      readonly status?: number
+    } = {},
   ) {
     super(`${code}: ${detail}`)
-    this.status = CATALOGUE[code][0]
+    this.status = extra.status ?? CATALOGUE[code][0]
     this.title = CATALOGUE[code][1]
   }
 

@@ -11,6 +11,9 @@ export interface Gateway {
   readonly expires_at: number | null
 }
 
+/** What a 401 of the runtime plane begins with (RFC 6750, section 3). */
+export const CHALLENGE = 'Bearer realm="mecha-keys"'
+
 /** Resolves a presented credential to its gateway, or to `undefined` when it is not a valid one. */
 export type GatewayVerifier = (credential: string) => Gateway | undefined | Promise<Gateway | undefined>
 
@@ -27,13 +30,13 @@ export function authenticateGateway(authorization: string | undefined, verify: G
 }
 
 /** The token of a bearer's header, as RFC 6750 writes it or with the scheme in another case (RFC 9110, section 11.1). */
-function bearerOf(authorization: string): string | undefined {
+export function bearerOf(authorization: string): string | undefined {
   if (authorization.startsWith('Bearer ') && !authorization.includes(' ', 7)) return authorization.slice(7) || undefined
   return /^Bearer +(\S+)$/i.exec(authorization)?.[1]
 }
 
 function refuse(credential: string | undefined): never {
-  const challenge = `Bearer realm="mecha-keys"${credential ? ', error="invalid_token"' : ''}`
+  const challenge = `${CHALLENGE}${credential ? ', error="invalid_token"' : ''}`
   throw new Problem('unauthenticated', 'Send a gateway credential: Authorization: Bearer <credential>.', {
     headers: { 'www-authenticate': challenge },
   })

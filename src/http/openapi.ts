@@ -30,6 +30,8 @@ export async function registerOpenApi(app: FastifyInstance, version: string): Pr
         securitySchemes: {
           operator: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT', description: 'A token of a trusted issuer; its claims name the organization and the scopes. An operation lists the scope that it needs' },
           gateway: { type: 'http', scheme: 'bearer', bearerFormat: 'mgw_…', description: 'A gateway credential' },
+          proxy: { type: 'apiKey', in: 'header', name: 'X-Gateway-Authorization', description: '`Bearer` and a gateway credential, beside what the client sends as its own' },
+          mechaKey: { type: 'apiKey', in: 'header', name: 'X-Mecha-Key', description: 'A Mecha key. It may come as the bearer token of `Authorization` instead' },
         },
       },
     },

@@ -73,6 +73,12 @@ export function toProblem(error: unknown, { bodyLimit = 0, schema }: Partial<Fas
   return new Problem('internal_error', 'The request id in X-Request-Id finds the cause in the log.')
 }
 
+/** Logs the cause of what the caller is told no more of. */
+export function reportFailure(request: FastifyRequest, error: unknown, { status, code }: Problem): void {
+  // What is shed is counted, and has its line in the request log: more would make work of what was to save it.
+  if (status >= 500 && code !== 'overloaded') request.log.error({ err: error, code }, 'request failed')
+}
+
 /**
  * Registers the error handlers and the pages that problems point to.
  *
@@ -81,19 +87,23 @@ export function toProblem(error: unknown, { bodyLimit = 0, schema }: Partial<Fas
 export function registerProblems(app: FastifyInstance, onNotFound: (reply: FastifyReply) => void): void {
   app.setErrorHandler((error, request, reply) => {
     const problem = toProblem(error, request.routeOptions)
-    // What is shed is counted, and has its line in the request log: more would make work of what was to save it.
-    if (problem.status >= 500 && problem.code !== 'overloaded') request.log.error({ err: error, code: problem.code }, 'request failed')
+    reportFailure(request, error, problem)
     return answerProblem(reply, problem)
   })
-  app.setNotFoundHandler((_request: FastifyRequest, reply) => {
-    onNotFound(reply)
-    return answerProblem(reply, new Problem('route_not_found', 'Nothing is served at this path.'))
-  })
+  registerNotFound(app, onNotFound)
   app.get('/errors/:code', { schema: { hide: true } }, async (request, reply) => {
     const { code } = request.params as { code: string }
     if (!(ERROR_CODES as string[]).includes(code)) throw new Problem('route_not_found', 'Nothing is served at this path.')
     const page = await readFile(join(PACKAGE_ROOT, 'docs', 'errors', `${code}.md`), 'utf8')
     return reply.type('text/markdown; charset=utf-8').send(page)
+  })
+}
+
+/** Answers what no route is there for. */
+export function registerNotFound(app: FastifyInstance, onNotFound: (reply: FastifyReply) => void): void {
+  app.setNotFoundHandler((_request: FastifyRequest, reply) => {
+    onNotFound(reply)
+    return answerProblem(reply, new Problem('route_not_found', 'Nothing is served at this path.'))
   })
 }
 

@@ -50,6 +50,12 @@ export function answer<T extends TSchema>(description: string, schema: T, header
   return { description, headers: { 'Cache-Control': text('`no-store`'), ...own }, content: { 'application/json': { schema } } }
 }
 
+/** What a route without a body answers when all is well. */
+export function emptyAnswer(description: string, headers: Record<string, string>) {
+  const own = Object.fromEntries(Object.entries(headers).map(([name, about]) => [name, text(about)]))
+  return { description, headers: { 'Cache-Control': text('`no-store`'), ...own }, type: 'null' }
+}
+
 /** `response` of a route: what it answers when all is well, and the problems that it may answer with. */
 export function responses<S extends object>(success: S, ...codes: ErrorCode[]): S {
   const problems = codes.map((code) => {

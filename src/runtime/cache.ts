@@ -12,6 +12,7 @@ import { encodeId, type CredentialKind } from '../key/id.js'
 import type { Token } from '../key/token.js'
 import { validAnswer } from './answer.js'
 import { createDigest, isSameDigest } from './digest.js'
+import type { Identity } from './identity.js'
 import type { CredentialRow, FoundCredential } from './store.js'
 import type { Use } from './usage.js'
 
@@ -30,6 +31,8 @@ export interface CachedKey extends Use {
   readonly revoked_at: number | null
   /** What verify answers while a Mecha key is valid. */
   readonly answer: string
+  /** What authz answers then: made when it is first asked for. */
+  identity: Identity | undefined
   /** Whether the first use has been recorded. */
   used: boolean
   /** Whether nothing has changed since the row was read, as far as the change feed has told. */
@@ -156,7 +159,7 @@ function entryOf(row: CredentialRow, used: boolean, digest: string): CachedKey {
     expires_at: expires_at && expires_at.getTime(),
     revoked_at: revoked_at && revoked_at.getTime(),
     answer: kind === 'mecha' ? validAnswer(row) : '',
-    used, current: true, usedAt: 0, isGathered: false,
+    identity: undefined, used, current: true, usedAt: 0, isGathered: false,
   }
 }
 

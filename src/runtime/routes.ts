@@ -2,9 +2,11 @@
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyReply } from 'fastify'
+import type { Settings } from '../config.js'
 import type { ErrorCode } from '../errors.js'
 import { answer, responses } from '../http/schemas.js'
 import { answerOf } from './answer.js'
+import { authzRoutes } from './authz.js'
 import { decorateCallers, requireGateway } from './callers.js'
 import { changesRoutes, type ChangesParts } from './changes.js'
 import type { Feed } from './feed.js'
@@ -32,6 +34,7 @@ export interface RuntimeParts extends ChangesParts {
   readonly feed: Pick<Feed, 'isFresh' | 'missedSince' | 'confirmedAt'>
   readonly revocation: RevokeTokenParts
   readonly nonces: NonceParts
+  readonly config: Settings
 }
 
 export function runtimePlane(parts: RuntimeParts): FastifyPluginAsyncTypebox {
@@ -44,6 +47,7 @@ export function runtimePlane(parts: RuntimeParts): FastifyPluginAsyncTypebox {
     await app.register(changesRoutes(parts))
     await app.register(revokeTokenRoutes(parts.revocation))
     await app.register(nonceRoutes(parts.nonces))
+    await app.register(authzRoutes({ verifier: parts.verifier, unavailable: parts.config.AUTHZ_UNAVAILABLE }))
   }
 }
 
