@@ -18,7 +18,12 @@ export interface ProxyOptions {
   readonly upstream: string
   /** What the proxy shows mecha-keys; nothing for `AUTHZ_LISTEN`. */
   readonly gatewayCredential?: string
+  /** Whether the upstream is a gateway itself, which the key passes to: `examples/gateway/README.md`. */
+  readonly passesKey?: boolean
 }
+
+/** For nginx, in the place of what keeps the key away from the upstream. */
+export const KEY_TO_THE_GATEWAY = 'proxy_set_header X-Mecha-Key $http_x_mecha_key;'
 
 /** Programs of the system, which Debian keeps where only root looks. */
 const PATH = `${process.env['PATH']}:/usr/sbin`
@@ -28,7 +33,7 @@ export function isInstalled(program: 'nginx' | 'caddy' | 'haproxy'): boolean {
 }
 
 /** Starts nginx with `examples/proxies/nginx.conf`, and resolves to its URL when it listens. It ends with the test. */
-export async function startNginx(t: Pick<Test, 'teardown'>, { authz, upstream, gatewayCredential }: ProxyOptions): Promise<string> {
+export async function startNginx(t: Pick<Test, 'teardown'>, { authz, upstream, gatewayCredential, passesKey }: ProxyOptions): Promise<string> {
   const folder = temporaryFolder(t)
   const port = await freePort()
   const credential = join(folder, 'credential')
@@ -38,6 +43,7 @@ export async function startNginx(t: Pick<Test, 'teardown'>, { authz, upstream, g
     '127.0.0.1:3000': hostOf(upstream),
     'listen 8000;': `listen 127.0.0.1:${port};`,
     '/etc/nginx/mecha-keys.credential': credential,
+    ...(passesKey && { "proxy_set_header X-Mecha-Key '';": KEY_TO_THE_GATEWAY }),
   })
   // As little as nginx needs around it, and nowhere but in this folder.
   const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map((name) => `${name}_temp_path ${folder}/${name};`)
