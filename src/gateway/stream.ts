@@ -13,7 +13,7 @@ import { VerifierUnavailable } from './verdict.js'
 
 export interface StreamParts {
   /** Asks for the stream, from what was told last. */
-  readonly open: (lastEventId: string | undefined, signal: AbortSignal) => Promise<AsyncIterable<Uint8Array>>
+  readonly open: (lastEventId: string | undefined, signal: AbortSignal) => Promise<AsyncIterable<Buffer>>
   /** How long a confirmation holds. */
   readonly maxStalenessMs: number
   /** These keys changed: told at this moment, on the monotonic clock. */
@@ -37,7 +37,9 @@ export class ChangeStream {
   /** The database's clock, less this process's monotonic one. */
   #clockOffset: number | undefined
   #lastEventId: string | undefined
-  readonly #stop = new AbortController()
+  #isStopped = false
+  /** Ends what is waited for at the moment. */
+  #interrupt = new AbortController()
   #running: Promise<void> | undefined
 
   constructor(private readonly parts: StreamParts) {}
@@ -47,7 +49,8 @@ export class ChangeStream {
   }
 
   async stop(): Promise<void> {
-    this.#stop.abort()
+    this.#isStopped = true
+    this.#interrupt.abort()
     await this.#running
   }
 
@@ -67,12 +70,11 @@ export class ChangeStream {
   }
 
   async #run(): Promise<void> {
-    const stopped = this.#stop.signal
-    for (let failures = 0; !stopped.aborted; ) {
+    for (let failures = 0; !this.#isStopped; ) {
       try {
         await this.#follow(() => (failures = 0))
       } catch (error) {
-        if (failures++ === 0 && !stopped.aborted) this.parts.onLost(error)
+        if (failures++ === 0 && !this.#isStopped) this.parts.onLost(error)
       }
       await this.#pause(failures)
     }
@@ -80,15 +82,14 @@ export class ChangeStream {
 
   /** Follows one stream to its end. */
   async #follow(onConfirmed: () => void): Promise<void> {
-    const end = new AbortController()
-    const signal = AbortSignal.any([end.signal, this.#stop.signal])
+    const end = (this.#interrupt = new AbortController())
     let isOld = false
     const old = setTimeout(() => ((isOld = true), end.abort()), LIFE_MS).unref()
     // In half of the bound, so that there is time to have another one before anything is refused.
     const silent = setTimeout(() => end.abort(new VerifierUnavailable('service_unreachable', 'the stream of changes is silent')), this.parts.maxStalenessMs / 2).unref()
     const openedAt = performance.now()
     try {
-      const chunks = await this.parts.open(this.#lastEventId, signal)
+      const chunks = await this.parts.open(this.#lastEventId, end.signal)
       const decoder = new TextDecoder()
       const parser = createParser({
         maxBufferSize: MAX_MESSAGE,
@@ -135,9 +136,11 @@ export class ChangeStream {
   }
 
   async #pause(failures: number): Promise<void> {
+    if (this.#isStopped) return
+    this.#interrupt = new AbortController()
     const longest = Math.min(50 * 2 ** failures, MAX_PAUSE_MS, this.parts.maxStalenessMs / 4)
     // Not all gateways at once, when a replica ends that had them all.
-    await sleep(longest * (0.5 + Math.random() / 2), undefined, { signal: this.#stop.signal, ref: false }).catch(() => {})
+    await sleep(longest * (0.5 + Math.random() / 2), undefined, { signal: this.#interrupt.signal, ref: false }).catch(() => {})
   }
 }
 

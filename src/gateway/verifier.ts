@@ -6,6 +6,7 @@
  * and {@link VerifierUnavailable} says so.
  */
 
+import type { Agent } from 'node:http'
 import { HeldKeys } from './held.js'
 import { Service } from './service.js'
 import { createSignedVerifier, type SignedRequestParts, type SignedVerdict } from './signed.js'
@@ -32,8 +33,8 @@ export interface VerifierOptions {
   readonly clockToleranceMs?: number
   /** Called when the stream of changes is lost or refused, once until it is there again. For a log: there is no key in it. */
   readonly onStreamLost?: (error: unknown) => void
-  /** In place of the global `fetch`: for certificates or a proxy of your own. */
-  readonly fetch?: typeof fetch
+  /** For certificates or a proxy of your own; it has to keep connections. One of the verifier's own without it. */
+  readonly agent?: Agent
 }
 
 export interface Verifier {
@@ -76,8 +77,8 @@ const SCHEME = 'secret-token:'
 
 /** @throws TypeError when an option is wrong */
 export function createVerifier(options: VerifierOptions): Verifier {
-  const { url, credential, maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent, maxWaiting, clockToleranceMs, onStreamLost, fetch } = checked(options)
-  const service = new Service({ url, credential, timeoutMs, maxConcurrent, maxWaiting, fetch })
+  const { url, credential, maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent, maxWaiting, clockToleranceMs, onStreamLost, agent } = checked(options)
+  const service = new Service({ url, credential, timeoutMs, maxConcurrent, maxWaiting, ...(agent && { agent }) })
   const held = new HeldKeys(cacheMaxKeys)
   /** Keys that are asked about, by digest: who wants the same joins, unless a change was told meanwhile. */
   const asking = new Map<string, Promise<Verdict>>()
@@ -133,7 +134,9 @@ export function createVerifier(options: VerifierOptions): Verifier {
   async function ask(key: string): Promise<Verdict> {
     for (let attempt = 1; ; attempt++) {
       const askedAt = performance.now()
-      const { verdict, ageMs } = await service.verify(key)
+      const { verdict, ageMs } = await service.verify(key).catch((error: unknown) => {
+        throw isClosed ? closed() : error
+      })
       if (isClosed) throw closed()
       if (!verdict.valid) return verdict
       // A change was told while the answer was on its way: it may be from before.
@@ -158,6 +161,7 @@ export function createVerifier(options: VerifierOptions): Verifier {
     watches.end({ reason: 'closed', leftMs: 0 })
     held.dropAll(Infinity)
     await stream.stop()
+    service.close()
   }
 
   return { verify, verifySigned, watch, isFresh: () => stream.isFresh(), close }
@@ -172,7 +176,7 @@ function checked(options: VerifierOptions) {
     if (!Number.isSafeInteger(value) || value < 1) throw new TypeError(`${name} must be a whole number of 1 or more`)
   if (!Number.isSafeInteger(maxWaiting) || maxWaiting < 0) throw new TypeError('maxWaiting must be a whole number of 0 or more')
   if (clockToleranceMs > MAX_TOLERANCE_MS) throw new TypeError(`clockToleranceMs may be ${MAX_TOLERANCE_MS} at most`)
-  return { ...options, clockToleranceMs, maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent, maxWaiting, fetch: options.fetch ?? globalThis.fetch }
+  return { ...options, clockToleranceMs, maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent, maxWaiting }
 }
 
 function closed(): VerifierUnavailable {

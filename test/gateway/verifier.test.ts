@@ -3,7 +3,7 @@
 import t from 'tap'
 import { createVerifier, VerifierUnavailable } from '../../src/gateway/index.js'
 import { eventually } from '../helpers/eventually.js'
-import { held, isFromMemory, outcome, serve, splitFetch, verifierFor } from '../helpers/gateway.js'
+import { held, isFromMemory, outcome, serve, split, verifierFor } from '../helpers/gateway.js'
 import { layWire } from '../helpers/wire.js'
 
 t.test('a verifier says what the service says, when it asks and when it remembers', async (t) => {
@@ -46,14 +46,14 @@ t.test('a key that looks like one that is held is not taken for it', async (t) =
 
 t.test('many who ask about one key at once are one request, whatever they demand', async (t) => {
   const served = await serve(t)
-  const split = splitFetch(served.url, served.url)
-  const verifier = verifierFor(t, served, { fetch: split.fetch })
+  const proxy = await split(t, served.url, served.url)
+  const verifier = verifierFor(t, { ...served, url: proxy.url })
   const { plaintext_key: key } = await served.service.issue()
   await held(verifier, (await served.service.issue()).plaintext_key)
-  const before = split.counts.verify
+  const before = proxy.counts.verify
   const verdicts = await Promise.all([{}, { mecha: 'sales^acmecorp' }, { mecha: 'boss^acmecorp' }, { scopes: ['x'] }].map((demand) => verifier.verify(key, demand)))
   t.match(verdicts, [{ valid: true }, { valid: true }, { code: 'mecha_mismatch' }, { code: 'insufficient_scope' }])
-  t.equal(split.counts.verify - before, 1)
+  t.equal(proxy.counts.verify - before, 1)
 })
 
 t.test('as many keys are held as may be, and the one not asked for longest goes first', async (t) => {
@@ -73,18 +73,17 @@ t.test('as many keys are held as may be, and the one not asked for longest goes 
 t.test('no more than allowed are under way, no more than allowed wait, and none waits longer than it may', async (t) => {
   const served = await serve(t)
   const wire = await layWire(t, served.url)
-  const through = wire.through(served.url).replace(/\/$/, '')
-  const split = splitFetch(through, served.url)
-  const verifier = verifierFor(t, served, { fetch: split.fetch, maxConcurrent: 2, maxWaiting: 3, timeoutMs: 500 })
+  const proxy = await split(t, wire.through(served.url), served.url)
+  const verifier = verifierFor(t, { ...served, url: proxy.url }, { maxConcurrent: 2, maxWaiting: 3, timeoutMs: 500 })
   const keys: string[] = []
   for (let i = 0; i < 7; i++) keys.push((await served.service.issue()).plaintext_key)
   await verifier.verify(keys[6]!)
-  const before = split.counts.verify
+  const before = proxy.counts.verify
   const isHeld = wire.hold()
   const outcomes = keys.slice(0, 6).map((key) => outcome(verifier, key))
   t.equal(await outcomes[5], 'overloaded', 'one too many, and it need not wait to be told')
   await isHeld
-  t.equal(split.counts.verify - before, 2)
+  t.equal(proxy.counts.verify - before, 2)
   t.same(await Promise.all(outcomes), [...Array<string>(5).fill('service_unreachable'), 'overloaded'])
   wire.release()
   await eventually(async () => (await outcome(verifier, keys[0]!)) === 'valid')
@@ -151,5 +150,6 @@ t.test('a key that comes to its end is not answered from memory, by the database
   Date.now = () => now() - 86_400_000
   await eventually(async () => (await outcome(verifier, plaintext_key)) !== 'valid')
   t.equal(await outcome(verifier, plaintext_key), 'expired')
+  Date.now = now
   t.same(await service.verify(plaintext_key), { valid: false, code: 'expired' }, 'and not before the service says so')
 })

@@ -1,5 +1,8 @@
 /** The gateway SDK in front of a real service. */
 
+import { once } from 'node:events'
+import { createServer, request } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import type { Test } from 'tap'
 import { createVerifier, type Verdict, type Verifier, type VerifierOptions } from '../../src/gateway/index.js'
 import type { TestDatabase } from './database.js'
@@ -35,16 +38,31 @@ export function verifierFor(t: Test, { url, credential }: Pick<Served, 'url' | '
   return verifier
 }
 
-/** A `fetch` that sends verifies to one address and everything else to another, and counts both. */
-export function splitFetch(verifyUrl: string, otherUrl: string) {
+export interface Split {
+  readonly url: string
+  /** What has come through so far. */
+  readonly counts: { verify: number; other: number }
+}
+
+/** A proxy that leads verifies to one address and everything else to another, as a balancer in front of two replicas may. */
+export async function split(t: Pick<Test, 'teardown'>, verifyUrl: string, otherUrl: string): Promise<Split> {
   const counts = { verify: 0, other: 0 }
-  const split: typeof fetch = (input, init) => {
-    const { pathname } = new URL(String(input as string))
-    const isVerify = pathname === '/v1/verify'
+  const proxy = createServer((incoming, answer) => {
+    const isVerify = incoming.url === '/v1/verify'
     counts[isVerify ? 'verify' : 'other']++
-    return fetch((isVerify ? verifyUrl : otherUrl) + pathname, init)
-  }
-  return { fetch: split, counts }
+    const to = new URL(isVerify ? verifyUrl : otherUrl)
+    const outgoing = request({ host: to.hostname, port: to.port, path: incoming.url, method: incoming.method, headers: incoming.headers }, (answered) => {
+      answer.writeHead(answered.statusCode!, answered.headers)
+      answered.on('error', () => answer.destroy())
+      answered.pipe(answer)
+    })
+    outgoing.on('error', () => answer.destroy())
+    answer.on('close', () => outgoing.destroy())
+    incoming.pipe(outgoing)
+  }).listen(0, '127.0.0.1')
+  await once(proxy, 'listening')
+  t.teardown(() => (proxy.closeAllConnections(), proxy.close()))
+  return { url: `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`, counts }
 }
 
 /** Resolves when the verifier answers for a key from memory. */
@@ -57,6 +75,14 @@ export async function isFromMemory(verifier: Verifier, key: string): Promise<boo
   const verdict = verifier.verify(key)
   if (!(verdict instanceof Promise)) return true
   await verdict.catch(() => {})
+  return false
+}
+
+/** The same without waiting for what is asked. */
+export function isHeld(verifier: Verifier, key: string): boolean {
+  const verdict = verifier.verify(key)
+  if (!(verdict instanceof Promise)) return true
+  verdict.catch(() => {})
   return false
 }
 
