@@ -43,6 +43,7 @@ import { runtimePlane } from './runtime/routes.js'
 import * as runtimeSchemas from './runtime/schemas.js'
 import { createSender } from './runtime/send.js'
 import { findCredentials, recordLastUse } from './runtime/store.js'
+import { ChangeStreams } from './runtime/streams.js'
 import { UsageRecorder } from './runtime/usage.js'
 import { createVerifier, type Verifier } from './runtime/verifier.js'
 
@@ -95,6 +96,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   const checks: Record<string, ReadinessCheck> = {}
   let authz: FastifyInstance | undefined
   let draining = false
+  const onDraining: (() => void)[] = []
 
   for (const schema of [ProblemSchema, OAuthErrorSchema, KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
   app.setValidatorCompiler(schemaCompiler())
@@ -104,6 +106,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   const addMethodNotAllowed = collectMethods(app)
   registerProblems(app, metrics.recordUnknownRoute)
   registerRequestLog(app)
+  endUnusedConnections(app)
 
   if (config.PLANES !== 'runtime') {
     const db = openPlane('control', requireDatabase(config, 'DATABASE_URL'))
@@ -125,19 +128,28 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     app.addHook('onClose', () => usage.stop())
     const cache = new KeyCache(config.CACHE_MAX_KEYS)
     const oauth = oauthOf(db)
-    const feed = followChanges([cache, oauth.places, oauth.statusList])
+    const { feed, streams } = followChanges([cache, oauth.places, oauth.statusList])
     const reader = new CredentialReader({ read: (ids) => findCredentials(db, ids), statements: COLD_STATEMENTS, limit: config.QUEUE_SIZE })
     metrics.watch('mecha_keys_cached_keys', 'Keys held in memory', () => cache.size)
     metrics.watch('mecha_keys_reads_waiting', 'Keys that wait for the database', () => reader.pending)
     metrics.watch('mecha_keys_feed_fresh', '1 while the change feed vouches for what is held in memory', () => (feed.isFresh() ? 1 : 0))
     const verifier = createVerifier({ db, roots, hasher, reader, cache, feed, usage, metrics, log: app.log })
-    await app.register(runtimePlane({ verifier, oauth: { ...oauth, verifier }, config }))
+    metrics.watch('mecha_keys_change_streams', 'Streams of changes to gateways', () => streams.size)
+    const revocation = { db, verifier, cache, perMinute: config.REVOKE_TOKEN_RATE }
+    const nonces = { db, verifier, queueSize: config.QUEUE_SIZE }
+    await app.register(runtimePlane({ verifier, feed, streams, revocation, nonces, oauth: { ...oauth, verifier }, config }))
+    onDraining.push(() => streams.end())
     if (config.AUTHZ_LISTEN) authz = await openDoor(verifier)
   }
   registerHealth(app, { checks, isDraining: () => draining, onReadiness: (ready) => metrics.ready.set(ready ? 1 : 0) })
   addMethodNotAllowed()
   await app.ready()
-  return { app, authz, startDraining: () => void (draining = true) }
+  return { app, authz, startDraining }
+
+  function startDraining(): void {
+    draining = true
+    for (const drain of onDraining) drain()
+  }
 
   /** What signs, and what tells of the end of what was signed. */
   function oauthOf(db: Kysely<Database>): Omit<OAuthParts, 'verifier'> {
@@ -148,23 +160,35 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     return { keyring, statusList, places, issuer, ttlSeconds: config.TOKEN_TTL }
   }
 
-  /** The feed that keeps true what is held in memory, on a connection of its own. */
-  function followChanges(held: readonly Pick<KeyCache, 'outdate' | 'outdateAll'>[]): Feed {
+  /** The feed that keeps true what is held in memory, on a connection of its own, and passes on to gateways what is theirs. */
+  function followChanges(held: readonly Pick<KeyCache, 'outdate' | 'outdateAll'>[]): { feed: Feed; streams: ChangeStreams } {
     const staleness = config.REVOCATION_MAX_STALENESS * 1000
+    const pollMs = Math.min(1000, staleness / 4)
     const feed = new Feed({
       url: requireDatabase(config, 'DATABASE_DIRECT_URL', 'RUNTIME_DATABASE_URL', 'DATABASE_URL'),
       replicaId: randomUUID(),
-      pollMs: Math.min(1000, staleness / 4),
+      pollMs,
       timeoutMs: Math.min(config.DATABASE_TIMEOUT * 1000, staleness),
       maxStalenessMs: staleness,
       retentionMs: FEED_RETENTION_MS,
-      onChanges: (ids) => held.forEach((one) => one.outdate(ids)),
-      onReset: () => held.forEach((one) => one.outdateAll()),
+      onChanges(changes) {
+        const ids = changes.map(({ id }) => id)
+        held.forEach((one) => one.outdate(ids))
+        streams.changed(changes)
+      },
+      onReset() {
+        held.forEach((one) => one.outdateAll())
+        streams.closeAll()
+      },
+      onConfirmed: () => streams.confirmed(),
       log: app.log,
     })
+    const streams = new ChangeStreams({ feed, max: config.CHANGE_STREAMS_MAX, heartbeatMs: pollMs })
     app.addHook('onReady', async () => feed.start())
+    // Before the server waits for what is under way: a stream ends when it is told to.
+    app.addHook('preClose', async () => streams.end())
     app.addHook('onClose', () => feed.stop())
-    return feed
+    return { feed, streams }
   }
 
   /** `/v1/authz` on a server of its own, which asks nobody who they are: the address decides who may ask. */
@@ -176,7 +200,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     registerNotFound(door, metrics.recordUnknownRoute)
     registerRequestLog(door)
     decorateCallers(door)
-    const gateway = { id: 'AUTHZ_LISTEN', org_id: config.AUTHZ_ORG ?? null }
+    const gateway = { id: 'AUTHZ_LISTEN', org_id: config.AUTHZ_ORG ?? null, expires_at: null }
     await door.register(authzRoutes({ verifier, send: createSender(), unavailable: config.AUTHZ_UNAVAILABLE, gateway }))
     await door.ready()
     // Both stop to listen at the same time; what the door still answers needs the database as much as the rest does.
@@ -264,6 +288,21 @@ function registerRequestLog(app: FastifyInstance): void {
     const ms = Math.round(reply.elapsedTime * 100) / 100
     app.log.info({ request_id: request.id, req: request, status: reply.statusCode, ms }, 'request')
     done()
+  })
+}
+
+/**
+ * Ends connections that nothing was ever asked on when the server closes. Clients open them to have one more, and Node.js
+ * does not count them as idle: it would wait for their request.
+ */
+function endUnusedConnections(app: FastifyInstance): void {
+  const open = new Set<Socket>()
+  app.server.on('connection', (socket: Socket) => {
+    open.add(socket)
+    socket.once('close', () => open.delete(socket))
+  })
+  app.addHook('preClose', async () => {
+    for (const socket of open) if (socket.bytesRead === 0) socket.destroy()
   })
 }
 

@@ -8,6 +8,8 @@ export interface Gateway {
   readonly id: string
   /** The organization whose keys it may verify, or `null` for all. */
   readonly org_id: string | null
+  /** In milliseconds. */
+  readonly expires_at: number | null
 }
 
 /** What a 401 of the runtime plane begins with (RFC 6750, section 3). */

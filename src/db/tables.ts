@@ -83,6 +83,12 @@ export interface TokenStatusTable {
   key_id: string | null
 }
 
+export interface NoncesTable {
+  key_id: string
+  digest: Buffer
+  expires_at: Date
+}
+
 export interface Database {
   mechas: MechasTable
   keys: KeysTable
@@ -91,6 +97,7 @@ export interface Database {
   events: EventsTable
   signing_keys: SigningKeysTable
   token_status: TokenStatusTable
+  nonces: NoncesTable
 }
 
 export type KeyRow = Selectable<KeysTable>

@@ -42,7 +42,7 @@ export const nullableText = (description: string) => nullable(Type.String(), des
 const text = (description: string) => ({ type: 'string', description })
 const CHALLENGE = { 'WWW-Authenticate': text('What is wrong with the credential, as RFC 6750 has it') }
 const RETRY = { 'Retry-After': text('Seconds after which to try again, where trying again can help') }
-const HEADERS_OF_PROBLEMS: Record<number, object> = { 401: CHALLENGE, 403: CHALLENGE, 503: RETRY }
+const HEADERS_OF_PROBLEMS: Record<number, object> = { 401: CHALLENGE, 403: CHALLENGE, 429: RETRY, 503: RETRY }
 
 /** What a route answers when all is well. */
 export function answer<T extends TSchema>(description: string, schema: T, headers: Record<string, string> = {}) {

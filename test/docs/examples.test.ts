@@ -19,6 +19,7 @@ t.test('every example of the contract is answered as the contract says', async (
       conforms(t, answer, status)
       if (operation.operationId === 'verifyKey') t.match(answer.body, { valid: false }, 'the example key was never issued')
       if (operation.operationId === 'introspectToken') t.same(answer.body, { active: false }, 'and neither here')
+      if (operation.operationId === 'verifyKeys') t.match(answer.body, { results: [{ valid: false }, { valid: false }] }, 'nor were these')
     })
 
     if (operation.security.length === 0) continue
@@ -53,6 +54,9 @@ t.test('verify of a valid key, and pages that hold something, are as the contrac
   }
   asDocumented('/v1/verify', 'post', verdict)
   asDocumented('/v1/introspect', 'post', await introspect(service, await service.gateway(), plaintext_key))
+  const batch = await service.call('POST', '/v1/verify/batch', { token: await service.gateway(), body: { keys: [{ key: plaintext_key }, { key: 'x' }] } })
+  t.match(batch.body, { results: [{ valid: true }, { valid: false }] })
+  asDocumented('/v1/verify/batch', 'post', batch.body)
   await service.call('POST', `/v1/keys/${key.id}/rotate`, { token })
   await service.call('POST', `/v1/keys/${key.id}/revoke`, { token, body: { reason: 'x' } })
   for (const [path, list] of [['/v1/keys', 'keys'], ['/v1/gateways', 'gateways'], ['/v1/events', 'events']] as const) {
@@ -77,12 +81,13 @@ async function send(service: Service, { method, path, operation }: Entry, creden
   return service.call(method as 'GET', query ? `${url}?${query}` : url, options)
 }
 
-/** The example, as JSON or as a form; with a key that is good where nothing is answered but for one. */
+/** The example, as JSON or as a form; with a key and a time that are good where nothing is answered but for one. */
 async function exampleBody(service: Service, { operationId, requestBody }: Entry['operation']): Promise<{ body?: unknown; headers?: Record<string, string> }> {
   const form = requestBody?.content['application/x-www-form-urlencoded']?.example as Record<string, string> | undefined
   if (!form) {
-    const body = requestBody?.content['application/json']?.example
-    return body === undefined ? {} : { body }
+    const body = requestBody?.content['application/json']?.example as object | undefined
+    const good = operationId === 'takeNonce' && { key_id: (await service.issue()).key.id, expires_at: new Date(Date.now() + 60_000).toISOString() }
+    return body ? { body: { ...body, ...good } } : {}
   }
   const good = operationId === 'exchangeKey' && { subject_token: (await service.issue({ scopes: ['orders:read'] })).plaintext_key }
   return { body: new URLSearchParams({ ...form, ...good }).toString(), headers: { 'content-type': 'application/x-www-form-urlencoded' } }

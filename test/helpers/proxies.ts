@@ -20,9 +20,14 @@ export interface ProxyOptions {
   readonly gatewayCredential?: string
   /** What is asked for beside a good key: `scope=orders:read`. */
   readonly demand?: string
+  /** For nginx: whether the upstream is a gateway itself, which the key passes to (`examples/gateway/README.md`). */
+  readonly passesKey?: boolean
 }
 
 type Parent = Pick<Test, 'teardown'>
+
+/** For nginx, in the place of what keeps the key away from the upstream. */
+export const KEY_TO_THE_GATEWAY = 'proxy_set_header X-Mecha-Key $http_x_mecha_key;'
 
 /** Programs of the system, which Debian keeps where only root looks. */
 const PATH = `${process.env['PATH']}:/usr/sbin`
@@ -32,7 +37,7 @@ export function isInstalled(program: 'nginx' | 'caddy' | 'haproxy' | 'envoy'): b
 }
 
 /** Starts nginx with `examples/proxies/nginx.conf`, and resolves to its URL when it listens. It ends with the test. */
-export async function startNginx(t: Parent, { authz, upstream, gatewayCredential, demand }: ProxyOptions): Promise<string> {
+export async function startNginx(t: Parent, { authz, upstream, gatewayCredential, demand, passesKey }: ProxyOptions): Promise<string> {
   const folder = temporaryFolder(t)
   const port = await freePort()
   const credential = join(folder, 'credential')
@@ -43,6 +48,7 @@ export async function startNginx(t: Parent, { authz, upstream, gatewayCredential
     'listen 8000;': `listen 127.0.0.1:${port};`,
     '/etc/nginx/mecha-keys.credential': credential,
     ...(demand && { '/v1/authz;': `/v1/authz?${demand};` }),
+    ...(passesKey && { "proxy_set_header X-Mecha-Key '';": KEY_TO_THE_GATEWAY }),
   })
   // As little as nginx needs around it, and nowhere but in this folder.
   const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map((name) => `${name}_temp_path ${folder}/${name};`)

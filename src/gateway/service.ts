@@ -1,0 +1,211 @@
+/** The service over HTTP: asked by so many at once and no more, with an end to every wait. */
+
+import { Agent as HttpAgent, request as requestHttp, type IncomingHttpHeaders, type IncomingMessage } from 'node:http'
+import { Agent as HttpsAgent, request as requestHttps } from 'node:https'
+import { VerifierUnavailable, type Verdict } from './verdict.js'
+
+export interface ServiceOptions {
+  readonly url: string
+  readonly credential: string
+  /** Longest that anything asked here may take, in milliseconds, the wait for its turn included. */
+  readonly timeoutMs: number
+  /** Most requests under way at once. */
+  readonly maxConcurrent: number
+  /** Most that wait for their turn. */
+  readonly maxWaiting: number
+  readonly agent?: HttpAgent
+}
+
+/** A verdict, and how old what it rests on was when it was given. */
+export interface Answer {
+  readonly verdict: Verdict
+  /** In milliseconds; `Infinity` where the service does not say. */
+  readonly ageMs: number
+}
+
+interface Response {
+  readonly status: number
+  readonly headers: IncomingHttpHeaders
+  /** JSON that was parsed; `undefined` where it is none. */
+  readonly body: unknown
+}
+
+/** Longer than any answer. */
+const MAX_ANSWER_BYTES = 256 * 1024
+
+export class Service {
+  readonly #base: string
+  readonly #agent: HttpAgent
+  #running = 0
+  readonly #waiting = new Set<() => void>()
+
+  constructor(private readonly options: ServiceOptions) {
+    this.#base = options.url.replace(/\/+$/, '')
+    this.#agent = options.agent ?? (this.#base.startsWith('https:') ? new HttpsAgent({ keepAlive: true }) : new HttpAgent({ keepAlive: true }))
+  }
+
+  /**
+   * Asks about a key.
+   *
+   * @throws VerifierUnavailable when there is no answer that could be trusted
+   */
+  async verify(key: string): Promise<Answer> {
+    const { status, headers, body } = await this.#post('/v1/verify', { key }, { prefer: 'freshness' }, 2)
+    if (status !== 200 || !isVerdict(body)) throw refusal(status, body)
+    const age = String(headers['x-feed-age'])
+    return { verdict: body, ageMs: /^\d+$/.test(age) ? Number(age) : Infinity }
+  }
+
+  /**
+   * Notes that a nonce has been used with a key.
+   *
+   * @returns `false` when it had been used before, with any gateway
+   * @throws VerifierUnavailable when the service cannot say
+   */
+  async useNonce(keyId: string, nonce: string, expiresAt: Date): Promise<boolean> {
+    const { status, body } = await this.#post('/v1/nonces', { key_id: keyId, nonce, expires_at: expiresAt.toISOString() }, {}, 1)
+    if (status === 201) return true
+    if (status === 409 && codeOf(body) === 'nonce_reused') return false
+    throw refusal(status, body)
+  }
+
+  /**
+   * Opens the stream of changes.
+   *
+   * @param signal ends it, and what is waited for
+   * @throws VerifierUnavailable when it cannot be had
+   */
+  async follow(lastEventId: string | undefined, signal: AbortSignal): Promise<AsyncIterable<Buffer>> {
+    const headers = { accept: 'text/event-stream', ...(lastEventId !== undefined && { 'last-event-id': lastEventId }) }
+    const response = await this.#send('GET', '/v1/changes', headers, undefined, signal)
+    if (response.statusCode !== 200) throw refusal(response.statusCode!, await readJson(response))
+    if (response.headers['content-type']?.startsWith('text/event-stream')) return response
+    response.destroy()
+    throw refusal(200, undefined)
+  }
+
+  /** Ends what is under way, and connections that are kept. */
+  close(): void {
+    if (!this.options.agent) this.#agent.destroy()
+  }
+
+  /** @param attempts more than one for what may be asked twice: a connection that was kept can have been closed meanwhile */
+  async #post(path: string, body: object, headers: Record<string, string>, attempts: number): Promise<Response> {
+    const { timeoutMs } = this.options
+    const sentAt = performance.now()
+    const end = new AbortController()
+    const timer = setTimeout(() => {
+      end.abort(new Error('it took too long'))
+      this.#dropIdle()
+    }, timeoutMs)
+    await this.#turn(end.signal).catch((error: unknown) => {
+      clearTimeout(timer)
+      throw error
+    })
+    try {
+      for (let attempt = 1; ; attempt++) {
+        try {
+          const response = await this.#send('POST', path, { 'content-type': 'application/json', ...headers }, JSON.stringify(body), end.signal)
+          const answered = await readJson(response)
+          // The clock and not the timer: a process that was stopped meanwhile may find answer and timer at once.
+          if (performance.now() - sentAt > timeoutMs) throw new Error('it took too long')
+          return { status: response.statusCode!, headers: response.headers, body: answered }
+        } catch (error) {
+          if (attempt >= attempts || end.signal.aborted) throw unreachable(error)
+        }
+      }
+    } finally {
+      clearTimeout(timer)
+      this.#running--
+      const [next] = this.#waiting
+      next?.()
+    }
+  }
+
+  /** Sends a request, and resolves to its response when that begins. Not `fetch`, whose signal can be collected as garbage. */
+  #send(method: string, path: string, headers: Record<string, string>, body: string | undefined, signal: AbortSignal): Promise<IncomingMessage> {
+    const send = this.#base.startsWith('https:') ? requestHttps : requestHttp
+    return new Promise((resolve, reject) => {
+      const fail = (error: unknown) => reject(unreachable(error))
+      if (signal.aborted) return fail(signal.reason)
+      const request = send(this.#base + path, {
+        method,
+        agent: this.#agent,
+        headers: { authorization: `Bearer ${this.options.credential}`, ...headers, ...(body !== undefined && { 'content-length': Buffer.byteLength(body) }) },
+      })
+      const abort = () => request.destroy(signal.reason as Error)
+      signal.addEventListener('abort', abort)
+      request.on('error', fail).on('response', resolve).on('close', () => signal.removeEventListener('abort', abort))
+      request.end(body)
+    })
+  }
+
+  /** Connections that wait to be used again: where one of them has died without a word, the others may have too. */
+  #dropIdle(): void {
+    if (!this.options.agent) for (const socket of Object.values(this.#agent.freeSockets).flat()) socket?.destroy()
+  }
+
+  /** Resolves when fewer than the most are under way. */
+  async #turn(signal: AbortSignal): Promise<void> {
+    const { maxConcurrent, maxWaiting } = this.options
+    if (this.#running < maxConcurrent) return void this.#running++
+    if (this.#waiting.size >= maxWaiting) throw new VerifierUnavailable('overloaded', 'too many keys wait for the service')
+    return new Promise<void>((resolve, reject) => {
+      const leave = () => {
+        this.#waiting.delete(go)
+        reject(unreachable(signal.reason))
+      }
+      const go = () => {
+        this.#waiting.delete(go)
+        signal.removeEventListener('abort', leave)
+        // Taken here and not when the promise is looked at: nobody may come in between.
+        this.#running++
+        resolve()
+      }
+      this.#waiting.add(go)
+      signal.addEventListener('abort', leave)
+    })
+  }
+}
+
+async function readJson(response: IncomingMessage): Promise<unknown> {
+  let text = ''
+  for await (const chunk of response.setEncoding('utf8') as AsyncIterable<string>) {
+    text += chunk
+    if (text.length > MAX_ANSWER_BYTES) throw new Error('the answer is too long')
+  }
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined
+  }
+}
+
+function isVerdict(body: unknown): body is Verdict {
+  const verdict = body as Partial<Record<string, unknown>> | null | undefined
+  if (verdict?.['valid'] === false) return typeof verdict['code'] === 'string'
+  const mecha = verdict?.['mecha'] as Partial<Record<string, unknown>> | null | undefined
+  return (
+    verdict?.['valid'] === true && typeof verdict['key_id'] === 'string' && typeof mecha?.['handle'] === 'string' &&
+    typeof verdict['org_id'] === 'string' && Array.isArray(verdict['scopes']) && isTimeOrNull(verdict['expires_at'])
+  )
+}
+
+function isTimeOrNull(value: unknown): boolean {
+  return value === null || (typeof value === 'string' && !Number.isNaN(Date.parse(value)))
+}
+
+function codeOf(body: unknown): string | undefined {
+  const code = (body as { code?: unknown } | null | undefined)?.code
+  return typeof code === 'string' ? code : undefined
+}
+
+function unreachable(cause: unknown): VerifierUnavailable {
+  return cause instanceof VerifierUnavailable ? cause : new VerifierUnavailable('service_unreachable', 'the service does not answer', { cause })
+}
+
+function refusal(status: number, body: unknown): VerifierUnavailable {
+  if (status === 401) return new VerifierUnavailable('credential_refused', "the service does not take this gateway's credential")
+  const code = codeOf(body)
+  return new VerifierUnavailable('service_unavailable', `the service answered ${status}${code ? ` (${code})` : ''}`)
+}

@@ -1,0 +1,68 @@
+/** `GET /v1/changes`: what a gateway needs to drop a key that it holds, and to know when it may no longer rely on one. */
+
+import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { authenticateGateway } from '../auth/gateways.js'
+import { overloaded, Problem } from '../errors.js'
+import { responses } from '../http/schemas.js'
+import { requireGateway } from './callers.js'
+import type { Feed } from './feed.js'
+import type { ChangeStreams } from './streams.js'
+import type { Verifier } from './verifier.js'
+
+export interface ChangesParts {
+  readonly verifier: Verifier
+  readonly feed: Pick<Feed, 'isFresh' | 'missedSince'>
+  readonly streams: ChangeStreams
+}
+
+const DESCRIPTION = [
+  'Server-sent events, for as long as the gateway listens. Three kinds:',
+  '`reset` `{}`: any key may have changed. The first event of a stream, unless `Last-Event-ID` says where to go on and that can be done to the letter.',
+  '`changed` `{"key_ids": ["key_…"]}`: these keys of the organization were revoked, disabled or changed in any other way. Drop what is held of them.',
+  '`confirmed` `{"confirmed_ms": 1200, "database_time": "…"}`, every second or more often: everything that was committed up to `confirmed_ms` milliseconds after the stream was opened has been told, and `database_time` was the time then, by which keys expire. Count from when the stream was **asked for** and not from when this arrived, so that nothing that waits on the way looks younger than it is; do not rely on what is held for longer than the bound after that moment.',
+  'A replica that has lost the feed itself confirms nothing, and ends its streams. A stream also ends when its gateway is revoked or does not read: come back with `Last-Event-ID`, with any replica.',
+].join('\n\n')
+
+/** How often a credential that changes meanwhile is asked about again. */
+const ATTEMPTS = 3
+
+export function changesRoutes({ verifier, feed, streams }: ChangesParts): FastifyPluginAsyncTypebox {
+  return async (app) => {
+    requireGateway(app, verifier)
+    app.get(
+      '/v1/changes',
+      {
+        exposeHeadRoute: false,
+        schema: {
+          tags: ['runtime'],
+          operationId: 'followChanges',
+          summary: 'Which keys have changed, as it happens',
+          description: DESCRIPTION,
+          security: [{ gateway: [] }],
+          headers: Type.Object({ 'last-event-id': Type.Optional(Type.String({ maxLength: 2048, description: '`id` of the last event that was taken in' })) }),
+          response: responses(
+            { 200: { description: 'The stream', headers: { 'Cache-Control': { type: 'string', description: '`no-store`' } }, content: { 'text/event-stream': { schema: Type.String() } } } },
+            'invalid_request', 'unauthenticated', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
+          ),
+        },
+      },
+      async (request, reply) => {
+        if (!feed.isFresh()) throw new Problem('feed_stale', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
+        const position = request.headers['last-event-id']
+        const leave = streams.admit(request.gateway)
+        try {
+          for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+            const missed = position === undefined ? undefined : await feed.missedSince(position)
+            // It may have been revoked since it was let in. Nothing may come between this look and the opening.
+            const gateway = authenticateGateway(request.headers.authorization, (credential) => verifier.verifyGateway(credential, reply))
+            if (!(gateway instanceof Promise)) return void streams.open(gateway, reply.hijack().raw, { 'x-request-id': request.id }, missed)
+            await gateway
+          }
+          throw overloaded()
+        } finally {
+          leave()
+        }
+      },
+    )
+  }
+}

@@ -1,0 +1,169 @@
+/**
+ * Streams of changes to gateways: the feed, as far as it is theirs to know. A gateway learns the public ids of keys of its
+ * own organization that changed, and up to which moment it has been told everything.
+ *
+ * Nothing is kept for a gateway that does not read: its stream is ended, and goes on where it ended when it comes back.
+ */
+
+import type { ServerResponse } from 'node:http'
+import type { Gateway } from '../auth/gateways.js'
+import { overloaded } from '../errors.js'
+import { publicId } from '../key/id.js'
+import type { Change, Feed } from './feed.js'
+
+export interface StreamsParts {
+  readonly feed: Pick<Feed, 'position' | 'confirmedAt' | 'now' | 'isFresh'>
+  /** Most streams at once. One gateway may have half of them. */
+  readonly max: number
+  /** How often the feed is confirmed at least while it is well. */
+  readonly heartbeatMs: number
+}
+
+interface Stream {
+  readonly gateway: Gateway
+  readonly raw: ServerResponse
+  /** On the monotonic clock. */
+  readonly openedAt: number
+}
+
+/** Bytes that may wait for a gateway to read when there is more to say. */
+const MAX_WAITING = 64 * 1024
+/** More keys than this are not listed. */
+const MAX_LISTED = 10_000
+/** A longer one would not pass as a header when it comes back. */
+const MAX_ID_LENGTH = 1024
+/** How soon a stream that was lost should be asked for again, for clients that go by it. */
+const RETRY_MS = 1000
+/** How long the end of a stream may take to reach its gateway. */
+const END_MS = 1000
+
+export class ChangeStreams {
+  readonly #streams = new Set<Stream>()
+  /** Gateways that have been admitted and whose streams have not begun yet. */
+  readonly #coming = new Set<{ readonly gateway: Gateway }>()
+  readonly #timer: NodeJS.Timeout
+  #beatAt = -Infinity
+  #isEnded = false
+
+  constructor(private readonly parts: StreamsParts) {
+    // Without confirmations there is nothing to be heard from the feed, not even that it is stale.
+    this.#timer = setInterval(() => parts.feed.isFresh() || this.closeAll(), parts.heartbeatMs).unref()
+  }
+
+  get size(): number {
+    return this.#streams.size
+  }
+
+  /**
+   * Keeps a place for a stream.
+   *
+   * @returns what gives the place back, once the stream has begun or is not going to
+   * @throws Problem `overloaded` when there is no place, or no time left for one
+   */
+  admit(gateway: Gateway): () => void {
+    const { max } = this.parts
+    const all = [...this.#streams, ...this.#coming]
+    const own = all.filter((one) => one.gateway.id === gateway.id)
+    if (this.#isEnded || all.length >= max || own.length >= Math.ceil(max / 2)) throw overloaded()
+    const place = { gateway }
+    this.#coming.add(place)
+    return () => this.#coming.delete(place)
+  }
+
+  /**
+   * Begins a stream. From this moment on it is told everything.
+   *
+   * @param missed what changed before this moment that the gateway has not been told; `undefined` is that nobody knows
+   */
+  open(gateway: Gateway, raw: ServerResponse, headers: Readonly<Record<string, string>>, missed: readonly Change[] | undefined): void {
+    if (raw.destroyed || this.#isEnded) return void raw.destroy()
+    const stream = { gateway, raw, openedAt: performance.now() }
+    raw.on('close', () => this.#streams.delete(stream)).on('error', () => {})
+    this.#streams.add(stream)
+    // The connection ends with the stream: one that is idle after it would keep a process from ending.
+    raw.writeHead(200, { ...headers, 'content-type': 'text/event-stream; charset=utf-8', 'cache-control': 'no-store', 'x-accel-buffering': 'no', connection: 'close' })
+    this.#write(stream, `retry: ${RETRY_MS}\n\n`)
+    if (!missed || missed.some(isGone)) this.#write(stream, this.#message('reset', {}))
+    else this.#tell(stream, missed, new Map())
+    this.#confirm(stream)
+  }
+
+  changed(changes: readonly Change[]): void {
+    // Whose it was nobody can say, and everybody else's business it is not.
+    if (changes.some(isGone)) return this.closeAll()
+    const ids = new Set(changes.map(({ id }) => id))
+    const messages = new Map<string | null, string>()
+    for (const stream of this.#streams) {
+      // The gateway itself changed, and may have been revoked: let it come back, if it still may.
+      if (ids.has(stream.gateway.id)) this.#close(stream)
+      else this.#tell(stream, changes, messages)
+    }
+  }
+
+  /** Passes on that everything has been told; not each time, for the feed is polled as often as something changes. */
+  confirmed(): void {
+    const at = performance.now()
+    if (at - this.#beatAt < this.parts.heartbeatMs / 2) return
+    this.#beatAt = at
+    for (const stream of this.#streams) this.#confirm(stream)
+  }
+
+  /** Gateways come back, are authenticated again, and are told what they missed. */
+  closeAll(): void {
+    for (const stream of this.#streams) this.#close(stream)
+  }
+
+  /** From now on there are none. */
+  end(): void {
+    this.#isEnded = true
+    clearInterval(this.#timer)
+    this.closeAll()
+  }
+
+  /** @param messages those that have been written already, by organization: many gateways are told the same */
+  #tell(stream: Stream, changes: readonly Change[], messages: Map<string | null, string>): void {
+    const { org_id } = stream.gateway
+    let message = messages.get(org_id)
+    if (message === undefined) {
+      const keyIds = changes.filter((change) => change.kind === 'mecha' && (org_id === null || change.org_id === org_id)).map(({ id }) => publicId('mecha', id))
+      if (keyIds.length === 0) message = ''
+      else message = keyIds.length > MAX_LISTED ? this.#message('reset', {}) : this.#message('changed', { key_ids: keyIds })
+      messages.set(org_id, message)
+    }
+    if (message) this.#write(stream, message)
+  }
+
+  #confirm(stream: Stream): void {
+    const { feed } = this.parts
+    const { expires_at } = stream.gateway
+    if (expires_at !== null && feed.now() >= expires_at) return this.#close(stream)
+    const confirmation = {
+      // Down to a whole number: never later than it was.
+      confirmed_ms: Math.floor(feed.confirmedAt - stream.openedAt),
+      database_time: new Date(feed.now(feed.confirmedAt)).toISOString(),
+    }
+    this.#write(stream, this.#message('confirmed', confirmation))
+  }
+
+  #message(event: string, data: object): string {
+    const { position = '' } = this.parts.feed
+    const id = position.length > 0 && position.length <= MAX_ID_LENGTH ? `id: ${position}\n` : ''
+    return `${id}event: ${event}\ndata: ${JSON.stringify(data)}\n\n`
+  }
+
+  #write(stream: Stream, text: string): void {
+    const { raw } = stream
+    if (raw.writableLength > MAX_WAITING) raw.destroy()
+    else raw.write(text)
+  }
+
+  #close(stream: Stream): void {
+    this.#streams.delete(stream)
+    stream.raw.end()
+    setTimeout(() => stream.raw.destroy(), END_MS).unref()
+  }
+}
+
+function isGone({ kind }: Change): boolean {
+  return kind === null
+}

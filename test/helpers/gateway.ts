@@ -1,0 +1,97 @@
+/** The gateway SDK in front of a real service. */
+
+import { once } from 'node:events'
+import { createServer, request } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import type { Test } from 'tap'
+import { createVerifier, type Verdict, type Verifier, type VerifierOptions } from '../../src/gateway/index.js'
+import type { TestDatabase } from './database.js'
+import { eventually } from './eventually.js'
+import { fresh, startService, type Service } from './service.js'
+
+export interface Served {
+  readonly service: Service
+  readonly url: string
+  /** A credential of `acme`. */
+  readonly credential: string
+}
+
+/** A service that listens, whose feed is fresh. Its bound is short, and so are the times between its confirmations. */
+export async function serve(t: Test, environment: Record<string, string> = {}, database?: TestDatabase): Promise<Served> {
+  const service = await startService(t, { REVOCATION_MAX_STALENESS: '2s', ...environment }, database)
+  const credential = await service.gateway()
+  const url = await service.app.listen({ port: 0 })
+  await fresh(service)
+  return { service, url, credential }
+}
+
+/** Another replica of the same service. */
+export async function replicaOf(t: Test, { service }: Served, environment: Record<string, string> = {}): Promise<{ service: Service; url: string }> {
+  const replica = await startService(t, { REVOCATION_MAX_STALENESS: '2s', ROOT_SECRETS: service.config.ROOT_SECRETS!.join(), ...environment }, service.database)
+  await fresh(replica)
+  return { service: replica, url: await replica.app.listen({ port: 0 }) }
+}
+
+export function verifierFor(t: Test, { url, credential }: Pick<Served, 'url' | 'credential'>, options: Partial<VerifierOptions> = {}): Verifier {
+  const verifier = createVerifier({ url, credential, ...options })
+  t.teardown(() => verifier.close())
+  return verifier
+}
+
+export interface Split {
+  readonly url: string
+  /** What has come through so far. */
+  readonly counts: { verify: number; other: number }
+}
+
+/** A proxy that leads verifies to one address and everything else to another, as a balancer in front of two replicas may. */
+export async function split(t: Pick<Test, 'teardown'>, verifyUrl: string, otherUrl: string): Promise<Split> {
+  const counts = { verify: 0, other: 0 }
+  const proxy = createServer((incoming, answer) => {
+    const isVerify = incoming.url === '/v1/verify'
+    counts[isVerify ? 'verify' : 'other']++
+    const to = new URL(isVerify ? verifyUrl : otherUrl)
+    const outgoing = request({ host: to.hostname, port: to.port, path: incoming.url, method: incoming.method, headers: incoming.headers }, (answered) => {
+      answer.writeHead(answered.statusCode!, answered.headers)
+      answered.on('error', () => answer.destroy())
+      answered.pipe(answer)
+    })
+    outgoing.on('error', () => answer.destroy())
+    answer.on('close', () => outgoing.destroy())
+    incoming.pipe(outgoing)
+  }).listen(0, '127.0.0.1')
+  await once(proxy, 'listening')
+  t.teardown(() => (proxy.closeAllConnections(), proxy.close()))
+  return { url: `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`, counts }
+}
+
+/** Resolves when the verifier answers for a key from memory. */
+export async function held(verifier: Verifier, key: string): Promise<void> {
+  await eventually(async () => isFromMemory(verifier, key))
+}
+
+/** Whether the verifier answers for a key from memory; if not, it asks. */
+export async function isFromMemory(verifier: Verifier, key: string): Promise<boolean> {
+  const verdict = verifier.verify(key)
+  if (!(verdict instanceof Promise)) return true
+  await verdict.catch(() => {})
+  return false
+}
+
+/** The same without waiting for what is asked. */
+export function isHeld(verifier: Verifier, key: string): boolean {
+  const verdict = verifier.verify(key)
+  if (!(verdict instanceof Promise)) return true
+  verdict.catch(() => {})
+  return false
+}
+
+/** What verify comes to: a verdict's code, `valid`, or the code of what it is unavailable for. */
+export async function outcome(verifier: Verifier, key: string): Promise<string> {
+  try {
+    const verdict: Verdict = await verifier.verify(key)
+    return verdict.valid ? 'valid' : verdict.code
+  } catch (error) {
+    return (error as { code: string }).code
+  }
+}
