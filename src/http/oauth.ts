@@ -1,8 +1,9 @@
-/** Errors where OAuth clients call: the same problems, in the words that such clients know (RFC 6749, section 5.2). */
+/** What OAuth clients send and are told where something is wrong: the same problems, in the words that such clients know (RFC 6749, section 5.2). */
 
+import formBody from '@fastify/formbody'
 import { Type } from '@fastify/type-provider-typebox'
 import type { FastifyInstance } from 'fastify'
-import { Problem, type ErrorCode } from '../errors.js'
+import type { ErrorCode, Problem } from '../errors.js'
 import { loggedProblem } from './problems.js'
 
 export const OAuthErrorSchema = Type.Object(
@@ -27,10 +28,23 @@ const NAMES: Partial<Record<ErrorCode, string>> = {
   internal_error: 'server_error',
 }
 
-/** Answers all errors of a scope in this way. */
-export function registerOAuthErrors(app: FastifyInstance): void {
+/** What a request of OAuth is sent as. */
+export const FORM = 'application/x-www-form-urlencoded'
+
+/** Makes a scope one of OAuth: it takes forms, and answers errors in this way. */
+export async function speakOAuth(app: FastifyInstance): Promise<void> {
+  answerErrors(app)
+  app.removeAllContentTypeParsers()
+  await app.register(formBody)
+  app.addHook('onRequest', (_request, reply, done) => {
+    reply.header('cache-control', 'no-store')
+    done()
+  })
+}
+
+function answerErrors(app: FastifyInstance): void {
   app.setErrorHandler((error, request, reply) => {
-    const problem = inForm(loggedProblem(error, request))
+    const problem = loggedProblem(error, request)
     const { errors: _errors, ...members } = problem.toJSON()
     return reply
       .code(problem.status)
@@ -42,12 +56,7 @@ export function registerOAuthErrors(app: FastifyInstance): void {
 }
 
 function nameOf({ code, status }: Problem): string {
-  return NAMES[code] ?? (status === 503 ? 'temporarily_unavailable' : 'invalid_request')
-}
-
-/** What everybody else is told to send is JSON. */
-function inForm(problem: Problem): Problem {
-  return problem.code === 'unsupported_media_type' ? new Problem(problem.code, 'Send application/x-www-form-urlencoded.') : problem
+  return NAMES[code] ?? (status === 503 || status === 429 ? 'temporarily_unavailable' : 'invalid_request')
 }
 
 /** RFC 6749 has neither quotes nor backslashes in it, and nothing that is not ASCII. */

@@ -1,13 +1,13 @@
 /** RFC 7009: whoever holds a key or a gateway credential can end it, be it its runtime or the finder of a leaked one. */
 
 import { setTimeout as sleep } from 'node:timers/promises'
-import formbody from '@fastify/formbody'
 import rateLimit from '@fastify/rate-limit'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { Kysely } from 'kysely'
 import type { Database } from '../db/tables.js'
 import { Problem } from '../errors.js'
-import { answer, responses } from '../http/schemas.js'
+import { FORM, speakOAuth } from '../http/oauth.js'
+import { answer, oauthResponses } from '../http/schemas.js'
 import type { KeyCache } from './cache.js'
 import { Revoked, RevokeTokenBody } from './schemas.js'
 import { revokeByHolder, type Holder } from './store.js'
@@ -33,8 +33,7 @@ const ATTEMPTS = 10
 
 export function revokeTokenRoutes(parts: RevokeTokenParts): FastifyPluginAsyncTypebox {
   return async (app) => {
-    app.removeContentTypeParser('application/json')
-    await app.register(formbody)
+    await speakOAuth(app)
     // Before anything is read, and whatever the token is: what is refused says nothing of it. Each address has a count of
     // its own, a /64 of IPv6 being one: a flood of calls keeps nobody else from ending a key.
     await app.register(rateLimit, {
@@ -55,9 +54,9 @@ export function revokeTokenRoutes(parts: RevokeTokenParts): FastifyPluginAsyncTy
           operationId: 'revokeToken',
           summary: 'End a key or a gateway credential by presenting it, for good: RFC 7009. It takes nothing else to do so',
           security: [],
-          consumes: ['application/x-www-form-urlencoded'],
+          consumes: [FORM],
           body: RevokeTokenBody,
-          response: responses(
+          response: oauthResponses(
             { 200: answer('The token is not good, whatever it was before', Revoked) },
             'invalid_request', 'malformed_body', 'body_too_large', 'unsupported_media_type', 'rate_limited', 'database_unavailable', 'root_secret_missing', 'overloaded',
           ),
@@ -67,7 +66,7 @@ export function revokeTokenRoutes(parts: RevokeTokenParts): FastifyPluginAsyncTy
         const answerAt = performance.now() + ANSWER_AFTER_MS
         await endHeld(parts, body.token, { requestId: id, address: ip }, reply)
         await sleep(Math.max(0, answerAt - performance.now()))
-        return reply.header('cache-control', 'no-store').send({})
+        return {}
       },
     )
   }

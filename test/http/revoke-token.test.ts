@@ -97,7 +97,7 @@ t.test('429: too many calls of one address, whatever the token is, and only of t
   const from = (remoteAddress: string, token: string) => revoke(service, { token }, { remoteAddress })
   for (let i = 0; i < 3; i++) t.equal((await from('203.0.113.7', forged())).status, 200)
   const refused = await from('203.0.113.7', forged())
-  t.match(refused, { status: 429, body: { code: 'rate_limited' }, headers: { 'content-type': /^application\/problem\+json/, 'retry-after': /^([1-9]|[1-5]\d|60)$/ } })
+  t.match(refused, { status: 429, body: { error: 'temporarily_unavailable', code: 'rate_limited' }, headers: { 'content-type': /^application\/json/, 'retry-after': /^([1-9]|[1-5]\d|60)$/ } })
   const genuine = await from('203.0.113.7', plaintext_key)
   t.same([genuine.status, genuine.text, Object.keys(genuine.headers)], [refused.status, refused.text, Object.keys(refused.headers)], 'it says nothing of the token')
   t.match(await service.verify(plaintext_key), { valid: true }, 'which is as it was')
@@ -185,7 +185,7 @@ t.test('400, 413 and 415: what is no form with a token', async (t) => {
   const { plaintext_key } = await service.issue()
   for (const fields of [[], [['token_type_hint', 'access_token']], [['token', plaintext_key], ['token', plaintext_key]]]) {
     const answer = await revoke(service, new URLSearchParams(fields as [string, string][]))
-    t.match(answer, { status: 400, body: { code: 'invalid_request', errors: [{ field: 'body.token' }] } })
+    t.match(answer, { status: 400, body: { error: 'invalid_request', code: 'invalid_request', error_description: /body\.token/ } })
     t.notOk(answer.text.includes(plaintext_key))
   }
   t.match(await service.call('POST', '/v1/revoke-token', { body: { token: plaintext_key } }), { status: 415, body: { code: 'unsupported_media_type', detail: 'Send application/x-www-form-urlencoded.' } })

@@ -51,6 +51,16 @@ t.test('openid-client discovers the service, exchanges a key and introspects it'
   })
 })
 
+t.test('openid-client ends a key that it holds, and what the key was exchanged for', async (t) => {
+  const { service, issuer } = await served(t)
+  const { plaintext_key } = await service.issue()
+  const runtime = await oidc.discovery(new URL(issuer), 'any-name', undefined, oidc.None(), options)
+  const { access_token } = await oidc.genericGrantRequest(runtime, EXCHANGE, { subject_token: plaintext_key, subject_token_type: ACCESS_TOKEN })
+  await oidc.tokenRevocation(runtime, plaintext_key, { token_type_hint: 'access_token' })
+  const gateway = await gatewayClient(service, issuer)
+  for (const token of [plaintext_key, access_token]) t.same(await oidc.tokenIntrospection(gateway, token), { active: false })
+})
+
 t.test('openid-client finds a service whose address has a path, behind a proxy that takes the path away', async (t) => {
   const service = await startService(t, { PUBLIC_URL: 'https://example.com/mecha/' })
   const { body } = await service.call('POST', '/v1/gateways', { token: await service.token(), body: { name: 'edge' } })

@@ -1,11 +1,10 @@
 /** The OAuth side of the runtime plane: introspection, exchange, and what gateways need to verify offline. */
 
 import accepts from '@fastify/accepts'
-import formBody from '@fastify/formbody'
 import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyInstance } from 'fastify'
 import { authenticateClient } from '../../auth/gateways.js'
-import { registerOAuthErrors } from '../../http/oauth.js'
+import { FORM, speakOAuth } from '../../http/oauth.js'
 import { answer, oauthResponses, responses } from '../../http/schemas.js'
 import { JWKS_MAX_AGE } from '../../key/signing.js'
 import { requireGateway } from '../callers.js'
@@ -16,7 +15,6 @@ import type { OAuthParts } from './parts.js'
 import { IntrospectBody, INTROSPECTION_TYP, Introspection, Jwks, Metadata, TokenAnswer, TokenBody } from './schemas.js'
 import { STATUS_LIST_PATH } from './status-list.js'
 
-const FORM = 'application/x-www-form-urlencoded'
 const SIGNED_INTROSPECTION = `application/${INTROSPECTION_TYP}`
 const STATUS_LIST = 'application/statuslist+jwt'
 const JWK_SET = 'application/jwk-set+json'
@@ -136,15 +134,6 @@ function wellKnownRoutes({ keyring, statusList, issuer }: OAuthParts, publicUrl:
 }
 
 /** Forms and nothing else come in, and errors go out as OAuth clients read them. */
-async function speakOAuth(app: FastifyInstance): Promise<void> {
-  registerOAuthErrors(app)
-  app.removeAllContentTypeParsers()
-  await app.register(formBody)
-  app.addHook('onRequest', (_request, reply, done) => {
-    reply.header('cache-control', 'no-store')
-    done()
-  })
-}
 
 /** RFC 9110, section 13.1.2. A proxy that compresses makes weak tags of strong ones, which are compared all the same. */
 function isTagIn(header: string | undefined, etag: string): boolean {
