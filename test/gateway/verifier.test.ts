@@ -51,7 +51,7 @@ t.test('many who ask about one key at once are one request, whatever they demand
   const { plaintext_key: key } = await served.service.issue()
   await held(verifier, (await served.service.issue()).plaintext_key)
   const before = proxy.counts.verify
-  const verdicts = await Promise.all([{}, { mecha: 'sales^acmecorp' }, { mecha: 'boss^acmecorp' }, { scopes: ['x'] }].map((demand) => verifier.verify(key, demand)))
+  const verdicts = await Promise.all([{}, { mecha: 'sales^acmecorp' }, { mecha: 'boss^acmecorp' }, { scopes: ['x'] }].map(async (demand) => verifier.verify(key, demand)))
   t.match(verdicts, [{ valid: true }, { valid: true }, { code: 'mecha_mismatch' }, { code: 'insufficient_scope' }])
   t.equal(proxy.counts.verify - before, 1)
 })
