@@ -10,6 +10,7 @@ import { parseArgs } from 'node:util'
 import { PACKAGE_ROOT } from '../src/package-root.js'
 import { coldFigures } from './figures/cold.js'
 import { hotFigures } from './figures/hot.js'
+import { sdkFigures } from './figures/sdk.js'
 import { writeFigures } from './figures/writes.js'
 import type { Figure, Plan, Result } from './pairs.js'
 import { createWorld } from './world.js'
@@ -20,7 +21,7 @@ const { plan, only } = readArguments(process.argv.slice(2))
 const world = await createWorld()
 try {
   const rows: Row[] = []
-  for (const figure of [...hotFigures(world), ...coldFigures(world), ...writeFigures(world)]) {
+  for (const figure of [...hotFigures(world), ...sdkFigures(world), ...coldFigures(world), ...writeFigures(world)]) {
     if (!figure.name.includes(only)) continue
     const row = { name: figure.name, goal: figure.goal, ...(await figure.measure(plan)) }
     rows.push(row)

@@ -245,7 +245,7 @@ function createServer(config: Settings, loggerInstance: FastifyBaseLogger, { aut
     rewriteUrl: ({ url }) => withoutSubPath(url!),
     routerOptions: { maxParamLength: 256 },
     // Node.js looks for requests that are overdue every 30 seconds unless it is told otherwise.
-    http: { maxHeaderSize: HEADER_LIMIT, headersTimeout: timeout, connectionsCheckingInterval: 1000, requireHostHeader: !authzAlone },
+    http: { maxHeaderSize: HEADER_LIMIT, headersTimeout: timeout, requestTimeout: timeout, connectionsCheckingInterval: 1000, requireHostHeader: !authzAlone },
     frameworkErrors: (error, request, reply) => {
       void answerProblem(reply.header('x-request-id', request.id), toProblem(error))
     },

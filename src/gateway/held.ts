@@ -35,8 +35,8 @@ export class HeldKeys {
   readonly #entries: LRUCache<string, Held>
   /** When changes were told, by the id's 26 characters, oldest first. */
   readonly #changedAt = new Map<string, number>()
-  /** Of changes from before this, only the last are remembered: any key may have changed then. */
-  #floor = Infinity // Nothing has been told of changes yet, and nothing will be of earlier ones.
+  /** Any key may have changed up to this moment, which is all that is remembered of it. Nothing is known before the first word. */
+  #floor = Infinity
 
   constructor(max: number) {
     this.#entries = new LRUCache({ max })

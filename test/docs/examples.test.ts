@@ -12,7 +12,8 @@ t.test('every example of the contract is answered as the contract says', async (
 
   for (const entry of operations) {
     const { name, path, method, operation } = entry
-    t.test(name, async (t) => {
+    // A stream has no end: test/gateway/changes.test.ts listens to it.
+    if (operation.operationId !== 'followChanges') t.test(name, async (t) => {
       const status = successOf(operation)
       const answer = await send(service, entry, await credentialsFor(service, entry))
       t.equal(String(answer.status), status, answer.text)

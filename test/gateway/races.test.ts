@@ -1,17 +1,12 @@
 /** Races of what a gateway holds against what becomes of it: on a real service, over real connections, with real processes. */
 
-import { spawn } from 'node:child_process'
-import { once } from 'node:events'
-import { join } from 'node:path'
-import { createInterface } from 'node:readline'
 import { sql } from 'kysely'
-import t, { type Test } from 'tap'
+import t from 'tap'
 import { freePort } from '../../src/db/free-port.js'
-import { PACKAGE_ROOT } from '../../src/package-root.js'
 import { createDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { listen } from '../helpers/events.js'
-import { held, isFromMemory, isHeld, outcome, replicaOf, serve, split, verifierFor } from '../helpers/gateway.js'
+import { drip, held, isFromMemory, isHeld, outcome, replicaOf, serve, split, startGateway, verifierFor } from '../helpers/gateway.js'
 import { start } from '../helpers/process.js'
 import { testEnvironment } from '../helpers/service.js'
 import { layWire } from '../helpers/wire.js'
@@ -68,18 +63,20 @@ t.test('who asks after a change was told does not join a request from before', a
   const verifier = verifierFor(t, { ...served, url: proxy.url }, { timeoutMs: 20_000 })
   const [one, other] = [await service.issue(), await service.issue()]
   await held(verifier, other.plaintext_key)
+  let isTold = false
+  verifier.watch(other.key.id, () => (isTold = true))
   const isAnswered = wire.hold()
   const first = outcome(verifier, one.plaintext_key)
   await isAnswered
-  const before = proxy.counts.verify
+  const joining = outcome(verifier, one.plaintext_key)
   await service.call('POST', `/v1/keys/${other.key.id}/revoke`, { token: await service.token() })
-  await eventually(() => !isHeld(verifier, other.plaintext_key))
+  await eventually(() => isTold)
   const asked = proxy.counts.verify
   const second = outcome(verifier, one.plaintext_key)
   await eventually(() => proxy.counts.verify > asked)
-  t.ok(asked >= before)
   wire.release()
-  t.same(await Promise.all([first, second]), ['valid', 'valid'])
+  t.same(await Promise.all([first, joining, second]), ['valid', 'valid', 'valid'])
+  t.equal(proxy.counts.verify, asked + 1)
 })
 
 t.test('an answer of a replica that is behind the stream is not held: nothing would be told of it again', async (t) => {
@@ -199,6 +196,24 @@ t.test('a gateway whose own credential is revoked is vouched for by nobody', asy
   await eventually(() => lost.some(({ code }) => code === 'credential_refused') || lost.length > 0)
 })
 
+t.test('word that comes later and later, though it never stops to come, vouches for nothing that is past the bound', async (t) => {
+  const served = await serve(t, { REVOCATION_MAX_STALENESS: '1s' })
+  // The service speaks each quarter of a second.
+  const slow = await drip(t, served.url, 700)
+  const proxy = await split(t, served.url, slow.url)
+  const verifier = verifierFor(t, { ...served, url: proxy.url }, { maxStalenessMs: 4000 })
+  const { key, plaintext_key } = await served.service.issue()
+  await held(verifier, plaintext_key)
+  const streams = proxy.counts.other
+  await eventually(() => !verifier.isFresh())
+  const drops = slow.drops()
+  await eventually(() => slow.drops() > drops)
+  t.notOk(verifier.isFresh(), 'what comes is too old')
+  t.equal(proxy.counts.other, streams, 'and comes all the while, by the same stream')
+  await served.service.call('POST', `/v1/keys/${key.id}/revoke`, { token: await served.service.token() })
+  t.equal(await outcome(verifier, plaintext_key), 'revoked')
+})
+
 t.test('a gateway that was stopped for longer than the bound does not believe what waited for it meanwhile', async (t) => {
   const served = await serve(t)
   const wire = await layWire(t, served.url)
@@ -243,21 +258,3 @@ t.test('a service that is killed and started again is followed again, and what w
   await eventually(async () => (await outcome(verifier, gone.plaintext_key)) === 'revoked')
   t.equal(await outcome(verifier, kept.plaintext_key), 'valid')
 })
-
-/** A gateway in a process of its own. */
-function startGateway(t: Test, args: readonly string[]) {
-  const child = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist', 'test', 'helpers', 'gateway-process.js'), ...args], { stdio: ['pipe', 'pipe', 'inherit'], env: { PATH: process.env['PATH'] } })
-  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
-  const exited = once(child, 'exit')
-  t.teardown(async () => {
-    child.kill('SIGKILL')
-    await exited
-  })
-  return {
-    async ask(key: string): Promise<{ outcome: string; wasHeld: boolean; isFresh: boolean }> {
-      child.stdin.write(`${key}\n`)
-      return JSON.parse((await lines.next()).value as string)
-    },
-    signal: (signal: NodeJS.Signals) => void child.kill(signal),
-  }
-}

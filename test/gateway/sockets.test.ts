@@ -27,8 +27,8 @@ t.test('a request is let pass with its identity, or refused with a problem and a
     const response = await fetch(url, { headers })
     return { status: response.status, challenge: response.headers.get('www-authenticate'), type: response.headers.get('content-type'), body: (await response.json()) as any }
   }
-  for (const headers of [{ 'x-mecha-key': plaintext_key }, { authorization: `Bearer ${plaintext_key}` }, { authorization: `bearer ${plaintext_key}` }])
-    t.match(await get(plain, headers as Record<string, string>), { status: 200, body: { key_id: key.id, mecha: { handle: 'sales^acmecorp' } } })
+  for (const headers of [{ 'x-mecha-key': plaintext_key } as Record<string, string>, { authorization: `Bearer ${plaintext_key}` }, { authorization: `bearer ${plaintext_key}` }])
+    t.match(await get(plain, headers), { status: 200, body: { key_id: key.id, mecha: { handle: 'sales^acmecorp' } } })
   t.match(await get(plain, {}), { status: 401, challenge: 'Bearer realm="mecha"', type: 'application/problem+json', body: { status: 401, code: 'unauthenticated' } })
   t.match(await get(plain, { authorization: 'Basic eDp5' }), { status: 401, body: { code: 'unauthenticated' } })
   t.match(await get(plain, { 'x-mecha-key': 'x', authorization: `Bearer ${plaintext_key}` }), { status: 401, body: { code: 'malformed' } }, 'X-Mecha-Key decides where there are both')

@@ -1,9 +1,11 @@
 /** The gateway SDK's verifier, in front of a real service. */
 
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import t from 'tap'
 import { createVerifier, VerifierUnavailable } from '../../src/gateway/index.js'
 import { eventually } from '../helpers/eventually.js'
-import { held, isFromMemory, outcome, serve, split, verifierFor } from '../helpers/gateway.js'
+import { held, isFromMemory, outcome, serve, split, startGateway, verifierFor } from '../helpers/gateway.js'
 import { layWire } from '../helpers/wire.js'
 
 t.test('a verifier says what the service says, when it asks and when it remembers', async (t) => {
@@ -51,7 +53,7 @@ t.test('many who ask about one key at once are one request, whatever they demand
   const { plaintext_key: key } = await served.service.issue()
   await held(verifier, (await served.service.issue()).plaintext_key)
   const before = proxy.counts.verify
-  const verdicts = await Promise.all([{}, { mecha: 'sales^acmecorp' }, { mecha: 'boss^acmecorp' }, { scopes: ['x'] }].map((demand) => verifier.verify(key, demand)))
+  const verdicts = await Promise.all([{}, { mecha: 'sales^acmecorp' }, { mecha: 'boss^acmecorp' }, { scopes: ['x'] }].map(async (demand) => verifier.verify(key, demand)))
   t.match(verdicts, [{ valid: true }, { valid: true }, { code: 'mecha_mismatch' }, { code: 'insufficient_scope' }])
   t.equal(proxy.counts.verify - before, 1)
 })
@@ -125,6 +127,21 @@ t.test('a verifier that was closed says so, and lets go of everything', async (t
   t.equal(await outcome(verifier, plaintext_key), 'closed')
   t.throws(() => verifier.verify(plaintext_key), VerifierUnavailable)
   await eventually(async () => (await served.service.call('GET', '/metrics')).text.includes('mecha_keys_change_streams 0'))
+})
+
+t.test('the memory of a gateway that holds keys has no key in it', async (t) => {
+  const served = await serve(t)
+  const gateway = startGateway(t, [served.url, served.credential, '10000'])
+  const keys: string[] = []
+  for (let i = 0; i < 5; i++) keys.push((await served.service.issue({ name: 'kept' })).plaintext_key)
+  for (const key of keys) await eventually(async () => (await gateway.ask(key)).wasHeld)
+  // What was asked last may still be on its way out.
+  for (let i = 0; i < 20; i++) await gateway.ask(`x${i}`)
+  const file = join(t.testdir(), 'heap')
+  await gateway.ask(`heap ${file}`)
+  const heap = readFileSync(file, 'latin1')
+  for (const key of keys) t.notOk(heap.includes(key.slice(-60, -17)), 'nor the secret of one')
+  t.ok(heap.includes(served.credential), 'what it has to remember is found')
 })
 
 t.test('options that are wrong are told at once, without their values', async (t) => {

@@ -1,10 +1,14 @@
 /** The gateway SDK in front of a real service. */
 
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createServer, request } from 'node:http'
-import type { AddressInfo } from 'node:net'
+import { connect, createServer as createTcpServer, type AddressInfo, type Socket } from 'node:net'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
 import type { Test } from 'tap'
 import { createVerifier, type Verdict, type Verifier, type VerifierOptions } from '../../src/gateway/index.js'
+import { PACKAGE_ROOT } from '../../src/package-root.js'
 import type { TestDatabase } from './database.js'
 import { eventually } from './eventually.js'
 import { fresh, startService, type Service } from './service.js'
@@ -65,6 +69,30 @@ export async function split(t: Pick<Test, 'teardown'>, verifyUrl: string, otherU
   return { url: `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`, counts }
 }
 
+/** A way on which what the service says comes drop by drop, in its order, and later and later; what is said to it comes at once. */
+export async function drip(t: Pick<Test, 'teardown'>, to: string, everyMs: number) {
+  const { hostname, port } = new URL(to)
+  const open = new Set<Socket>()
+  let drops = 0
+  const proxy = createTcpServer((near) => {
+    const far = connect(Number(port), hostname)
+    const waiting: Buffer[] = []
+    const timer = setInterval(() => {
+      const next = waiting.shift()
+      if (next) near.write(next) && drops++
+    }, everyMs)
+    far.on('data', (chunk) => waiting.push(chunk))
+    near.on('data', (chunk) => far.write(chunk))
+    for (const [one, other] of [[near, far], [far, near]] as const) {
+      open.add(one)
+      one.on('error', () => {}).on('close', () => (open.delete(one), clearInterval(timer), other.destroy()))
+    }
+  }).listen(0, '127.0.0.1')
+  await once(proxy, 'listening')
+  t.teardown(() => (open.forEach((socket) => socket.destroy()), proxy.close()))
+  return { url: `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`, drops: () => drops }
+}
+
 /** Resolves when the verifier answers for a key from memory. */
 export async function held(verifier: Verifier, key: string): Promise<void> {
   await eventually(async () => isFromMemory(verifier, key))
@@ -93,5 +121,23 @@ export async function outcome(verifier: Verifier, key: string): Promise<string> 
     return verdict.valid ? 'valid' : verdict.code
   } catch (error) {
     return (error as { code: string }).code
+  }
+}
+
+/** A gateway in a process of its own. */
+export function startGateway(t: Test, args: readonly string[]) {
+  const child = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist', 'test', 'helpers', 'gateway-process.js'), ...args], { stdio: ['pipe', 'pipe', 'inherit'], env: { PATH: process.env['PATH'] } })
+  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
+  const exited = once(child, 'exit')
+  t.teardown(async () => {
+    child.kill('SIGKILL')
+    await exited
+  })
+  return {
+    async ask(line: string): Promise<{ outcome: string; wasHeld: boolean; isFresh: boolean }> {
+      child.stdin.write(`${line}\n`)
+      return JSON.parse((await lines.next()).value as string)
+    },
+    signal: (signal: NodeJS.Signals) => void child.kill(signal),
   }
 }
