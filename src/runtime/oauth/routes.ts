@@ -2,7 +2,6 @@
 
 import accepts from '@fastify/accepts'
 import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import type { FastifyInstance } from 'fastify'
 import { authenticateClient } from '../../auth/gateways.js'
 import { FORM, speakOAuth } from '../../http/oauth.js'
 import { answer, oauthResponses, responses } from '../../http/schemas.js'
