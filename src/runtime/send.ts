@@ -28,7 +28,14 @@ export function createSender(): Send {
   function writeReady(): void {
     const answers = ready
     ready = []
-    for (const answer of answers) write(answer)
+    for (const answer of answers) {
+      try {
+        write(answer)
+      } catch (error) {
+        // It takes none of the others with it.
+        answer.raw.destroy(error as Error)
+      }
+    }
   }
 
   return (reply, headers, text) => {
