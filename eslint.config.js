@@ -23,7 +23,7 @@ const wallRules = Object.entries(walls).map(([folder, forbidden]) => ({
       'error',
       {
         patterns: forbidden.map((name) => ({
-          regex: `^\\.\\./${name}(/|\\.js$)`,
+          regex: `^(\\.\\./)+${name}(/|\\.js$)`,
           message: folder === 'gateway' ? 'The gateway SDK imports nothing of the service.' : `src/${folder} stands below src/${name}.`,
         })),
       },
@@ -77,6 +77,6 @@ export default tseslint.config(
   ...wallRules,
   {
     files: ['**/*.js', '**/*.mjs'],
-    languageOptions: { globals: { process: 'readonly', console: 'readonly', URL: 'readonly', Buffer: 'readonly', fetch: 'readonly' } },
+    languageOptions: { globals: { process: 'readonly', console: 'readonly', URL: 'readonly', Buffer: 'readonly', fetch: 'readonly', AbortSignal: 'readonly', setTimeout: 'readonly', clearTimeout: 'readonly', setInterval: 'readonly', clearInterval: 'readonly' } },
   },
 )

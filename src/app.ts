@@ -1,8 +1,8 @@
 /** The composition root: every part of the service by name, in the order in which it is put together. */
 
 import { randomBytes, randomUUID } from 'node:crypto'
-import { STATUS_CODES, type IncomingMessage } from 'node:http'
-import type { Socket } from 'node:net'
+import { STATUS_CODES, type IncomingMessage, type ServerResponse } from 'node:http'
+import type { AddressInfo, Socket } from 'node:net'
 import cors from '@fastify/cors'
 import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance } from 'fastify'
 import type { Kysely } from 'kysely'
@@ -13,6 +13,7 @@ import { requireDatabase, requireRoots, requireServing, type Settings } from './
 import { controlPlane } from './control/routes.js'
 import * as controlSchemas from './control/schemas.js'
 import { EventSchema, GatewaySchema, KeySchema } from './control/schemas.js'
+import { SigningKeeper } from './control/signing/keeper.js'
 import { pendingMigrations } from './db/migrate.js'
 import { isDatabaseOutage } from './db/outage.js'
 import { openDatabase } from './db/pool.js'
@@ -21,20 +22,30 @@ import { Problem, type ErrorCode } from './errors.js'
 import { registerHealth, type ReadinessCheck } from './http/health.js'
 import { createLogger, requestLogger, secretFields } from './http/logging.js'
 import { collectMethods } from './http/methods.js'
-import { createMetrics, registerMetrics } from './http/metrics.js'
+import { createMetrics, registerMetrics, takeTimes } from './http/metrics.js'
+import { OAuthErrorSchema } from './http/oauth.js'
 import { registerOpenApi } from './http/openapi.js'
-import { answerProblem, PROBLEM_JSON, ProblemSchema, registerProblems, toProblem } from './http/problems.js'
+import { answerProblem, PROBLEM_JSON, ProblemSchema, registerNotFound, registerProblems, toProblem } from './http/problems.js'
 import { schemaCompiler } from './http/validation.js'
 import { VERSION } from './package-root.js'
+import { asRefusal, authzRoutes, isForAuthz, withoutSubPath } from './runtime/authz.js'
 import { KeyCache } from './runtime/cache.js'
+import { decorateCallers } from './runtime/callers.js'
 import { Feed } from './runtime/feed.js'
+import { Keyring } from './runtime/oauth/keyring.js'
+import type { OAuthParts } from './runtime/oauth/parts.js'
+import { StatusPlaces } from './runtime/oauth/places.js'
+import * as oauthSchemas from './runtime/oauth/schemas.js'
+import { StatusList } from './runtime/oauth/status-list.js'
+import { findSigningKeys, findStatuses, findStatusPlace } from './runtime/oauth/store.js'
 import { CredentialReader } from './runtime/reader.js'
 import { runtimePlane } from './runtime/routes.js'
 import * as runtimeSchemas from './runtime/schemas.js'
+import { createSender } from './runtime/send.js'
 import { findCredentials, recordLastUse } from './runtime/store.js'
 import { ChangeStreams } from './runtime/streams.js'
 import { UsageRecorder } from './runtime/usage.js'
-import { createVerifier } from './runtime/verifier.js'
+import { createVerifier, type Verifier } from './runtime/verifier.js'
 
 export interface AppParts {
   /** Where log lines go; standard output otherwise. */
@@ -45,6 +56,8 @@ export interface AppParts {
 
 export interface App {
   readonly app: FastifyInstance
+  /** What is served on `AUTHZ_LISTEN`, where that is set. Ends with `app`. */
+  readonly authz: FastifyInstance | undefined
   /** From now on `/readyz` says no. */
   readonly startDraining: () => void
 }
@@ -53,13 +66,15 @@ export interface App {
 const FEED_RETENTION_MS = 3_600_000
 /** Statements of the cold path under way at once. More would only be smaller. */
 const COLD_STATEMENTS = 2
+/** How soon a replica notices a new signing key. */
+const SIGNING_KEYS_RELOAD_MS = 30_000
 const BODY_LIMIT = 16 * 1024
 const HEADER_LIMIT = 16 * 1024
 /** No longer than a UUID needs with room to spare, and shorter than any key: none can hide in one. */
 const REQUEST_ID = /^[A-Za-z0-9._-]{1,64}$/
 
 /** Fields of any request or answer that carry a secret, by the schemas' own marks. */
-export const SECRET_FIELDS = secretFields([...Object.values(controlSchemas), ...Object.values(runtimeSchemas)])
+export const SECRET_FIELDS = secretFields([...Object.values(controlSchemas), ...Object.values(runtimeSchemas), ...Object.values(oauthSchemas)])
 
 /**
  * Puts the service together. Nothing listens yet; `close()` lets go of everything.
@@ -70,7 +85,8 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   requireServing(config)
   const roots = requireRoots(config)
   const metrics = createMetrics({ process: parts.processMetrics ?? false })
-  const app = createServer(config, parts)
+  const logger = createLogger({ level: config.LOG_LEVEL, secrets: SECRET_FIELDS, ...(parts.logDestination && { destination: parts.logDestination }) })
+  const app = createServer(config, logger)
   const hasher = createHasher({
     profile: config.HASH_PROFILE,
     queueSize: config.QUEUE_SIZE,
@@ -78,10 +94,11 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   })
   metrics.watch('mecha_keys_argon2_waiting', 'argon2 computations that wait for a thread', hasher.waiting)
   const checks: Record<string, ReadinessCheck> = {}
+  let authz: FastifyInstance | undefined
   let draining = false
   const onDraining: (() => void)[] = []
 
-  for (const schema of [ProblemSchema, KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
+  for (const schema of [ProblemSchema, OAuthErrorSchema, KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
   app.setValidatorCompiler(schemaCompiler())
   app.removeContentTypeParser('text/plain')
   registerMetrics(app, metrics)
@@ -94,6 +111,9 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   if (config.PLANES !== 'runtime') {
     const db = openPlane('control', requireDatabase(config, 'DATABASE_URL'))
     const plane = controlPlane({ db, roots, config, hasher }, await operatorAuthenticator(config))
+    const keeper = new SigningKeeper({ db, roots }, app.log)
+    app.addHook('onReady', () => keeper.start())
+    app.addHook('onClose', () => keeper.stop())
     await app.register(async (scope) => {
       // The runtime plane is none of a browser's business.
       if (config.CORS_ORIGINS) await scope.register(cors, { origin: config.CORS_ORIGINS, exposedHeaders: ['location', 'x-request-id'] })
@@ -107,28 +127,41 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     )
     app.addHook('onClose', () => usage.stop())
     const cache = new KeyCache(config.CACHE_MAX_KEYS)
-    const { feed, streams } = followChanges(cache)
+    const oauth = oauthOf(db)
+    const { feed, streams } = followChanges([cache, oauth.places, oauth.statusList])
     const reader = new CredentialReader({ read: (ids) => findCredentials(db, ids), statements: COLD_STATEMENTS, limit: config.QUEUE_SIZE })
     metrics.watch('mecha_keys_cached_keys', 'Keys held in memory', () => cache.size)
     metrics.watch('mecha_keys_reads_waiting', 'Keys that wait for the database', () => reader.pending)
     metrics.watch('mecha_keys_feed_fresh', '1 while the change feed vouches for what is held in memory', () => (feed.isFresh() ? 1 : 0))
     const verifier = createVerifier({ db, roots, hasher, reader, cache, feed, usage, metrics, log: app.log })
     metrics.watch('mecha_keys_change_streams', 'Streams of changes to gateways', () => streams.size)
-    await app.register(runtimePlane({ verifier, feed, streams }))
+    const revocation = { db, verifier, cache, perMinute: config.REVOKE_TOKEN_RATE }
+    const nonces = { db, verifier, queueSize: config.QUEUE_SIZE }
+    await app.register(runtimePlane({ verifier, feed, streams, revocation, nonces, oauth: { ...oauth, verifier }, config }))
     onDraining.push(() => streams.end())
+    if (config.AUTHZ_LISTEN) authz = await openDoor(verifier)
   }
   registerHealth(app, { checks, isDraining: () => draining, onReadiness: (ready) => metrics.ready.set(ready ? 1 : 0) })
   addMethodNotAllowed()
   await app.ready()
-  return { app, startDraining }
+  return { app, authz, startDraining }
 
   function startDraining(): void {
     draining = true
     for (const drain of onDraining) drain()
   }
 
-  /** The feed that keeps a cache true, on a connection of its own, and passes on to gateways what is theirs. */
-  function followChanges(cache: KeyCache): { feed: Feed; streams: ChangeStreams } {
+  /** What signs, and what tells of the end of what was signed. */
+  function oauthOf(db: Kysely<Database>): Omit<OAuthParts, 'verifier'> {
+    const issuer = () => config.PUBLIC_URL ?? listeningUrl(app, config)
+    const keyring = new Keyring({ read: () => findSigningKeys(db), roots, reloadMs: SIGNING_KEYS_RELOAD_MS, log: app.log })
+    const statusList = new StatusList({ read: () => findStatuses(db), keyring, issuer, maxStalenessMs: config.REVOCATION_MAX_STALENESS * 1000 })
+    const places = new StatusPlaces((id) => findStatusPlace(db, id), config.CACHE_MAX_KEYS)
+    return { keyring, statusList, places, issuer, ttlSeconds: config.TOKEN_TTL }
+  }
+
+  /** The feed that keeps true what is held in memory, on a connection of its own, and passes on to gateways what is theirs. */
+  function followChanges(held: readonly Pick<KeyCache, 'outdate' | 'outdateAll'>[]): { feed: Feed; streams: ChangeStreams } {
     const staleness = config.REVOCATION_MAX_STALENESS * 1000
     const pollMs = Math.min(1000, staleness / 4)
     const feed = new Feed({
@@ -139,11 +172,12 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
       maxStalenessMs: staleness,
       retentionMs: FEED_RETENTION_MS,
       onChanges(changes) {
-        cache.outdate(changes.map(({ id }) => id))
+        const ids = changes.map(({ id }) => id)
+        held.forEach((one) => one.outdate(ids))
         streams.changed(changes)
       },
       onReset() {
-        cache.outdateAll()
+        held.forEach((one) => one.outdateAll())
         streams.closeAll()
       },
       onConfirmed: () => streams.confirmed(),
@@ -155,6 +189,28 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     app.addHook('preClose', async () => streams.end())
     app.addHook('onClose', () => feed.stop())
     return { feed, streams }
+  }
+
+  /** `/v1/authz` on a server of its own, which asks nobody who they are: the address decides who may ask. */
+  async function openDoor(verifier: Verifier): Promise<FastifyInstance> {
+    const door = createServer(config, logger, { authzAlone: true })
+    door.addSchema(ProblemSchema)
+    door.setValidatorCompiler(schemaCompiler())
+    takeTimes(door, metrics)
+    registerNotFound(door, metrics.recordUnknownRoute)
+    registerRequestLog(door)
+    decorateCallers(door)
+    const gateway = { id: 'AUTHZ_LISTEN', org_id: config.AUTHZ_ORG ?? null, expires_at: null }
+    await door.register(authzRoutes({ verifier, send: createSender(), unavailable: config.AUTHZ_UNAVAILABLE, gateway }))
+    await door.ready()
+    // Both stop to listen at the same time; what the door still answers needs the database as much as the rest does.
+    let closing: Promise<void> | undefined
+    app.addHook('preClose', (done) => {
+      closing = door.close()
+      done()
+    })
+    app.addHook('onClose', () => closing)
+    return door
   }
 
   /** A plane's own login, counted, watched by readiness, and closed after everything that uses it. */
@@ -173,11 +229,9 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   }
 }
 
-function createServer(config: Settings, { logDestination }: AppParts): FastifyInstance {
+function createServer(config: Settings, loggerInstance: FastifyBaseLogger, { authzAlone = false } = {}): FastifyInstance {
   const timeout = config.REQUEST_TIMEOUT * 1000
-  const destination = logDestination && { destination: logDestination }
-  const loggerInstance: FastifyBaseLogger = createLogger({ level: config.LOG_LEVEL, secrets: SECRET_FIELDS, ...destination })
-  return Fastify({
+  const app = Fastify({
     loggerInstance,
     childLoggerFactory: requestLogger,
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
@@ -188,14 +242,27 @@ function createServer(config: Settings, { logDestination }: AppParts): FastifyIn
     keepAliveTimeout: 65_000,
     // While draining, what still arrives on an open connection is served as ever, and /readyz says that it is over.
     return503OnClosing: false,
+    rewriteUrl: ({ url }) => withoutSubPath(url!),
     routerOptions: { maxParamLength: 256 },
     // Node.js looks for requests that are overdue every 30 seconds unless it is told otherwise.
-    http: { maxHeaderSize: HEADER_LIMIT, headersTimeout: timeout, connectionsCheckingInterval: 1000 },
+    http: { maxHeaderSize: HEADER_LIMIT, headersTimeout: timeout, requestTimeout: timeout, connectionsCheckingInterval: 1000, requireHostHeader: !authzAlone },
     frameworkErrors: (error, request, reply) => {
       void answerProblem(reply.header('x-request-id', request.id), toProblem(error))
     },
-    clientErrorHandler,
+    clientErrorHandler(error, socket) {
+      const isForProxy = authzAlone || isForAuthz(targetOf(error, socket))
+      refuseClient(error, socket, (problem) => (isForProxy ? asRefusal(problem, config.AUTHZ_UNAVAILABLE) : problem))
+    },
   })
+  // An `Expect` that Node.js does not know is no reason to answer 417, which no proxy makes sense of.
+  app.server.on('checkExpectation', (request, response) => app.server.emit('request', request, response))
+  return app
+}
+
+/** Where this process is reached when nothing says otherwise: by the port that it was given, once it has one. */
+function listeningUrl({ server }: FastifyInstance, { HOST, PORT }: Settings): string {
+  const address = server.address() as AddressInfo | null
+  return `http://${HOST.includes(':') ? `[${HOST}]` : HOST}:${address?.port ?? PORT}`
 }
 
 /** The caller's own id of a request, or the next of a row that no other process has: to draw each one costs more than to use it. */
@@ -250,16 +317,22 @@ async function databaseCheck(db: Kysely<Database>): Promise<string | undefined> 
 }
 
 /** What Node.js refuses before there is a request: the answer is a problem too. */
-function clientErrorHandler(this: FastifyInstance, error: NodeJS.ErrnoException, socket: Socket): void {
+function refuseClient(error: NodeJS.ErrnoException, socket: Socket, answerOf: (problem: Problem) => Problem): void {
   if (error.code === 'ECONNRESET' || socket.destroyed) return
   const refusals: Record<string, [ErrorCode, string]> = {
     ERR_HTTP_REQUEST_TIMEOUT: ['request_timeout', 'The request took too long to arrive.'],
     HPE_HEADER_OVERFLOW: ['headers_too_large', `Headers may have ${HEADER_LIMIT / 1024} KiB at most.`],
   }
-  const problem = new Problem(...(refusals[error.code ?? ''] ?? ['invalid_request', 'This is not valid HTTP.']))
+  const problem = answerOf(new Problem(...(refusals[error.code ?? ''] ?? ['invalid_request', 'This is not valid HTTP.'])))
   const body = JSON.stringify(problem.toJSON())
   if (!socket.writable) return void socket.destroy()
-  socket.end(
-    `HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\nContent-Type: ${PROBLEM_JSON}\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
-  )
+  const headers = { 'Content-Type': PROBLEM_JSON, 'Content-Length': Buffer.byteLength(body), 'Connection': 'close', ...problem.extra.headers }
+  const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`)
+  socket.end(`HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\n${lines.join('')}\r\n${body}`)
+}
+
+/** What was asked for by a request that is refused: one whose answer is on its way, or one whose beginning arrived with what is wrong. */
+function targetOf({ rawPacket }: { rawPacket?: object }, socket: Socket): string {
+  const { _httpMessage: answering } = socket as Socket & { _httpMessage?: ServerResponse | null }
+  return answering?.req.url ?? /^\S+ (\S+)/.exec((rawPacket as Buffer | undefined)?.toString('latin1') ?? '')?.[1] ?? ''
 }

@@ -5,6 +5,7 @@ import { closest, distance } from 'fastest-levenshtein'
 import { ConfigError } from './errors.js'
 import { HASH_PROFILES, type HashProfile } from './key/hash.js'
 import { rootsOf, type Roots } from './key/roots.js'
+import { MAX_TOKEN_TTL } from './key/signing.js'
 import { PREFIX } from './key/token.js'
 
 export type Environment = Readonly<Record<string, string | undefined>>
@@ -33,6 +34,10 @@ const SETTINGS = {
   HOST: { about: 'Address to listen on', default: '127.0.0.1', parse: text },
   PORT: { about: 'Port to listen on; 0 takes a free one', default: '8080', parse: integer(0, 65535) },
   PLANES: { about: 'What this process serves: `control`, `runtime` or `both`', default: 'both', parse: oneOf('control', 'runtime', 'both') },
+  PUBLIC_URL: { about: 'Base URL under which gateways and runtimes reach the runtime plane, and `iss` of what it signs; `http://HOST:PORT` without it', parse: publicUrl },
+  AUTHZ_LISTEN: { about: 'Address of a second listener for proxies that cannot add a header: `host:port` or `unix:/path`. It serves `/v1/authz` alone, to **everybody who can reach it**, without a gateway credential', parse: address },
+  AUTHZ_ORG: { about: 'The one organization whose keys pass on `AUTHZ_LISTEN`; without it, those of every organization do', parse: organization },
+  AUTHZ_UNAVAILABLE: { about: 'What `/v1/authz` answers while nobody can say whether a key is good: `403`, or `503` for proxies that pass it on', default: '403', parse: (value): 403 | 503 => (oneOf('403', '503')(value) === '403' ? 403 : 503) },
   TRUST_PROXY: { about: 'Addresses or networks of proxies whose `X-Forwarded-For` is believed, separated by commas', parse: list(text) },
   CORS_ORIGINS: { about: 'Origins of browser frontends that may call the control plane, separated by commas', parse: list(origin) },
   LOG_LEVEL: { about: 'Least severity logged', default: 'info', parse: oneOf('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent') },
@@ -58,6 +63,8 @@ const SETTINGS = {
   ROTATE_DEFAULT_OVERLAP: { about: 'How long the old key of a rotation stays valid when the operator names no time', default: '1h', parse: duration },
   ROTATE_MAX_OVERLAP: { about: 'Longest overlap that an operator may ask for', default: '30d', parse: duration },
   IDEMPOTENCY_TTL: { about: 'How long an `Idempotency-Key` is remembered', default: '24h', parse: duration },
+  TOKEN_TTL: { about: 'Life of a JWT that a key is exchanged for, one hour at most; the key\'s own end comes first', default: '5m', parse: duration },
+  REVOKE_TOKEN_RATE: { about: 'Most calls of `/v1/revoke-token` from one address in a minute, for each process', default: '60', parse: integer(1, 1_000_000) },
   REVOCATION_MAX_STALENESS: { about: 'Longest that a key is answered from memory without word from the change feed: the bound within which a revocation counts everywhere', default: '10s', parse: duration },
   CACHE_MAX_KEYS: { about: 'Most keys held in memory, for each process', default: '100000', parse: integer(1, 10_000_000) },
   CHANGE_STREAMS_MAX: { about: 'Most streams of changes to gateways at once, for each process; one gateway may have half of them', default: '1000', parse: integer(1, 100_000) },
@@ -83,6 +90,8 @@ const SETTINGS = {
   MECHA_KEY: { about: 'The key to verify, for `verify`, where standard input is a terminal', secret: true, parse: text },
 } satisfies Record<string, Setting<unknown>>
 
+/** Where a listener is. */
+export type Address = { readonly host: string; readonly port: number } | { readonly path: string }
 export type SettingName = keyof typeof SETTINGS
 type DatabaseUrl = 'DATABASE_URL' | 'DATABASE_DIRECT_URL' | 'RUNTIME_DATABASE_URL' | 'MIGRATE_DATABASE_URL'
 export type Settings = { readonly [Name in SettingName]: Value<(typeof SETTINGS)[Name]> }
@@ -110,6 +119,9 @@ export function loadConfig(environment: Environment): Settings {
     throw new ConfigError('KEY_DEFAULT_TTL must not be longer than KEY_MAX_TTL')
   if (config.ROTATE_DEFAULT_OVERLAP > config.ROTATE_MAX_OVERLAP)
     throw new ConfigError('ROTATE_DEFAULT_OVERLAP must not be longer than ROTATE_MAX_OVERLAP')
+  if (config.TOKEN_TTL > MAX_TOKEN_TTL) throw new ConfigError('TOKEN_TTL must not be longer than an hour')
+  if (config.AUTHZ_ORG && !config.AUTHZ_LISTEN)
+    throw new ConfigError('AUTHZ_ORG narrows AUTHZ_LISTEN, which is not set: a gateway credential has its own organization')
   return config
 }
 
@@ -132,6 +144,8 @@ export function requireServing(config: Settings): void {
     throw new ConfigError('no operator could ever authenticate: set OIDC_ISSUER, or BUILTIN_ISSUER=on')
   if (config.BUILTIN_ISSUER === 'on' && config.PLANES !== 'runtime' && !config.BUILTIN_ISSUER_KEY)
     throw new ConfigError('BUILTIN_ISSUER=on needs BUILTIN_ISSUER_KEY or BUILTIN_ISSUER_KEY_FILE')
+  if (config.PLANES === 'control' && config.AUTHZ_LISTEN)
+    throw new ConfigError('AUTHZ_LISTEN serves the runtime plane, which PLANES=control leaves out')
 }
 
 /** Names in the environment that look like a setting and are none. Two letters off a short one is another word: PGHOST. */
@@ -251,6 +265,14 @@ function httpUrl(value: string): string {
   return url(value, ['http:', 'https:'], 'must be an http or https URL').href.replace(/\/$/, '')
 }
 
+/** An issuer identifier as RFC 8414, section 2, has it. */
+function publicUrl(value: string): string {
+  const rule = 'must be an http or https URL without query, fragment and password'
+  const { search, hash, username } = url(value, ['http:', 'https:'], rule)
+  if (search || hash || username || /[?#]/.test(value)) throw new Error(rule)
+  return httpUrl(value)
+}
+
 function issuerUrl(value: string): string {
   if (!isFetchable(value)) throw new Error('must be an https URL (http only on the loopback)')
   return value
@@ -259,6 +281,19 @@ function issuerUrl(value: string): string {
 function origin(value: string): string {
   const rule = 'must hold origins like https://console.example.com, with no path and no wildcard'
   if (url(value, ['http:', 'https:'], rule).origin !== value) throw new Error(rule)
+  return value
+}
+
+function address(value: string): Address {
+  const [, path] = /^unix:(\/.+)$/.exec(value) ?? []
+  if (path) return { path }
+  const [, host, port] = /^(\[[0-9a-fA-F:.]+\]|[^\s:/[\]]+):(\d{1,5})$/.exec(value) ?? []
+  if (!host || Number(port) > 65535) throw new Error('must be an address like 127.0.0.1:8081, [::1]:8081 or unix:/run/mecha-keys/authz.sock')
+  return { host: host.replace(/[[\]]/g, ''), port: Number(port) }
+}
+
+function organization(value: string): string {
+  if (!/^[\x21-\x7e]{1,128}$/.test(value)) throw new Error("must be an organization's id: 1 to 128 printable ASCII characters without spaces")
   return value
 }
 

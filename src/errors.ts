@@ -7,8 +7,13 @@ export const CATALOGUE = {
   invalid_request: [400, 'The request is not valid'],
   malformed_body: [400, 'The body is not what its Content-Type says'],
   contains_secret: [400, 'The request carries a plaintext key where none may be'],
+  unsupported_grant_type: [400, 'The token endpoint exchanges tokens and does nothing else'],
+  invalid_subject_token: [400, 'The subject token is not a valid key'],
+  invalid_scope: [400, 'The key does not have this scope'],
+  invalid_target: [400, 'The audience or resource cannot be named in a token'],
   unauthenticated: [401, 'No valid credential was presented'],
   insufficient_scope: [403, 'The token does not allow this'],
+  mecha_mismatch: [403, 'The key is of another Mecha'],
   crews_restricted: [403, 'The token is narrowed to some crews'],
   not_found: [404, 'There is no such thing'],
   route_not_found: [404, 'There is no such path'],
@@ -20,10 +25,12 @@ export const CATALOGUE = {
   key_already_rotated: [409, 'The key has been rotated already'],
   key_limit_reached: [409, 'The Mecha has as many keys as it may have'],
   idempotent_key_in_use: [409, 'The key that this Idempotency-Key made cannot be revealed again'],
+  nonce_reused: [409, 'The nonce was taken before'],
   body_too_large: [413, 'The body is too large'],
   uri_too_long: [414, 'The path is too long'],
   unsupported_media_type: [415, 'The Content-Type is not supported'],
   idempotency_key_reused: [422, 'The Idempotency-Key was used for another request'],
+  rate_limited: [429, 'Too many requests came from this address'],
   headers_too_large: [431, 'The headers are too large'],
   internal_error: [500, 'Something went wrong here'],
   overloaded: [503, 'More is asked for than can be done'],
@@ -31,6 +38,7 @@ export const CATALOGUE = {
   feed_stale: [503, 'Nothing vouches for what is held in memory'],
   issuer_unavailable: [503, 'The issuer of operator tokens does not answer'],
   root_secret_missing: [503, 'The key needs a root secret that this process was not given'],
+  signing_key_unavailable: [503, 'There is no key to sign with'],
 } as const satisfies Record<string, readonly [status: number, title: string]>
 
 export type ErrorCode = keyof typeof CATALOGUE
@@ -51,10 +59,15 @@ export class Problem extends Error {
   constructor(
     readonly code: ErrorCode,
     readonly detail: string,
-    readonly extra: { readonly errors?: readonly FieldError[]; readonly headers?: Readonly<Record<string, string>> } = {},
+    readonly extra: {
+      readonly errors?: readonly FieldError[]
+      readonly headers?: Readonly<Record<string, string>>
+      /** Where the caller cannot take the catalogue's. */
+      readonly status?: number
+    } = {},
   ) {
     super(`${code}: ${detail}`)
-    this.status = CATALOGUE[code][0]
+    this.status = extra.status ?? CATALOGUE[code][0]
     this.title = CATALOGUE[code][1]
   }
 

@@ -10,6 +10,7 @@ import { Refused, Unreachable } from './client.js'
 import { EXIT, userName } from './commands/shared.js'
 import { isDatabaseOutage } from './db/outage.js'
 import { ConfigError, Problem } from './errors.js'
+import { SIGNING_ALGORITHMS } from './key/signing.js'
 import { redactTokens } from './key/token.js'
 import { VERSION } from './package-root.js'
 
@@ -60,6 +61,16 @@ program
   .description('which root secrets living keys still need')
   .option('--json')
   .action(lazily(async () => (await database()).runRootSecretsStatus))
+
+const signingKeys = program.command('signing-keys').description('keys that sign exchanged JWTs, straight in the database')
+signingKeys.command('list').description('which sign, did and will').option('--json').action(lazily(async () => (await database()).runSigningKeysList))
+signingKeys
+  .command('rotate')
+  .description('make the next one: it is published now and signs in ten minutes')
+  .addOption(new Option('--alg <algorithm>', 'what it signs with; as the one before unless said otherwise').choices([...SIGNING_ALGORITHMS]))
+  .option('--compromised', 'the others are in wrong hands: it signs at once, and what they signed is refused')
+  .option('--json')
+  .action(lazily(async () => (await database()).runSigningKeysRotate))
 
 program
   .command('issue')

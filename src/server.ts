@@ -1,7 +1,11 @@
 /** Listening, signals, draining, the end. */
 
+import { once } from 'node:events'
+import { lstat, unlink } from 'node:fs/promises'
+import { connect } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import closeWithGrace from 'close-with-grace'
+import type { FastifyInstance } from 'fastify'
 import { buildApp, type AppParts } from './app.js'
 import { suspectNames, type Environment, type Settings } from './config.js'
 import { ConfigError } from './errors.js'
@@ -17,7 +21,7 @@ export interface ServeOptions extends AppParts {
 
 /** Serves until a signal: SIGTERM and SIGINT drain and end with 0, a second one ends at once. */
 export async function serve(config: Settings, options: ServeOptions): Promise<void> {
-  const { app, startDraining } = await buildApp(config, { processMetrics: true, ...options })
+  const { app, authz, startDraining } = await buildApp(config, { processMetrics: true, ...options })
   const delay = (config.DRAIN_DELAY + config.SHUTDOWN_TIMEOUT) * 1000
   // A start that fails ends with its own exit code, and not as if it had been asked to end.
   closeWithGrace({ delay, logger: app.log, skip: ['beforeExit'] }, async ({ signal, err }) => {
@@ -34,9 +38,29 @@ export async function serve(config: Settings, options: ServeOptions): Promise<vo
     const url = await app.listen({ host: config.HOST, port: config.PORT }).catch((error: NodeJS.ErrnoException) => {
       throw new ConfigError(`PORT ${config.PORT} on HOST ${config.HOST} cannot be listened on (${error.code})`)
     })
+    if (authz) await listenForProxies(authz, config)
     await options.onListening?.(url)
   } catch (error) {
     await app.close()
     throw error
   }
+}
+
+/** Listens on `AUTHZ_LISTEN`, and says in the log what that means. */
+async function listenForProxies(authz: FastifyInstance, { AUTHZ_LISTEN: address, AUTHZ_ORG: org }: Settings): Promise<void> {
+  if (address && 'path' in address) await removeAbandoned(address.path)
+  const keys = org ? `the keys of ${org}` : 'the keys of every organization'
+  const listenTextResolver = (where: string) => `whoever reaches ${where} may ask /v1/authz about ${keys}, without a credential`
+  await authz.listen({ ...address!, listenTextResolver }).catch((error: NodeJS.ErrnoException) => {
+    throw new ConfigError(`AUTHZ_LISTEN cannot be listened on (${error.code})`)
+  })
+}
+
+/** A process that was killed leaves its socket behind, where nobody listens any more. */
+async function removeAbandoned(path: string): Promise<void> {
+  if (!(await lstat(path).then((found) => found.isSocket(), () => false))) return
+  const socket = connect(path)
+  const isHeard = await once(socket, 'connect').then(() => true, () => false)
+  socket.destroy()
+  if (!isHeard) await unlink(path)
 }

@@ -139,8 +139,8 @@ t.test('root-secrets status says when an old root secret may be dropped', async 
 
   await after.database.db.updateTable('keys').set({ revoked_at: sql`now()`, revoked_by: 'test' }).where('tag_root', '=', first[1].id).execute()
   const [droppable, missing] = await Promise.all([status(`${newer},${older}`), status(older)])
-  t.match(told(droppable), `${first[1].id}  older  tags 0 living keys, peppers 0  may be dropped`)
-  t.match(told(missing), `${first[0].id}  missing  tags 1 living keys, peppers 1  NEEDED AND NOT CONFIGURED`)
+  t.match(told(droppable), `${first[1].id}  older  tags 0 living keys, peppers 0, seals 0 signing keys  may be dropped`)
+  t.match(told(missing), `${first[0].id}  missing  tags 1 living keys, peppers 1, seals 1 signing keys  NEEDED AND NOT CONFIGURED`)
 })
 
 t.test('migrate sets an empty database up, once, with the logins of the planes', async (t) => {

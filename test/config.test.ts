@@ -50,6 +50,9 @@ t.test('a wrong value is refused with the name of the setting and its rule, and 
     ['DATABASE_POOL_SIZE', /a whole number from 1 to 1000$/, ['0', '1001', looksSecret]],
     ['DATABASE_TIMEOUT', /a time of at least one second/, ['0', '0s', '-5s', '1.5h', '1w', '5 s', '999999999d', looksSecret]],
     ['PLANES', /one of control, runtime, both$/, ['Both', 'all', looksSecret]],
+    ['AUTHZ_LISTEN', /an address like 127\.0\.0\.1:8081/, ['8081', ':8081', '127.0.0.1', '127.0.0.1:', '127.0.0.1:65536', '::1:8081', 'http://127.0.0.1:8081', '127.0.0.1:8081/v1', 'unix:authz.sock', 'unix:', looksSecret]],
+    ['AUTHZ_ORG', /an organization's id/, ['ac me', 'ä', 'x'.repeat(129)]],
+    ['AUTHZ_UNAVAILABLE', /one of 403, 503$/, ['500', '401', 'yes', looksSecret]],
     ['LOG_LEVEL', /one of fatal, /, ['verbose', looksSecret]],
     ['HASH_PROFILE', /one of high-entropy, owasp$/, ['bcrypt', looksSecret]],
     ['BUILTIN_ISSUER', /one of on, off$/, ['true', '1', looksSecret]],
@@ -61,6 +64,7 @@ t.test('a wrong value is refused with the name of the setting and its rule, and 
     ['KEY_PREFIX', /one to three words of lower case letters/, ['Mecha', '1st', 'a_b_c_d', '_a', 'a__b', 'a-b', looksSecret]],
     ['GATEWAY_PREFIX', /one to three words of lower case letters/, ['x'.repeat(17), looksSecret]],
     ['MECHA_KEYS_URL', /an http or https URL$/, ['127.0.0.1:8080', 'file:///etc/passwd', looksSecret]],
+    ['PUBLIC_URL', /an http or https URL without query, fragment and password$/, ['keys.example.com', 'ftp://keys.example.com', 'https://keys.example.com/?a=b', 'https://keys.example.com/?', 'https://keys.example.com/#', `https://user:${looksSecret}@keys.example.com`, looksSecret]],
     ['DATABASE_URL', /a URL like postgres:/, [`mysql://root:${looksSecret}@db/x`, `postgres://db.example/${looksSecret}`, looksSecret]],
     ['ROOT_SECRETS', /32 or more characters without spaces/, [looksSecret.slice(0, 31), `${secret()},`, `${secret()} ${looksSecret}`, `${secret()},short`]],
     ['ROOT_SECRETS', /must not hold the same secret twice$/, [`${looksSecret},${looksSecret}`]],
@@ -75,6 +79,14 @@ t.test('a wrong value is refused with the name of the setting and its rule, and 
       for (const word of value.split(/[\s,]/)) if (word.length > 12) t.notOk(message.includes(word), `${name}: the value is not repeated`)
       t.notMatch(message, /hunter2/, 'nor a part of it')
     }
+})
+
+t.test('an address is a host and a port, or the path of a socket', async (t) => {
+  const of = (AUTHZ_LISTEN: string) => loadConfig({ AUTHZ_LISTEN }).AUTHZ_LISTEN
+  t.same(of('127.0.0.1:8081'), { host: '127.0.0.1', port: 8081 })
+  t.same(of('[::1]:0'), { host: '::1', port: 0 })
+  t.same(of('authz.internal:80'), { host: 'authz.internal', port: 80 })
+  t.same(of('unix:/run/mecha-keys/authz.sock'), { path: '/run/mecha-keys/authz.sock' })
 })
 
 t.test('an empty value is refused and not taken for a default', async (t) => {
@@ -112,7 +124,9 @@ t.test('settings that contradict each other are refused', async (t) => {
   t.equal(of({ KEY_DEFAULT_TTL: '2d', KEY_MAX_TTL: '1d' }), 'KEY_DEFAULT_TTL must not be longer than KEY_MAX_TTL')
   t.equal(of({ KEY_PREFIX: 'mgw' }), 'KEY_PREFIX and GATEWAY_PREFIX must differ')
   t.equal(of({ ROTATE_DEFAULT_OVERLAP: '31d' }), 'ROTATE_DEFAULT_OVERLAP must not be longer than ROTATE_MAX_OVERLAP')
-  t.ok(loadConfig({ KEY_DEFAULT_TTL: '1d', KEY_MAX_TTL: '24h', ROTATE_DEFAULT_OVERLAP: '30d' }), 'and equal ones are not')
+  t.equal(of({ TOKEN_TTL: '61m' }), 'TOKEN_TTL must not be longer than an hour')
+  t.match(of({ AUTHZ_ORG: 'acme' }), /^AUTHZ_ORG narrows AUTHZ_LISTEN, which is not set/)
+  t.ok(loadConfig({ TOKEN_TTL: '1h', KEY_DEFAULT_TTL: '1d', KEY_MAX_TTL: '24h', ROTATE_DEFAULT_OVERLAP: '30d' }), 'and equal ones are not')
 })
 
 t.test('serving needs somebody who can vouch for operators, and a root secret', async (t) => {
@@ -122,6 +136,8 @@ t.test('serving needs somebody who can vouch for operators, and a root secret', 
   t.doesNotThrow(serving({ BUILTIN_ISSUER: 'on', BUILTIN_ISSUER_KEY: privateKey() }))
   t.doesNotThrow(serving({ OIDC_ISSUER: 'https://login.example.com/' }))
   t.doesNotThrow(serving({ OIDC_ISSUER: 'http://127.0.0.1:9000' }))
+  t.match(refusal(t, serving({ PLANES: 'control', OIDC_ISSUER: 'https://login.example.com/', AUTHZ_LISTEN: '127.0.0.1:8081' })), /^AUTHZ_LISTEN serves the runtime plane/)
+  t.doesNotThrow(serving({ PLANES: 'runtime', AUTHZ_LISTEN: '127.0.0.1:8081' }))
   t.doesNotThrow(serving({ PLANES: 'runtime' }), 'the runtime plane knows no operators')
   t.equal(refusal(t, () => requireRoots(loadConfig({}))), 'ROOT_SECRETS or ROOT_SECRETS_FILE must be set')
   t.equal(requireRoots(loadConfig({ ROOT_SECRETS: `${secret()},${secret()}` })).length, 2)

@@ -13,6 +13,7 @@ export function hotFigures(world: World): Figure[] {
     { name: 'hot verify ÷ ceiling', goal: { least: 0.85 }, measure: (plan) => withHotKey(world, plan, (_service, order) => besideCeiling(plan, order)) },
     { name: 'malformed key refused ÷ ceiling', goal: { least: 0.85 }, measure: (plan) => refused(world, plan, (key) => key.slice(0, -20) + (key.at(-20) === 'x' ? 'y' : 'x') + key.slice(-19), 'malformed') },
     { name: 'forged key refused ÷ ceiling', goal: { least: 0.85 }, measure: (plan) => refused(world, plan, () => makeToken('mecha', newId(), deriveRoot('the root secret of somebody else entirely')).text, 'unknown') },
+    { name: 'authz ÷ verify', goal: { least: 0.95 }, measure: (plan) => withHotKey(world, plan, besideAuthz(plan)) },
     { name: 'hot verify ÷ better-auth', goal: { least: 30 }, measure: (plan) => withRival(world, plan, 'better-auth.mjs', (url) => ({ DATABASE_URL: url })) },
     { name: 'hot verify ÷ oidc-provider', goal: { least: 4 }, measure: (plan) => withRival(world, plan, 'oidc-provider.mjs', () => ({})) },
   ]
@@ -38,6 +39,15 @@ async function besideCeiling(plan: Plan, order: Order): Promise<Result> {
     return await compare(plan, rateOf('service_per_s', order), rateOf('ceiling_per_s', ceiling))
   } finally {
     await stop(child)
+  }
+}
+
+/** The same key by both ways: in the headers of a proxy, and in the body of a gateway. */
+function besideAuthz(plan: Plan): (service: Service, verify: Order, key: string) => Promise<Result> {
+  return async (service, verify, key) => {
+    const { bodies: _none, ...rest } = verify
+    const authz: Order = { ...rest, url: `${service.url}/v1/authz`, method: 'GET', headers: { 'x-gateway-authorization': verify.headers['authorization']!, 'x-mecha-key': key } }
+    return compare(plan, rateOf('authz_per_s', authz), rateOf('verify_per_s', verify))
   }
 }
 

@@ -1,6 +1,7 @@
 /** Who is calling the runtime plane: a gateway, by the credential that the control plane issued it. */
 
 import { Problem } from '../errors.js'
+import { publicId } from '../key/id.js'
 
 /** An authenticated gateway. */
 export interface Gateway {
@@ -10,6 +11,9 @@ export interface Gateway {
   /** In milliseconds. */
   readonly expires_at: number | null
 }
+
+/** What a 401 of the runtime plane begins with (RFC 6750, section 3). */
+export const CHALLENGE = 'Bearer realm="mecha-keys"'
 
 /** Resolves a presented credential to its gateway, or to `undefined` when it is not a valid one. */
 export type GatewayVerifier = (credential: string) => Gateway | undefined | Promise<Gateway | undefined>
@@ -26,14 +30,50 @@ export function authenticateGateway(authorization: string | undefined, verify: G
   return gateway ?? refuse(credential)
 }
 
+/**
+ * The same for a gateway that is an OAuth client: by bearer, or by HTTP Basic with its id as user name and its credential
+ * as password, both form-encoded (RFC 6749, section 2.3.1).
+ *
+ * @throws Problem `unauthenticated` (401)
+ */
+export async function authenticateClient(authorization: string | undefined, verify: GatewayVerifier): Promise<Gateway> {
+  const basic = basicOf(authorization ?? '')
+  const credential = basic ? basic.password : bearerOf(authorization ?? '')
+  const gateway = credential ? await verify(credential) : undefined
+  if (!gateway || (basic && basic.user !== publicId('gateway', gateway.id))) throw notAClient(credential)
+  return gateway
+}
+
+function basicOf(authorization: string): { user: string; password: string } | undefined {
+  const encoded = /^Basic +([A-Za-z0-9+/_-]+=*)$/i.exec(authorization)?.[1]
+  const parts = encoded === undefined ? undefined : /^([^:]*):(.*)$/s.exec(Buffer.from(encoded, 'base64').toString())
+  return parts ? { user: formDecoded(parts[1]!), password: formDecoded(parts[2]!) } : undefined
+}
+
+/** What is not encoded as it should be is nothing that was issued here. */
+function formDecoded(text: string): string {
+  try {
+    return decodeURIComponent(text.replaceAll('+', ' '))
+  } catch {
+    return ''
+  }
+}
+
+function notAClient(credential: string | undefined): Problem {
+  const bearer = `Bearer realm="mecha-keys"${credential ? ', error="invalid_token"' : ''}`
+  return new Problem('unauthenticated', 'Send a gateway credential: as bearer, or by HTTP Basic with the id of the credential as user name.', {
+    headers: { 'www-authenticate': `${bearer}, Basic realm="mecha-keys", charset="UTF-8"` },
+  })
+}
+
 /** The token of a bearer's header, as RFC 6750 writes it or with the scheme in another case (RFC 9110, section 11.1). */
-function bearerOf(authorization: string): string | undefined {
+export function bearerOf(authorization: string): string | undefined {
   if (authorization.startsWith('Bearer ') && !authorization.includes(' ', 7)) return authorization.slice(7) || undefined
   return /^Bearer +(\S+)$/i.exec(authorization)?.[1]
 }
 
 function refuse(credential: string | undefined): never {
-  const challenge = `Bearer realm="mecha-keys"${credential ? ', error="invalid_token"' : ''}`
+  const challenge = `${CHALLENGE}${credential ? ', error="invalid_token"' : ''}`
   throw new Problem('unauthenticated', 'Send a gateway credential: Authorization: Bearer <credential>.', {
     headers: { 'www-authenticate': challenge },
   })

@@ -14,6 +14,7 @@ import {
 } from 'jose'
 import { isFetchable, type Settings } from '../config.js'
 import { ConfigError, Problem } from '../errors.js'
+import { ProvedTokens } from './proved-tokens.js'
 import { SCOPES, type Scope } from './scopes.js'
 
 /** An authenticated operator, and what their token lets them do. */
@@ -50,12 +51,18 @@ type CryptoKeyLike = Awaited<ReturnType<typeof importPKCS8>>
  */
 export async function operatorAuthenticator(config: Settings): Promise<OperatorAuthenticator> {
   const issuers = await trustedIssuers(config)
+  const proved = new ProvedTokens(config.OIDC_JWKS_MAX_AGE * 1000)
   return async (authorization) => {
     const token = /^Bearer +([A-Za-z0-9._~+/=-]+)$/i.exec(authorization ?? '')?.[1]
     if (!token) throw unauthenticated('Send an operator token: Authorization: Bearer <JWT>.')
+    const known = proved.find(token)
+    if (known) return known
     const issuer = issuers.get(claimedIssuer(token))
     if (!issuer) throw unauthenticated('The token is of no issuer that is trusted here.', 'invalid_token')
-    return operatorOf(await verifiedClaims(token, issuer, config), config)
+    const claims = await verifiedClaims(token, issuer, config)
+    const operator = operatorOf(claims, config)
+    proved.keep(token, operator, (claims.exp! + config.OIDC_CLOCK_TOLERANCE) * 1000)
+    return operator
   }
 }
 

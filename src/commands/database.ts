@@ -1,4 +1,4 @@
-/** Commands that work straight in the database: `migrate`, `gateway`, `root-secrets`. */
+/** Commands that work straight in the database: `migrate`, `gateway`, `root-secrets`, `signing-keys`. */
 
 import { InvalidArgumentError } from 'commander'
 import { loadConfig, processEnvironment, requireDatabase, requireRoots, type Settings } from '../config.js'
@@ -6,6 +6,7 @@ import { createGateway } from '../control/gateways.js'
 import type { ControlParts, GatewayCaller } from '../control/parts.js'
 import { revoke } from '../control/revoke.js'
 import { rootSecretsStatus } from '../control/root-secrets.js'
+import { describeSigningKeys, rotateSigningKeys, type Rotation, type SigningKeyView } from '../control/signing/keys.js'
 import { listKeys } from '../control/store.js'
 import { ensureLogin } from '../db/logins.js'
 import { migrate } from '../db/migrate.js'
@@ -69,10 +70,29 @@ export async function runRootSecretsStatus({ json }: { json?: true }): Promise<v
       print(json, { root_secrets: status }, () =>
         status.map((root) => {
           const next = { newest: 'makes keys', older: root.droppable ? 'may be dropped' : 'still needed', missing: 'NEEDED AND NOT CONFIGURED' }
-          return `${root.id}  ${root.role}  tags ${root.tagged} living keys, peppers ${root.peppered}  ${next[root.role]}`
+          return `${root.id}  ${root.role}  tags ${root.tagged} living keys, peppers ${root.peppered}, seals ${root.sealed} signing keys  ${next[root.role]}`
         }),
       )
     }),
+  )
+}
+
+export async function runSigningKeysList({ json }: { json?: true }): Promise<void> {
+  await withDatabaseSettings((config) =>
+    withControlParts(config, async ({ db }) => printSigningKeys(json, await describeSigningKeys(db))),
+  )
+}
+
+export async function runSigningKeysRotate({ json, ...rotation }: Rotation & { json?: true }): Promise<void> {
+  await withDatabaseSettings((config) =>
+    withControlParts(config, async (parts) => printSigningKeys(json, await rotateSigningKeys(parts, commandLine(null), rotation))),
+  )
+}
+
+function printSigningKeys(json: true | undefined, keys: SigningKeyView[]): void {
+  const about = { next: 'published, signs from', signing: 'signs since', past: 'verifies only, signed from' }
+  print(json, { signing_keys: keys }, () =>
+    keys.map(({ kid, alg, role, signs_from }) => `${kid}  ${alg}  ${role.padEnd(7)}  ${about[role]} ${signs_from.toISOString()}`),
   )
 }
 

@@ -45,11 +45,11 @@ export async function issueKey(parts: ControlParts, caller: Caller, request: Iss
   const crew = mecha.slice(mecha.indexOf('^') + 1)
   if (caller.crews && !caller.crews.includes(crew)) throw notFound()
   return revealOnce(parts, caller, mecha, { idempotencyKey, request: { act: 'issue', request } }, async (trx, minted) => {
-    const claimed = await claimMecha(trx, mecha, caller.orgId)
-    if (!claimed) throw notFound()
-    const now = await readClock(trx)
+    const held = await claimMecha(trx, mecha, caller.orgId)
+    if (!held) throw notFound()
+    const { now, living } = held
     const limit = parts.config.MAX_ACTIVE_KEYS_PER_MECHA
-    if (claimed === 'known' && (await countLivingKeys(trx, mecha, now)) >= limit) throw limitReached(limit)
+    if (living >= limit) throw limitReached(limit)
     const expiresAt = expiryOfNew(request, now, parts.config)
     const key = await insertKey(trx, { ...newRow(caller, mecha, minted, now), ...detailsOf(request), expires_at: expiresAt })
     await audit(trx, caller, now, [{ type: 'key.issued', keyId: minted.id, mecha, data: { expires_at: expiresAt?.toISOString() ?? null } }])
@@ -73,12 +73,12 @@ export async function rotateKey(parts: ControlParts, caller: Caller, id: string,
     await lockMecha(trx, mecha, caller.orgId)
     const old = await lockKey(trx, caller, 'mecha', id)
     if (!old) throw notFound()
-    const now = await readClock(trx)
+    const { now, living } = await countLivingKeys(trx, mecha)
     const refusal = rotationRefusal(old, now)
     if (refusal) throw cannotRotate(refusal, old)
     // A rotation may pass the limit while its overlap lasts; a chain of rotations cannot pass it without end.
     const limit = 2 * config.MAX_ACTIVE_KEYS_PER_MECHA
-    if ((await countLivingKeys(trx, mecha, now)) >= limit) throw limitReached(limit)
+    if (living >= limit) throw limitReached(limit)
     const expiresAt = expiryOfNew(request, now, config, old.expires_at ? lifeOf(old) : undefined)
     const endsAt = endOfOverlap(old, now, overlap)
     const key = await insertKey(trx, { ...newRow(caller, mecha, minted, now), ...detailsOf({ ...inheritable(old), ...request }), expires_at: expiresAt, rotated_from: id })

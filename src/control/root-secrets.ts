@@ -13,26 +13,29 @@ export interface RootStatus {
   readonly tagged: number
   /** Living keys whose hash is peppered under it: their next verify moves them to the newest. */
   readonly peppered: number
-  /** Whether it can be dropped without refusing a living key. */
+  /** Signing keys that are sealed under it: the control plane's next start moves them to the newest. */
+  readonly sealed: number
+  /** Whether it can be dropped without refusing a living key, or losing a signing key. */
   readonly droppable: boolean
 }
 
 /** One entry for each root secret that is configured or needed, newest first. */
 export async function rootSecretsStatus(db: Kysely<Database>, roots: Roots): Promise<RootStatus[]> {
-  const { rows } = await sql<{ id: string; tagged: number; peppered: number }>`
+  const { rows } = await sql<{ id: string; tagged: number; peppered: number; sealed: number }>`
     WITH living AS (
       SELECT tag_root, pepper_root FROM keys WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
     )
-    SELECT id, sum(tagged)::int AS tagged, sum(peppered)::int AS peppered FROM (
-      SELECT tag_root AS id, 1 AS tagged, 0 AS peppered FROM living
-      UNION ALL SELECT pepper_root, 0, 1 FROM living
+    SELECT id, sum(tagged)::int AS tagged, sum(peppered)::int AS peppered, sum(sealed)::int AS sealed FROM (
+      SELECT tag_root AS id, 1 AS tagged, 0 AS peppered, 0 AS sealed FROM living
+      UNION ALL SELECT pepper_root, 0, 1, 0 FROM living
+      UNION ALL SELECT root, 0, 0, 1 FROM signing_keys
     ) AS needs GROUP BY id`.execute(db)
   const needs = new Map(rows.map((row) => [row.id, row]))
   const configured = roots.map(({ id }) => id)
   const missing = rows.map(({ id }) => id).filter((id) => !configured.includes(id))
   return [...configured, ...missing].map((id) => {
-    const { tagged, peppered } = needs.get(id) ?? { tagged: 0, peppered: 0 }
+    const { tagged, peppered, sealed } = needs.get(id) ?? { tagged: 0, peppered: 0, sealed: 0 }
     const role = !configured.includes(id) ? 'missing' : id === configured[0] ? 'newest' : 'older'
-    return { id, role, tagged, peppered, droppable: role === 'older' && tagged + peppered === 0 }
+    return { id, role, tagged, peppered, sealed, droppable: role === 'older' && tagged + peppered + sealed === 0 }
   })
 }

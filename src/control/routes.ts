@@ -4,7 +4,8 @@ import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typ
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { Operator, OperatorAuthenticator } from '../auth/operators.js'
 import type { Scope } from '../auth/scopes.js'
-import { invalid, notFound, overloaded, Problem, type ErrorCode } from '../errors.js'
+import { invalid, notFound, Problem, type ErrorCode } from '../errors.js'
+import { boundRequests } from '../http/bound.js'
 import { answer, HandleSchema, responses } from '../http/schemas.js'
 import { refuseSecretsAndUnstorable } from '../http/validation.js'
 import { parsePublicId, publicId, type CredentialKind } from '../key/id.js'
@@ -255,17 +256,6 @@ function eventRoutes({ db }: ControlParts): FastifyPluginAsyncTypebox {
       },
     )
   }
-}
-
-/** Most requests at once: nearly all of each one's time is spent waiting for the database. */
-function boundRequests(app: FastifyInstance, most: number): void {
-  let underWay = 0
-  app.addHook('onRequest', (_request, reply, done) => {
-    if (underWay >= most) throw overloaded()
-    underWay++
-    reply.raw.once('close', () => underWay--)
-    done()
-  })
 }
 
 /** Every route names the scope that it needs: one that names none does not start. */

@@ -36,7 +36,7 @@ const useAndEnd = {
   first_used_at: nullableTime('When it was first valid in a verify; null is never'),
   last_used_at: nullableTime('When it was last valid in a verify, some seconds late'),
   revoked_at: nullableTime('When it was revoked; null is never'),
-  revoked_by: nullableText('Who revoked it'),
+  revoked_by: nullableText('Who revoked it: as `created_by`, or `holder` for who presented the key itself'),
   revoke_reason: nullableText('Why, in their words'),
 }
 const OrgId = Type.String({ description: 'The organization', examples: ['acmecorp'] })
@@ -90,7 +90,7 @@ export const EventSchema = Type.Object(
     type: EventType,
     key_id: Type.String({ description: 'Id of the key or of the gateway credential' }),
     mecha: nullableText('The Mecha; null for a gateway credential'),
-    actor: Type.String({ description: 'Who did it: `operator:` and the `sub` of their token, `builtin:` for a token of the built-in issuer, or `cli:` and a user' }),
+    actor: Type.String({ description: 'Who did it: `operator:` and the `sub` of their token, `builtin:` for a token of the built-in issuer, `cli:` and a user, or `holder` for who presented the key itself' }),
     request_id: Type.String({ description: 'The `X-Request-Id` of the answer, which the log has too' }),
     address: Type.String({ description: 'Where the request came from' }),
     data: Type.Object({}, { additionalProperties: true, description: 'What is particular to the type' }),

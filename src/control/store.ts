@@ -30,24 +30,33 @@ const KEY_COLUMNS = [
 ] as const
 const COLUMNS = [...KEY_COLUMNS, 'first_used_at', 'last_used_at'] as const
 
+const CLOCK = sql<Date>`date_trunc('milliseconds', clock_timestamp())`
+
 /** The database's clock, at the millisecond that it stores. Taken after a lock: a transaction's own time is older. */
 export async function readClock(db: Kysely<Database>): Promise<Date> {
-  const { rows } = await sql<{ now: Date }>`SELECT date_trunc('milliseconds', clock_timestamp()) AS now`.execute(db)
+  const { rows } = await sql<{ now: Date }>`SELECT ${CLOCK} AS now`.execute(db)
   return rows[0]!.now
 }
 
 // ── Mechas ──
 
+/** The database's clock once a Mecha is held, and how many of its keys are neither revoked nor expired by it. */
+export interface HeldMecha {
+  readonly now: Date
+  readonly living: number
+}
+
 /**
  * Makes a handle the organization's own unless it has an owner, and holds it until the transaction ends.
  *
- * @returns `new` when it had none, and so no keys; `undefined` when it belongs to another organization
+ * @returns `undefined` when it belongs to another organization
  */
-export async function claimMecha(trx: Transaction<Database>, handle: string, orgId: string): Promise<'new' | 'known' | undefined> {
-  const { numInsertedOrUpdatedRows } = await trx
-    .insertInto('mechas').values({ handle, org_id: orgId }).onConflict((conflict) => conflict.doNothing()).executeTakeFirst()
-  if (numInsertedOrUpdatedRows === 1n) return 'new'
-  return (await lockMecha(trx, handle, orgId)) ? 'known' : undefined
+export async function claimMecha(trx: Transaction<Database>, handle: string, orgId: string): Promise<HeldMecha | undefined> {
+  const made = await trx
+    .insertInto('mechas').values({ handle, org_id: orgId }).onConflict((conflict) => conflict.doNothing())
+    .returning(CLOCK.as('now')).executeTakeFirst()
+  if (made) return { now: made.now, living: 0 }
+  return (await lockMecha(trx, handle, orgId)) ? countLivingKeys(trx, handle) : undefined
 }
 
 /** Holds a Mecha until the transaction ends. Whoever adds or ends its keys together holds it first. */
@@ -58,13 +67,13 @@ export async function lockMecha(trx: Transaction<Database>, handle: string, orgI
   return row !== undefined
 }
 
-/** How many keys of a Mecha are neither revoked nor expired. */
-export async function countLivingKeys(trx: Transaction<Database>, mecha: string, now: Date): Promise<number> {
-  const { count } = await trx
-    .selectFrom('keys').select((eb) => eb.fn.countAll<string>().as('count'))
-    .where('mecha', '=', mecha).where(isLiving(now))
-    .executeTakeFirstOrThrow()
-  return Number(count)
+/** Of a Mecha that is held. */
+export async function countLivingKeys(trx: Transaction<Database>, mecha: string): Promise<HeldMecha> {
+  const { rows } = await sql<HeldMecha>`
+    WITH clock AS MATERIALIZED (SELECT ${CLOCK} AS now)
+    SELECT now, (SELECT count(*)::int FROM keys WHERE mecha = ${mecha} AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now)) AS living
+    FROM clock`.execute(trx)
+  return rows[0]!
 }
 
 // ── Keys ──

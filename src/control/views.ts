@@ -1,7 +1,7 @@
 /** Rows as the API shows them. */
 
 import type { EventRow } from '../db/tables.js'
-import { publicId } from '../key/id.js'
+import { publicId, type CredentialKind } from '../key/id.js'
 import { statusAt } from '../key/status.js'
 import type { EventBody, GatewayBodyOut, KeyBody } from './schemas.js'
 import type { Cursor, KeyRecord } from './store.js'
@@ -25,9 +25,10 @@ export function gatewayView(row: KeyRecord, now: Date): GatewayBodyOut {
   return { ...shared(row, now), id: publicId('gateway', row.id), org_id: row.org_id!, name: row.name! }
 }
 
+/** An event of an organization, which is of a key or of a gateway credential. */
 export function eventView(row: EventRow): EventBody {
   const { position, at, type, key_id, kind, mecha, actor, request_id, address, data } = row
-  return { id: position, at: at.toISOString(), type: type as EventBody['type'], key_id: publicId(kind, key_id), mecha, actor, request_id, address, data }
+  return { id: position, at: at.toISOString(), type: type as EventBody['type'], key_id: publicId(kind as CredentialKind, key_id!), mecha, actor, request_id, address, data }
 }
 
 /** A cursor as text: opaque to callers, and nothing in it that the page itself did not show. */

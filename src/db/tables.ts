@@ -2,6 +2,7 @@
 
 import type { ColumnType, Generated, Insertable, Selectable } from 'kysely'
 import type { CredentialKind } from '../key/id.js'
+import type { SigningAlgorithm } from '../key/signing.js'
 
 export type Json = null | boolean | number | string | Json[] | { [key: string]: Json }
 export type Metadata = { [key: string]: Json }
@@ -57,13 +58,35 @@ export interface EventsTable {
   at: Date
   type: string
   org_id: string | null
-  key_id: string
-  kind: CredentialKind
+  /** NULL for what happens to a signing key. */
+  key_id: string | null
+  kind: CredentialKind | 'signing_key'
   mecha: string | null
   actor: string
   request_id: string
   address: string
   data: JsonColumn<Metadata>
+}
+
+export interface SigningKeysTable {
+  kid: string
+  alg: SigningAlgorithm
+  sealed: Buffer
+  root: string
+  created_at: Date
+  created_by: string
+  signs_from: Date
+}
+
+export interface TokenStatusTable {
+  idx: number
+  key_id: string | null
+}
+
+export interface NoncesTable {
+  key_id: string
+  digest: Buffer
+  expires_at: Date
 }
 
 export interface Database {
@@ -72,6 +95,9 @@ export interface Database {
   key_usage: KeyUsageTable
   idempotency_keys: IdempotencyKeysTable
   events: EventsTable
+  signing_keys: SigningKeysTable
+  token_status: TokenStatusTable
+  nonces: NoncesTable
 }
 
 export type KeyRow = Selectable<KeysTable>

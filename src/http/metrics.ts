@@ -65,8 +65,8 @@ function countVerifications(registers: Registry[]): (credential: string, result:
   }
 }
 
-/** Must be registered before the routes whose times are taken. */
-export function registerMetrics(app: FastifyInstance, { registry, requests }: Metrics): void {
+/** Must be called before the routes whose times are taken are registered. */
+export function takeTimes(app: FastifyInstance, { requests }: Metrics): void {
   // Each route has a hook of its own, which knows what route it is: to ask a request takes longer than to record it.
   app.addHook('onRoute', (route) => {
     const recorders = Object.fromEntries([route.method].flat().map((method) => [method, requests.recorder(method, route.url)]))
@@ -76,6 +76,12 @@ export function registerMetrics(app: FastifyInstance, { registry, requests }: Me
     }
     route.onResponse = [record, ...[route.onResponse ?? []].flat()]
   })
+}
+
+/** Must be registered before the routes whose times are taken. */
+export function registerMetrics(app: FastifyInstance, metrics: Metrics): void {
+  takeTimes(app, metrics)
+  const { registry } = metrics
   app.get('/metrics', { schema: { hide: true } }, async (_request, reply) =>
     reply.type(registry.contentType).send(await registry.metrics()),
   )

@@ -30,6 +30,9 @@ export async function registerOpenApi(app: FastifyInstance, version: string): Pr
         securitySchemes: {
           operator: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT', description: 'A token of a trusted issuer; its claims name the organization and the scopes. An operation lists the scope that it needs' },
           gateway: { type: 'http', scheme: 'bearer', bearerFormat: 'mgw_…', description: 'A gateway credential' },
+          gatewayBasic: { type: 'http', scheme: 'basic', description: 'The id of a gateway credential as user name, and the credential as password' },
+          proxy: { type: 'apiKey', in: 'header', name: 'X-Gateway-Authorization', description: '`Bearer` and a gateway credential, beside what the client sends as its own' },
+          mechaKey: { type: 'apiKey', in: 'header', name: 'X-Mecha-Key', description: 'A Mecha key. It may come as the bearer token of `Authorization` instead' },
         },
       },
     },
@@ -53,8 +56,8 @@ interface Operation {
 
 /** What the plugin cannot know: that a body that may be empty may be left out, and how people spell a header. */
 function correct({ requestBody, parameters = [] }: Operation): void {
-  const schema = requestBody?.content['application/json']?.schema
-  if (schema) requestBody.required = schema.required !== undefined || schema.minProperties !== undefined
+  for (const { schema } of Object.values(requestBody?.content ?? {}))
+    requestBody!.required = schema.required !== undefined || schema.minProperties !== undefined
   for (const parameter of parameters)
     if (parameter.in === 'header') parameter.name = parameter.name.replace(/\b[a-z]/g, (letter) => letter.toUpperCase())
 }

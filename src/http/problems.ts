@@ -34,8 +34,6 @@ export const ProblemSchema = Type.Object(
 
 /** What Fastify and Node.js find wrong before a handler runs. */
 const FRAMEWORK_ERRORS: Record<string, [code: ErrorCode, detail: string]> = {
-  FST_ERR_CTP_BODY_TOO_LARGE: ['body_too_large', 'A body may have 16 KiB at most.'],
-  FST_ERR_CTP_INVALID_MEDIA_TYPE: ['unsupported_media_type', 'Send application/json.'],
   FST_ERR_CTP_EMPTY_JSON_BODY: ['malformed_body', 'The body is empty.'],
   FST_ERR_CTP_INVALID_JSON_BODY: ['malformed_body', 'The body is not JSON.'],
   FST_ERR_CTP_INVALID_CONTENT_LENGTH: ['malformed_body', 'The body is not as long as its Content-Length says.'],
@@ -52,14 +50,20 @@ export function answerProblem(reply: FastifyReply, problem: Problem): FastifyRep
     .send(problem.toJSON())
 }
 
-/** What an error is to the caller. Anything that is not foreseen is an `internal_error` and says no more. */
-export function toProblem(error: unknown): Problem {
+/**
+ * What an error is to the caller. Anything that is not foreseen is an `internal_error` and says no more.
+ *
+ * @param route what the route takes where the error came from
+ */
+export function toProblem(error: unknown, { bodyLimit = 0, schema }: Partial<FastifyRequest['routeOptions']> = {}): Problem {
   if (error instanceof Problem) return error
   const { code, validation, validationContext, statusCode } = error as FastifyError & { validationContext?: string }
   if (validation) {
     const errors = validation.map((one) => fieldError(validationContext ?? 'body', one))
     return new Problem('invalid_request', errors.map((one) => `${one.field} ${one.message}`).join('; '), { errors })
   }
+  if (code === 'FST_ERR_CTP_BODY_TOO_LARGE') return new Problem('body_too_large', `A body may have ${bodyLimit / 1024} KiB at most here.`)
+  if (code === 'FST_ERR_CTP_INVALID_MEDIA_TYPE') return new Problem('unsupported_media_type', `Send ${schema?.consumes?.join() ?? 'application/json'}.`)
   const known = FRAMEWORK_ERRORS[code]
   if (known) return new Problem(...known)
   // secure-json-parse's refusal of "__proto__", and JSON.parse's of anything else, carry a status and no code.
@@ -69,27 +73,35 @@ export function toProblem(error: unknown): Problem {
   return new Problem('internal_error', 'The request id in X-Request-Id finds the cause in the log.')
 }
 
+/** What an error is to the caller, after the log has been told what it was. */
+export function loggedProblem(error: unknown, request: FastifyRequest): Problem {
+  const problem = toProblem(error, request.routeOptions)
+  // What is shed is counted, and has its line in the request log: more would make work of what was to save it.
+  if (problem.status >= 500 && problem.code !== 'overloaded') request.log.error({ err: error, code: problem.code }, 'request failed')
+  return problem
+}
+
 /**
  * Registers the error handlers and the pages that problems point to.
  *
  * @param onNotFound called for a request that no route is there for, before it is answered
  */
 export function registerProblems(app: FastifyInstance, onNotFound: (reply: FastifyReply) => void): void {
-  app.setErrorHandler((error, request, reply) => {
-    const problem = toProblem(error)
-    // What is shed is counted, and has its line in the request log: more would make work of what was to save it.
-    if (problem.status >= 500 && problem.code !== 'overloaded') request.log.error({ err: error, code: problem.code }, 'request failed')
-    return answerProblem(reply, problem)
-  })
-  app.setNotFoundHandler((_request: FastifyRequest, reply) => {
-    onNotFound(reply)
-    return answerProblem(reply, new Problem('route_not_found', 'Nothing is served at this path.'))
-  })
+  app.setErrorHandler((error, request, reply) => answerProblem(reply, loggedProblem(error, request)))
+  registerNotFound(app, onNotFound)
   app.get('/errors/:code', { schema: { hide: true } }, async (request, reply) => {
     const { code } = request.params as { code: string }
     if (!(ERROR_CODES as string[]).includes(code)) throw new Problem('route_not_found', 'Nothing is served at this path.')
     const page = await readFile(join(PACKAGE_ROOT, 'docs', 'errors', `${code}.md`), 'utf8')
     return reply.type('text/markdown; charset=utf-8').send(page)
+  })
+}
+
+/** Answers what no route is there for. */
+export function registerNotFound(app: FastifyInstance, onNotFound: (reply: FastifyReply) => void): void {
+  app.setNotFoundHandler((_request: FastifyRequest, reply) => {
+    onNotFound(reply)
+    return answerProblem(reply, new Problem('route_not_found', 'Nothing is served at this path.'))
   })
 }
 

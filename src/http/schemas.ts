@@ -42,7 +42,7 @@ export const nullableText = (description: string) => nullable(Type.String(), des
 const text = (description: string) => ({ type: 'string', description })
 const CHALLENGE = { 'WWW-Authenticate': text('What is wrong with the credential, as RFC 6750 has it') }
 const RETRY = { 'Retry-After': text('Seconds after which to try again, where trying again can help') }
-const HEADERS_OF_PROBLEMS: Record<number, object> = { 401: CHALLENGE, 403: CHALLENGE, 503: RETRY }
+const HEADERS_OF_PROBLEMS: Record<number, object> = { 401: CHALLENGE, 403: CHALLENGE, 429: RETRY, 503: RETRY }
 
 /** What a route answers when all is well. */
 export function answer<T extends TSchema>(description: string, schema: T, headers: Record<string, string> = {}) {
@@ -50,16 +50,28 @@ export function answer<T extends TSchema>(description: string, schema: T, header
   return { description, headers: { 'Cache-Control': text('`no-store`'), ...own }, content: { 'application/json': { schema } } }
 }
 
+/** What a route without a body answers when all is well. */
+export function emptyAnswer(description: string, headers: Record<string, string>) {
+  const own = Object.fromEntries(Object.entries(headers).map(([name, about]) => [name, text(about)]))
+  return { description, headers: { 'Cache-Control': text('`no-store`'), ...own }, type: 'null' }
+}
+
 /** `response` of a route: what it answers when all is well, and the problems that it may answer with. */
 export function responses<S extends object>(success: S, ...codes: ErrorCode[]): S {
+  return withProblems(success, codes, { 'application/problem+json': { schema: { $ref: 'Problem#' } } })
+}
+
+/** The same of a route that speaks OAuth. */
+export function oauthResponses<S extends object>(success: S, ...codes: ErrorCode[]): S {
+  return withProblems(success, codes, { 'application/json': { schema: { $ref: 'OAuthError#' } } })
+}
+
+function withProblems<S extends object>(success: S, codes: ErrorCode[], content: object): S {
   const problems = codes.map((code) => {
     const [status] = CATALOGUE[code]
     const ofStatus = codes.filter((one) => CATALOGUE[one][0] === status).map((one) => `\`${one}\`: ${CATALOGUE[one][1]}`)
-    return [status, problem(ofStatus.join('. '), HEADERS_OF_PROBLEMS[status])] as const
+    const headers = HEADERS_OF_PROBLEMS[status]
+    return [status, { description: ofStatus.join('. '), ...(headers && { headers }), content }] as const
   })
-  return { ...success, ...Object.fromEntries(problems), default: problem('Any other problem') }
-}
-
-function problem(description: string, headers?: object) {
-  return { description, ...(headers && { headers }), content: { 'application/problem+json': { schema: { $ref: 'Problem#' } } } }
+  return { ...success, ...Object.fromEntries(problems), default: { description: 'Any other problem', content } }
 }

@@ -1,4 +1,4 @@
-/** Root secrets, and the two keys that each of them gives (HKDF-SHA-256, RFC 5869). */
+/** Root secrets, and the three keys that each of them gives (HKDF-SHA-256, RFC 5869). */
 
 import { hkdfSync } from 'node:crypto'
 import { createMac, type Mac } from './mac.js'
@@ -14,6 +14,8 @@ export interface Root {
   readonly mac: Mac
   /** Argon2's secret input (RFC 9106, section 3.1): a stolen table alone verifies nothing. */
   readonly pepper: Buffer
+  /** Encrypts what has to be read again: the private parts of signing keys. 32 bytes, for AES-256. */
+  readonly sealing: Buffer
 }
 
 /** Newest first: the first makes, all verify. Never empty. */
@@ -23,7 +25,12 @@ export type Roots = readonly [Root, ...Root[]]
 export function deriveRoot(secret: string): Root {
   const derive = (info: string, bytes: number) =>
     Buffer.from(hkdfSync('sha256', secret, '', `mecha-keys/v1/${info}`, bytes))
-  return { id: derive('id', 8).toString('hex'), mac: createMac(derive('tag', 32), LONGEST_TAGGED), pepper: derive('pepper', 32) }
+  return {
+    id: derive('id', 8).toString('hex'),
+    mac: createMac(derive('tag', 32), LONGEST_TAGGED),
+    pepper: derive('pepper', 32),
+    sealing: derive('seal', 32),
+  }
 }
 
 /** Derives all roots, newest first. */

@@ -11,7 +11,8 @@ import { LRUCache } from 'lru-cache'
 import { encodeId, type CredentialKind } from '../key/id.js'
 import type { Token } from '../key/token.js'
 import { validAnswer } from './answer.js'
-import { createDigest, isSameDigest } from './digest.js'
+import { createDigest, isSameDigest } from '../key/digest.js'
+import type { Headers } from './send.js'
 import type { CredentialRow, FoundCredential } from './store.js'
 import type { Use } from './usage.js'
 
@@ -25,11 +26,14 @@ export interface CachedKey extends Use {
   /** What argon2 proved the digest's text against. */
   readonly hash: string
   readonly enabled: boolean
-  /** In milliseconds, as the next. */
+  /** In milliseconds, as the next two. */
+  readonly created_at: number
   readonly expires_at: number | null
   readonly revoked_at: number | null
   /** What verify answers while a Mecha key is valid. */
   readonly answer: string
+  /** What authz answers then: made when it is first asked for. */
+  identity: Headers | undefined
   /** Whether the first use has been recorded. */
   used: boolean
   /** Whether nothing has changed since the row was read, as far as the change feed has told. */
@@ -77,6 +81,11 @@ export class KeyCache {
   find(text: string): CachedKey | undefined {
     const entry = this.#entries.get(idIn(text))
     return entry && this.#isDigestOf(text, entry.digest) ? entry : undefined
+  }
+
+  /** The entry of an id (UUID), current or not, for whoever has proved otherwise that they were given it. */
+  findById(id: string): CachedKey | undefined {
+    return this.#entries.get(encodeId(id))
   }
 
   /**
@@ -150,13 +159,14 @@ export class KeyCache {
 }
 
 function entryOf(row: CredentialRow, used: boolean, digest: string): CachedKey {
-  const { id, kind, org_id, mecha, scopes, hash, enabled, expires_at, revoked_at } = row
+  const { id, kind, org_id, mecha, scopes, hash, enabled, created_at, expires_at, revoked_at } = row
   return {
     digest, id, kind, org_id, mecha, scopes, hash, enabled,
+    created_at: created_at.getTime(),
     expires_at: expires_at && expires_at.getTime(),
     revoked_at: revoked_at && revoked_at.getTime(),
     answer: kind === 'mecha' ? validAnswer(row) : '',
-    used, current: true, usedAt: 0, isGathered: false,
+    identity: undefined, used, current: true, usedAt: 0, isGathered: false,
   }
 }
 

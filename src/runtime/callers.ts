@@ -1,7 +1,7 @@
 /** Who calls the runtime plane, and whether they still wait: for all of its routes. */
 
 import type { FastifyInstance, FastifyReply } from 'fastify'
-import { authenticateGateway, type Gateway } from '../auth/gateways.js'
+import { authenticateGateway, type Gateway, type GatewayVerifier } from '../auth/gateways.js'
 import type { Verifier } from './verifier.js'
 
 declare module 'fastify' {
@@ -21,11 +21,14 @@ export function decorateCallers(app: FastifyInstance): void {
   app.decorateReply('signal', { getter: hangUpSignal })
 }
 
+/** Reads a gateway's credential from the `Authorization` header, and throws `unauthenticated` where there is no good one. */
+type Authenticate = (authorization: string | undefined, verify: GatewayVerifier) => Gateway | Promise<Gateway>
+
 /** Lets nobody but gateways pass to the routes of a scope. */
-export function requireGateway(app: FastifyInstance, verifier: Verifier): void {
+export function requireGateway(app: FastifyInstance, verifier: Verifier, authenticate: Authenticate = authenticateGateway): void {
   // Not asynchronous: what is in memory is answered without a promise.
   app.addHook('onRequest', (request, reply, done) => {
-    const gateway = authenticateGateway(request.headers.authorization, (credential) => verifier.verifyGateway(credential, reply))
+    const gateway = authenticate(request.headers.authorization, (credential) => verifier.verifyGateway(credential, reply))
     if (!(gateway instanceof Promise)) {
       request.gateway = gateway
       return done()

@@ -11,11 +11,10 @@ export interface ReaderParts {
   readonly read: ReadRows
   /** Most statements under way at once. What is asked for meanwhile goes together into the next one. */
   readonly statements: number
-  /** Most rows that are waited for. */
+  /** Most rows that are waited for, and so most in one statement. */
   readonly limit: number
 }
 
-const MAX_BATCH = 500
 /** A statement that takes longer means a database in trouble: who comes now would only wait in vain. */
 const SILENCE_MS = 1000
 
@@ -30,7 +29,6 @@ export class CredentialReader {
   constructor(private readonly parts: ReaderParts) {
     this.#loader = new DataLoader((ids) => this.#read(ids), {
       cache: false,
-      maxBatchSize: MAX_BATCH,
       batchScheduleFn: (dispatch) => (this.#sent.size < parts.statements ? setImmediate(dispatch) : this.#waiting.push(dispatch)),
     })
   }

@@ -2,14 +2,29 @@
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyReply } from 'fastify'
+import type { Settings } from '../config.js'
+import type { ErrorCode } from '../errors.js'
 import { answer, responses } from '../http/schemas.js'
 import { answerOf } from './answer.js'
+import { authzRoutes } from './authz.js'
 import { decorateCallers, requireGateway } from './callers.js'
 import { changesRoutes, type ChangesParts } from './changes.js'
 import type { Feed } from './feed.js'
-import { VerifyAnswer, VerifyBody } from './schemas.js'
-import { createSender } from './send.js'
+import { nonceRoutes, type NonceParts } from './nonces.js'
+import type { OAuthParts } from './oauth/parts.js'
+import { oauthRoutes } from './oauth/routes.js'
+import { revokeTokenRoutes, type RevokeTokenParts } from './revoke-token.js'
+import { MAX_BATCH, VerifyAnswer, VerifyBatchAnswer, VerifyBatchBody, VerifyBody } from './schemas.js'
+import { createSender, type Headers, type Send } from './send.js'
 import type { Verifier } from './verifier.js'
+
+/** Bytes: every batch that the schema takes, whatever is asked of its keys. */
+const BATCH_BODY_LIMIT = 1024 * 1024
+
+/** The problems of routes that ask about keys. */
+const ASKING = [
+  'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
+] satisfies ErrorCode[]
 
 const VERIFY = [
   'With `Prefer: freshness` (RFC 7240), `X-Feed-Age` says how many milliseconds ago everything that had been committed was known here.',
@@ -19,6 +34,10 @@ const VERIFY = [
 export interface RuntimeParts extends ChangesParts {
   readonly verifier: Verifier
   readonly feed: Pick<Feed, 'isFresh' | 'missedSince' | 'confirmedAt'>
+  readonly revocation: RevokeTokenParts
+  readonly nonces: NonceParts
+  readonly oauth: OAuthParts
+  readonly config: Settings
 }
 
 export function runtimePlane(parts: RuntimeParts): FastifyPluginAsyncTypebox {
@@ -27,20 +46,28 @@ export function runtimePlane(parts: RuntimeParts): FastifyPluginAsyncTypebox {
     // The schema of a body that comes here takes no field that is not in it, `__proto__` included: nothing is left to look for.
     app.removeContentTypeParser('application/json')
     app.addContentTypeParser('application/json', { parseAs: 'string' }, app.getDefaultJsonParser('ignore', 'ignore'))
-    await app.register(verifyRoutes(parts))
+    const { verifier, oauth, config } = parts
+    const send = createSender()
+    await app.register(verifyRoutes(parts, send))
     await app.register(changesRoutes(parts))
+    await app.register(revokeTokenRoutes(parts.revocation))
+    await app.register(nonceRoutes(parts.nonces))
+    await app.register(authzRoutes({ verifier, send, unavailable: config.AUTHZ_UNAVAILABLE }))
+    await app.register(oauthRoutes(oauth, config.PUBLIC_URL))
   }
 }
 
-function verifyRoutes({ verifier, feed }: RuntimeParts): FastifyPluginAsyncTypebox {
+const JSON_TYPE: Headers = ['content-type', 'application/json; charset=utf-8']
+
+function verifyRoutes({ verifier, feed }: RuntimeParts, send: Send): FastifyPluginAsyncTypebox {
   return async (app) => {
-    const sendText = createSender()
     requireGateway(app, verifier)
 
     /** For who holds answers and follows the changes of another replica: whether what was told there is in this one. */
-    function sendWithAge(reply: FastifyReply, text: string): void {
+    function sendWithAge(reply: FastifyReply, type: Headers, text: string): void {
       // Up to a whole number, and none before there is a feed.
-      sendText(reply, text, { 'x-feed-age': String(Math.ceil(performance.now() - feed.confirmedAt)), 'preference-applied': 'freshness' })
+      const age = String(Math.ceil(performance.now() - feed.confirmedAt))
+      send(reply, [...type, 'x-feed-age', age, 'preference-applied', 'freshness'], text)
     }
 
     app.post(
@@ -53,17 +80,33 @@ function verifyRoutes({ verifier, feed }: RuntimeParts): FastifyPluginAsyncTypeb
           description: VERIFY,
           security: [{ gateway: [] }],
           body: VerifyBody,
-          response: responses(
-            { 200: answer('The verdict, valid or not', VerifyAnswer) },
-            'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
-          ),
+          response: responses({ 200: answer('The verdict, valid or not', VerifyAnswer) }, ...ASKING),
         },
       },
       ({ body, gateway, headers }, reply) => {
-        const send = headers.prefer === 'freshness' ? sendWithAge : sendText
+        const tell = headers.prefer === 'freshness' ? sendWithAge : send
         const verdict = verifier.verifyKey(body.key, gateway, body, reply)
-        if (!(verdict instanceof Promise)) return send(reply, answerOf(verdict))
-        return verdict.then((late) => send(reply, answerOf(late)))
+        if (!(verdict instanceof Promise)) return tell(reply, JSON_TYPE, answerOf(verdict))
+        return verdict.then((late) => tell(reply, JSON_TYPE, answerOf(late)))
+      },
+    )
+
+    app.post(
+      '/v1/verify/batch',
+      {
+        bodyLimit: BATCH_BODY_LIMIT,
+        schema: {
+          tags: ['runtime'],
+          operationId: 'verifyKeys',
+          summary: `As verify, of up to ${MAX_BATCH} keys. Where one of them cannot be decided now, the whole is answered with that problem`,
+          security: [{ gateway: [] }],
+          body: VerifyBatchBody,
+          response: responses({ 200: answer('The verdicts, in the order of the keys', VerifyBatchAnswer) }, ...ASKING),
+        },
+      },
+      async ({ body, gateway }, reply) => {
+        const verdicts = await verifier.verifyKeys(body.keys, gateway, reply)
+        send(reply, JSON_TYPE, `{"results":[${verdicts.map(answerOf).join()}]}`)
       },
     )
   }

@@ -1,8 +1,13 @@
 import { Type } from '@fastify/type-provider-typebox'
+import { NONCE_PATTERN, NONCE_RULE } from '../gateway/signature.js'
 import { HandleSchema, MetadataSchema, nullableTime, ScopesSchema } from '../http/schemas.js'
+import { ID_PATTERN } from '../key/id.js'
 import type { RefusalCode } from '../key/verdict.js'
 
 export const REFUSALS: RefusalCode[] = ['malformed', 'unknown', 'revoked', 'expired', 'disabled', 'mecha_mismatch', 'insufficient_scope']
+
+/** It has the looks of a key, and a checksum that is wrong. */
+const EXAMPLE_KEY = 'mecha_01jd9p5v3fe8rr2k7m4q9wx0zt_' + '0'.repeat(60)
 
 export const VerifyBody = Type.Object(
   {
@@ -12,9 +17,47 @@ export const VerifyBody = Type.Object(
   },
   {
     additionalProperties: false,
-    examples: [{ key: 'mecha_01jd9p5v3fe8rr2k7m4q9wx0zt_' + '0'.repeat(60), mecha: 'sales^acmecorp', scopes: ['orders:read'] }],
+    examples: [{ key: EXAMPLE_KEY, mecha: 'sales^acmecorp', scopes: ['orders:read'] }],
   },
 )
+
+/** Keys in one batch, at most. */
+export const MAX_BATCH = 100
+
+export const VerifyBatchBody = Type.Object(
+  {
+    keys: Type.Array(Type.Object(VerifyBody.properties, { additionalProperties: false }), {
+      maxItems: MAX_BATCH, description: 'What verify is asked about each key. The same key may come more than once',
+    }),
+  },
+  { additionalProperties: false, examples: [{ keys: [{ key: EXAMPLE_KEY, mecha: 'sales^acmecorp' }, { key: EXAMPLE_KEY }] }] },
+)
+
+export const RevokeTokenBody = Type.Object(
+  {
+    token: Type.String({ 'x-secret': true, description: 'The key or the gateway credential' }),
+    token_type_hint: Type.Optional(Type.String({ description: 'Not needed, and not looked at' })),
+  },
+  // What RFC 6749 does not name is ignored, not refused: OAuth clients send their own id along.
+  { additionalProperties: true, examples: [{ token: EXAMPLE_KEY }] },
+)
+export const Revoked = Type.Object({}, { title: 'Revoked', description: 'Nothing: whatever the token was, it is not good' })
+
+/** Seconds: more than any gateway's tolerance of clocks, twice. */
+export const MAX_NONCE_TTL = 900
+
+export const NonceBody = Type.Object(
+  {
+    key_id: Type.String({
+      pattern: `^key_${ID_PATTERN}$`, 'x-rule': 'must be a key id, as in key_01jd9p5v3fe8rr2k7m4q9wx0zt',
+      description: 'Id of the key that signed, as verify tells it', examples: ['key_01jd9p5v3fe8rr2k7m4q9wx0zt'],
+    }),
+    nonce: Type.String({ pattern: NONCE_PATTERN, 'x-rule': NONCE_RULE, description: 'The nonce as it was sent: 16 to 128 characters', examples: ['5a0c8e6e-58f5-4ec6-9d04-0d3c6c1b7f1e'] }),
+    expires_at: Type.String({ format: 'date-time', description: `From when on the request is refused by its timestamp, so that the nonce need not be kept; ${MAX_NONCE_TTL} seconds from now at most. RFC 3339`, examples: ['2030-01-31T12:05:00Z'] }),
+  },
+  { additionalProperties: false, examples: [{ key_id: 'key_01jd9p5v3fe8rr2k7m4q9wx0zt', nonce: '5a0c8e6e-58f5-4ec6-9d04-0d3c6c1b7f1e', expires_at: '2030-01-31T12:05:00Z' }] },
+)
+export const NonceTaken = Type.Object({}, { title: 'NonceTaken', description: 'Nothing more to say: the request may pass' })
 
 export const Valid = Type.Object({
   valid: Type.Literal(true),
@@ -36,3 +79,7 @@ export const Refused = Type.Object({
 }, { title: 'Refused' })
 
 export const VerifyAnswer = Type.Union([Valid, Refused])
+
+export const VerifyBatchAnswer = Type.Object({
+  results: Type.Array(VerifyAnswer, { description: 'What verify answers for each key, in the order in which they were asked' }),
+})

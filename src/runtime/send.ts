@@ -8,20 +8,21 @@
 import type { ServerResponse } from 'node:http'
 import type { FastifyReply } from 'fastify'
 
+/** Names and values of headers in turn, as `writeHead` takes them: from an object, it makes them in three times the time. */
+export type Headers = readonly string[]
+
 interface Answer {
   readonly raw: ServerResponse
+  readonly headers: Headers
   readonly text: string
   readonly requestId: string
-  readonly headers: Headers
 }
 
-type Headers = Readonly<Record<string, string>> | undefined
-
-/** Sends JSON in ASCII with status 200, and no header but its own and these. */
-export type SendText = (reply: FastifyReply, text: string, headers?: Headers) => void
+/** Sends ASCII, or nothing, with status 200, these headers, and those that every answer has. */
+export type Send = (reply: FastifyReply, headers: Headers, text: string) => void
 
 /** A sender for one app. */
-export function createSender(): SendText {
+export function createSender(): Send {
   let ready: Answer[] = []
 
   function writeReady(): void {
@@ -30,9 +31,9 @@ export function createSender(): SendText {
     for (const answer of answers) write(answer)
   }
 
-  return (reply, text, headers) => {
+  return (reply, headers, text) => {
     const { raw, request } = reply.hijack()
-    if (ready.push({ raw, text, requestId: request.id, headers }) === 1) setImmediate(writeReady)
+    if (ready.push({ raw, headers, text, requestId: request.id }) === 1) setImmediate(writeReady)
   }
 }
 
@@ -40,15 +41,11 @@ export function createSender(): SendText {
  * In one write to the socket. `reply.send` makes two of it, of which the second is empty, and each header is looked at
  * once more: 3 of the 30 microseconds of a verify.
  */
-function write({ raw, text, requestId, headers }: Answer): void {
-  raw.writeHead(200, {
-    'content-type': 'application/json; charset=utf-8',
-    'content-length': text.length,
-    'cache-control': 'no-store',
-    'x-request-id': requestId,
-    ...headers,
-  })
-  raw.write(text, 'latin1')
-  raw.socket?.uncork()
+function write({ raw, headers, text, requestId }: Answer): void {
+  raw.writeHead(200, [...headers, 'content-length', String(text.length), 'cache-control', 'no-store', 'x-request-id', requestId])
+  if (text !== '') {
+    raw.write(text, 'latin1')
+    raw.socket?.uncork()
+  }
   raw.end()
 }

@@ -6,7 +6,7 @@ import type { Database, KeyRow } from '../db/tables.js'
 /** A row of `keys` as verify needs it. */
 export type CredentialRow = Pick<
   KeyRow,
-  'id' | 'kind' | 'org_id' | 'mecha' | 'scopes' | 'metadata' | 'hash' | 'pepper_root' | 'enabled' | 'expires_at' | 'revoked_at'
+  'id' | 'kind' | 'org_id' | 'mecha' | 'scopes' | 'metadata' | 'hash' | 'pepper_root' | 'enabled' | 'created_at' | 'expires_at' | 'revoked_at'
 >
 
 /** A row, and what is true of it only at the moment of reading. */
@@ -21,7 +21,7 @@ export interface FoundCredential {
 export async function findCredentials(db: Kysely<Database>, ids: readonly string[]): Promise<FoundCredential[]> {
   const rows = await db
     .selectFrom('keys')
-    .select(['id', 'kind', 'org_id', 'mecha', 'scopes', 'metadata', 'hash', 'pepper_root', 'enabled', 'expires_at', 'revoked_at'])
+    .select(['id', 'kind', 'org_id', 'mecha', 'scopes', 'metadata', 'hash', 'pepper_root', 'enabled', 'created_at', 'expires_at', 'revoked_at'])
     .select([sql<boolean>`EXISTS (SELECT FROM key_usage WHERE key_id = id)`.as('used'), sql<Date>`clock_timestamp()`.as('now')])
     .where('id', '=', sql<string>`ANY(${ids}::uuid[])`)
     .execute()
@@ -50,6 +50,48 @@ export async function claimFirstUse(db: Kysely<Database>, row: CredentialRow): P
   return rows.length === 1
 }
 
+/**
+ * {@link claimFirstUse} of many rows in one statement. It waits for no key that somebody is changing, and takes the others
+ * in the order of their ids, so that it can hold up nobody who holds it up: such a key has a statement of its own.
+ *
+ * @returns for each row, in their order, whether what decides about the key is still as it was read
+ */
+export async function claimFirstUses(db: Kysely<Database>, rows: readonly CredentialRow[]): Promise<boolean[]> {
+  const seen = JSON.stringify(rows.map(({ id, hash, enabled, expires_at }, place) => ({ place, id, hash, enabled, expires_at })))
+  const { rows: live } = await sql<{ place: number }>`
+    WITH live AS (
+      SELECT place, keys.id
+      FROM keys JOIN jsonb_to_recordset(${seen}::jsonb) AS seen (place int, id uuid, hash text, enabled boolean, expires_at timestamptz)
+        ON keys.id = seen.id AND keys.hash = seen.hash AND keys.enabled = seen.enabled AND keys.expires_at IS NOT DISTINCT FROM seen.expires_at
+      WHERE revoked_at IS NULL
+      ORDER BY keys.id
+      FOR SHARE OF keys SKIP LOCKED
+    ), used AS (
+      INSERT INTO key_usage (key_id, first_used_at, last_used_at)
+      SELECT id, clock_timestamp(), clock_timestamp() FROM live
+      ON CONFLICT (key_id) DO NOTHING
+    )
+    SELECT place FROM live`.execute(db)
+  const claimed = new Set(live.map(({ place }) => place))
+  return Promise.all(rows.map(async (row, place) => claimed.has(place) || claimFirstUse(db, row)))
+}
+
+/** Who ends a key by presenting it, as far as is known of them. */
+export interface Holder {
+  readonly requestId: string
+  readonly address: string
+}
+
+/**
+ * Revokes a key whose secret was proved against this hash, and writes that its holder did, in one transaction.
+ *
+ * @returns whether the key is over, by this call or otherwise; `false` when its hash is another one by now
+ */
+export async function revokeByHolder(db: Kysely<Database>, { id, hash }: Pick<KeyRow, 'id' | 'hash'>, { requestId, address }: Holder): Promise<boolean> {
+  const { rows } = await sql<{ is_over: boolean }>`SELECT revoke_by_holder(${id}, ${hash}, ${requestId}, ${address}) AS is_over`.execute(db)
+  return rows[0]!.is_over
+}
+
 /** Replaces a hash by a better one of the same secret, unless the row has changed since. */
 export async function replaceHash(db: Kysely<Database>, row: CredentialRow, hash: string, pepperRoot: string): Promise<void> {
   await db
@@ -59,6 +101,43 @@ export async function replaceHash(db: Kysely<Database>, row: CredentialRow, hash
     .where('hash', '=', row.hash)
     .where('revoked_at', 'is', null)
     .execute()
+}
+
+/** A nonce that a gateway wants to take. */
+export interface Nonce {
+  readonly keyId: string
+  /** The organization whose keys the gateway may speak of, or `null` for all. */
+  readonly orgId: string | null
+  readonly digest: Buffer
+  readonly expiresAt: Date
+  /** Longest that it may be kept, in seconds. */
+  readonly maxTtl: number
+}
+
+/**
+ * Takes a nonce unless it has been taken: of many who ask at once, whichever replica they ask, one does. A few that have
+ * expired make room for it: a minute late, for a statement that is under way may have begun before they expired. So with one
+ * and the same `expiresAt` a nonce is never taken twice.
+ */
+export async function takeNonce(db: Kysely<Database>, { keyId, orgId, digest, expiresAt, maxTtl }: Nonce): Promise<'taken' | 'taken_before' | 'untimely' | 'no_key'> {
+  const { rows } = await sql<{ has_key: boolean; is_timely: boolean; is_taken: boolean }>`
+    WITH asked AS (
+      SELECT ${expiresAt}::timestamptz > now() AND ${expiresAt}::timestamptz <= now() + make_interval(secs => ${maxTtl}) AS is_timely,
+             EXISTS (SELECT FROM keys WHERE id = ${keyId} AND kind = 'mecha' AND (${orgId}::text IS NULL OR org_id = ${orgId})) AS has_key
+    ), swept AS (
+      DELETE FROM nonces WHERE (key_id, digest) IN (
+        SELECT key_id, digest FROM nonces WHERE expires_at <= now() - interval '1 minute' ORDER BY expires_at LIMIT 10 FOR UPDATE SKIP LOCKED)
+    ), taken AS (
+      INSERT INTO nonces (key_id, digest, expires_at)
+      SELECT ${keyId}::uuid, ${digest}::bytea, ${expiresAt}::timestamptz FROM asked WHERE has_key AND is_timely
+      ON CONFLICT DO NOTHING
+      RETURNING key_id
+    )
+    SELECT has_key, is_timely, EXISTS (SELECT FROM taken) AS is_taken FROM asked`.execute(db)
+  const { has_key, is_timely, is_taken } = rows[0]!
+  if (!has_key) return 'no_key'
+  if (!is_timely) return 'untimely'
+  return is_taken ? 'taken' : 'taken_before'
 }
 
 /** Writes many times of last use in one statement. A later time is never replaced by an earlier one. */

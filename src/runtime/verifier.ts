@@ -6,6 +6,7 @@
  * takes the cold path: checksum, tag, row, hash.
  */
 
+import { setMaxListeners } from 'node:events'
 import type { FastifyBaseLogger } from 'fastify'
 import type { Kysely } from 'kysely'
 import type { Gateway } from '../auth/gateways.js'
@@ -19,11 +20,12 @@ import type { CredentialKind } from '../key/id.js'
 import type { Roots } from '../key/roots.js'
 import { bareToken, isTaggedByUs, parseToken, type Token } from '../key/token.js'
 import { refusalOf, type Demand, type RefusalCode } from '../key/verdict.js'
-import type { CachedKey, KeyCache } from './cache.js'
+import type { CachedKey, KeyCache, Read } from './cache.js'
 import { createChecks } from './checks.js'
 import type { Feed } from './feed.js'
+import { gatherFirstUses } from './first-uses.js'
 import type { CredentialReader } from './reader.js'
-import { claimFirstUse, replaceHash, type CredentialRow } from './store.js'
+import { claimFirstUse, claimFirstUses, replaceHash, type CredentialRow, type FoundCredential } from './store.js'
 import type { UsageRecorder } from './usage.js'
 
 export interface VerifierParts {
@@ -42,11 +44,25 @@ export interface VerifierParts {
 export interface Waiting {
   /** Aborted when nobody waits any more. */
   readonly signal: AbortSignal
+  /** Records a first use together with others that this caller waits for; see {@link claimFirstUse}. */
+  readonly claim?: (row: CredentialRow) => Promise<boolean>
+}
+
+/** A key of a batch, and what is asked of it. */
+export interface Asked extends Demand {
+  readonly key: string
 }
 
 /** The key if it is good, and otherwise why it is not. */
 export type Verdict = CachedKey | RefusalCode
 export type Verifier = ReturnType<typeof createVerifier>
+
+/** A key, the read that it was proved against, and what may still spoil it. */
+interface Proven {
+  readonly key: CachedKey
+  readonly found: FoundCredential
+  readonly read: Read
+}
 
 /** Whose keys are looked at: an organization's, or everybody's. */
 type Owner = Pick<Gateway, 'org_id'>
@@ -67,10 +83,62 @@ export function createVerifier(parts: VerifierParts) {
     return check(presented, 'mecha', caller, gateway, demand)
   }
 
+  /**
+   * As {@link verifyKey}, of many keys at once and in their order. What has to be read is one statement, and what is used
+   * for the first time is one more. Where one of them cannot be decided, none is answered, but not before the others are
+   * in memory: who tries again has less to ask.
+   */
+  async function verifyKeys(asked: readonly Asked[], gateway: Gateway, { signal }: Waiting): Promise<Verdict[]> {
+    // Every key that waits for something listens to it.
+    setMaxListeners(0, signal)
+    const firstUses = gatherFirstUses(asked.length, (rows) => claimFirstUses(db, rows))
+    const caller = { signal, claim: firstUses.claim }
+    const verdicts = asked.map(async ({ key, ...demand }) => {
+      try {
+        return await verifyKey(key, gateway, demand, caller)
+      } finally {
+        firstUses.leave()
+      }
+    })
+    await Promise.allSettled(verdicts)
+    return Promise.all(verdicts)
+  }
+
   /** The gateway behind a credential, or `undefined`. */
   function verifyGateway(presented: string, caller: Waiting): Gateway | undefined | Promise<Gateway | undefined> {
     const verdict = check(presented, 'gateway', caller, ANYBODY, NO_DEMAND)
     return verdict instanceof Promise ? verdict.then(gatewayOf) : gatewayOf(verdict)
+  }
+
+  /** The Mecha key itself, presented by who holds it: no gateway asks. */
+  function verifyHeld(presented: string, caller: Waiting): Verdict | Promise<Verdict> {
+    return check(presented, 'mecha', caller, ANYBODY, NO_DEMAND)
+  }
+
+  /** Whether a Mecha key is good, by its id (UUID): for who holds what was made of the key when it was verified. */
+  async function isGood(id: string, gateway: Gateway): Promise<boolean> {
+    const at = performance.now()
+    const held = cache.findById(id)
+    const isFresh = feed.isFresh(at)
+    if (isFresh && held?.current) return held.kind === 'mecha' && !refuse(held, feed.now(at), gateway, NO_DEMAND)
+    const found = await reader.read(id).catch((error: unknown) => {
+      throw held && !isFresh && isUnavailable(error) ? feedStale() : error
+    })
+    return found?.row.kind === 'mecha' && !refuse(found.row, found.now.getTime(), gateway, NO_DEMAND)
+  }
+
+  /**
+   * The key or the gateway credential that somebody holds, good or not: what its secret was proved against, now or before.
+   * To hold it is no use of it. `undefined` when it was never issued here, or is none any more.
+   */
+  async function proveHeld(presented: string, { signal }: Waiting): Promise<CachedKey | undefined> {
+    const text = bareToken(presented)
+    const isFresh = feed.isFresh()
+    const held = cache.find(text)
+    if (isFresh && held?.current) return held
+    const token = parseToken(text)
+    if (!token || !isTaggedByUs(token, roots) || (isFresh && cache.isRefused(text))) return undefined
+    return (await withProven(token, signal, (proven) => proven ?? null))?.key
   }
 
   function check(presented: string, kind: CredentialKind, caller: Waiting, whose: Owner, demand: Demand): Verdict | Promise<Verdict> {
@@ -90,7 +158,7 @@ export function createVerifier(parts: VerifierParts) {
     const token = parseToken(text)
     if (!token) return counted(kind, 'malformed')
     if (!isTaggedByUs(token, roots) || (isFresh && cache.isRefused(text))) return counted(kind, 'unknown')
-    return checkInDatabase(token, kind, caller.signal, whose, demand).then(
+    return checkInDatabase(token, kind, caller, whose, demand).then(
       (verdict) => counted(kind, verdict),
       (error: unknown) => {
         throw held && !isFresh && isUnavailable(error) ? feedStale() : error
@@ -99,26 +167,34 @@ export function createVerifier(parts: VerifierParts) {
   }
 
   /** The cold path: what is read goes together with what others read, and is decided by the database's clock. */
-  async function checkInDatabase(token: Token, kind: CredentialKind, signal: AbortSignal, whose: Owner, demand: Demand): Promise<Verdict> {
+  function checkInDatabase(token: Token, kind: CredentialKind, caller: Waiting, whose: Owner, demand: Demand): Promise<Verdict> {
+    const { signal, claim = (row) => firstUses.join(row.hash, signal, () => claimFirstUse(db, row)) } = caller
+    return withProven<Verdict>(token, signal, async (proven) => {
+      if (!proven) return 'unknown'
+      const { key, found, read } = proven
+      const now = found.now.getTime()
+      const code = key.kind === kind ? refuse(key, now, whose, demand) : 'unknown'
+      if (code) return code
+      key.used ||= await claim(found.row)
+      // What changed while this was waited for counts as well.
+      if (!key.used || read.spoiled) return undefined
+      usage.seen(key, now)
+      void improveHash(found.row, token)
+      return key
+    })
+  }
+
+  /** Gives a key that was proved against its row, or nothing when there is none; again for as long as `use` gives nothing back. */
+  async function withProven<T>(token: Token, signal: AbortSignal, use: (proven?: Proven) => T | undefined | Promise<T | undefined>): Promise<T> {
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
       const read = cache.beginRead(token.id, feed.isFresh(), () => reader.read(token.id))
       try {
         const found = await read.found
         const digest = found && (await prove(token, found.row, signal))
         if (read.spoiled) continue
-        if (!digest) {
-          cache.refuse(token)
-          return 'unknown'
-        }
-        const key = cache.keep(read, found, digest)
-        const code = key.kind === kind ? refuse(key, found.now.getTime(), whose, demand) : 'unknown'
-        if (code) return code
-        key.used ||= await firstUses.join(key.hash, signal, () => claimFirstUse(db, found.row))
-        // What changed while this was waited for counts as well.
-        if (!key.used || read.spoiled) continue
-        usage.seen(key, found.now.getTime())
-        void improveHash(found.row, token)
-        return key
+        if (!digest) cache.refuse(token)
+        const result = await use(digest ? { key: cache.keep(read, found, digest), found, read } : undefined)
+        if (result !== undefined) return result
       } finally {
         cache.endRead(read)
       }
@@ -158,11 +234,11 @@ export function createVerifier(parts: VerifierParts) {
     return verdict
   }
 
-  return { verifyKey, verifyGateway }
+  return { verifyKey, verifyKeys, verifyGateway, verifyHeld, isGood, proveHeld }
 }
 
 /** Decides about an authenticated key at an instant, in milliseconds. */
-function refuse(key: CachedKey, now: number, { org_id }: Owner, demand: Demand): RefusalCode | undefined {
+function refuse(key: CachedKey | CredentialRow, now: number, { org_id }: Owner, demand: Demand): RefusalCode | undefined {
   return org_id !== null && org_id !== key.org_id ? 'unknown' : refusalOf(key, now, demand)
 }
 

@@ -1,5 +1,6 @@
 import { setTimeout } from 'node:timers/promises'
 import t, { type Test } from 'tap'
+import { signOperatorToken } from '../../src/auth/operators.js'
 import { createDatabase } from '../helpers/database.js'
 import { makeKey, startIssuer, type Behaviour, type Document, type Issuer } from '../helpers/issuer.js'
 import { startService, type Answer, type Service } from '../helpers/service.js'
@@ -68,6 +69,22 @@ t.test('keys are fetched again when they are too old, so a removed key ends with
   const ended = await eventually(async () => list(service, await issuer.token({}, removed)), ({ status }) => status === 401)
   t.equal(ended.status, 401)
   t.equal((await list(service, await issuer.token({}, kept))).status, 200)
+})
+
+t.test('a token that has been checked before ends with its issuer\'s key, and with its own end', { buffered: true }, async (t) => {
+  const refused = ({ status }: Answer) => status === 401
+  const { issuer, service } = await start(t, { OIDC_JWKS_MAX_AGE: '1s', OIDC_JWKS_COOLDOWN: '1s', OIDC_CLOCK_TOLERANCE: '1s' })
+  const [withdrawn, ending] = [await issuer.token(), await issuer.token({ exp: Math.floor(Date.now() / 1000) + 1 })]
+  for (const token of [withdrawn, ending]) t.equal((await list(service, token)).status, 200)
+  t.equal((await list(service, withdrawn)).status, 200, 'again')
+  issuer.keys.splice(0, 1, await makeKey())
+  t.equal((await eventually(() => list(service, withdrawn), refused)).status, 401)
+  t.equal((await eventually(() => list(service, ending), refused)).status, 401)
+
+  const builtin = await startService(t, { OIDC_CLOCK_TOLERANCE: '1s' }, database)
+  const short = await signOperatorToken(builtin.config, { org: 'acme', scopes: ['keys:read'], subject: 'alice', ttlSeconds: 1 })
+  t.equal((await list(builtin, short)).status, 200)
+  t.equal((await eventually(() => list(builtin, short), refused)).status, 401)
 })
 
 t.test('tokens of made-up keys do not make a request to the issuer each', { buffered: true }, async (t) => {

@@ -5,6 +5,7 @@ import { startService, type CallOptions, type Service } from '../helpers/service
 
 type Method = Parameters<Service['call']>[0]
 interface Operation {
+  readonly security?: object[]
   readonly tags?: string[]
   readonly operationId?: string
 }
@@ -23,15 +24,22 @@ const SCOPE_OF: Record<string, Scope> = {
   revokeGateway: 'gateways:manage',
   listEvents: 'audit:read',
 }
+/** What anybody may ask; who exchanges or ends a key sends it in the body. */
+const OPEN = ['exchangeKey', 'oauthMetadata', 'publicKeys', 'revokeToken', 'tokenStatus']
+/** Where OAuth clients call, who know two ways to authenticate. */
+const CHALLENGE_OF: Record<string, string> = { introspectToken: 'Bearer realm="mecha-keys", Basic realm="mecha-keys", charset="UTF-8"' }
 const BODY_OF: Record<string, object> = {
   issueKey: { mecha: 'routes^acmecorp' },
   updateKey: { name: 'x' },
   createGateway: { name: 'edge' },
   verifyKey: { key: 'x' },
+  verifyKeys: { keys: [] },
+  takeNonce: { key_id: NOTHING.key, nonce: 'x'.repeat(16), expires_at: '2030-01-31T12:00:00Z' },
 }
 
 const service = await startService(t)
-const routes = routesOf(service)
+const all = routesOf(service)
+const routes = all.filter(({ isOpen }) => !isOpen)
 const control = routes.filter(({ plane }) => plane === 'control')
 
 t.test('every documented operation of the control plane has a scope here', async (t) => {
@@ -39,11 +47,16 @@ t.test('every documented operation of the control plane has a scope here', async
   t.ok(routes.some(({ plane }) => plane === 'runtime'))
 })
 
-t.test('without a credential every route of a plane answers 401 and says how to authenticate', async (t) => {
+t.test('these routes ask for no credential beside what they are sent, and no others', async (t) => {
+  t.same(all.filter(({ isOpen }) => isOpen).map(({ id }) => id).sort(), OPEN)
+})
+
+t.test('without a credential every other route of a plane answers 401 and says how to authenticate', async (t) => {
   for (const { method, url, id, options } of routes) {
     const answer = await service.call(method, url, options)
     t.match(answer, { status: 401, body: { code: 'unauthenticated', status: 401 } }, id)
-    t.match(answer.headers, { 'www-authenticate': /^Bearer realm="mecha-keys"$/, 'content-type': /^application\/problem\+json/, 'cache-control': 'no-store' }, id)
+    t.equal(answer.headers['www-authenticate'], CHALLENGE_OF[id] ?? 'Bearer realm="mecha-keys"', id)
+    t.match(answer.headers, { 'content-type': CHALLENGE_OF[id] ? /^application\/json/ : /^application\/problem\+json/, 'cache-control': 'no-store' }, id)
   }
 })
 
@@ -90,11 +103,11 @@ t.test('a Mecha key and a gateway credential are no operator tokens', async (t) 
 function routesOf({ app }: Service) {
   const { paths = {} } = app.swagger() as { paths?: Record<string, Record<string, Operation>> }
   return Object.entries(paths).flatMap(([path, operations]) =>
-    Object.entries(operations).flatMap(([method, { tags = [], operationId: id = path }]) => {
+    Object.entries(operations).flatMap(([method, { tags = [], operationId: id = path, security }]) => {
       const plane = tags.find((tag) => tag === 'control' || tag === 'runtime')
       const url = path.replace('{mecha}', 'nobody%5Eacmecorp').replace('{id}', path.includes('gateways') ? NOTHING.gateway : NOTHING.key)
       const options: CallOptions = { ...(BODY_OF[id] && { body: BODY_OF[id] }) }
-      return plane ? [{ id, plane, url, method: method.toUpperCase() as Method, options }] : []
+      return plane ? [{ id, plane, isOpen: security?.length === 0, url, method: method.toUpperCase() as Method, options }] : []
     }),
   )
 }

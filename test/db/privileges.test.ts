@@ -27,12 +27,48 @@ t.test('the runtime role can verify, note use and renew a hash, and nothing else
     ...['id', 'mecha', 'org_id', 'kind', 'scopes', 'metadata', 'enabled', 'expires_at', 'revoked_at', 'revoked_by', 'tag_root', 'rotated_to', 'created_at'].map((column) => `UPDATE keys SET ${column} = ${column}`),
     'SELECT * FROM events', "INSERT INTO events (at, type, key_id, kind, actor, request_id, address) VALUES (now(), 'x', gen_random_uuid(), 'mecha', 'x', 'x', 'x')",
     'SELECT * FROM mechas', 'SELECT * FROM idempotency_keys', "INSERT INTO mechas (handle, org_id) VALUES ('a^b', 'c')",
+    "UPDATE nonces SET key_id = key_id", 'UPDATE nonces SET digest = digest', 'TRUNCATE nonces',
     'UPDATE key_usage SET first_used_at = first_used_at', 'DELETE FROM key_usage',
+    'INSERT INTO signing_keys SELECT * FROM signing_keys', 'UPDATE signing_keys SET sealed = sealed', 'UPDATE signing_keys SET signs_from = signs_from', 'DELETE FROM signing_keys', 'TRUNCATE signing_keys',
+    'INSERT INTO token_status (idx) VALUES (7)', 'UPDATE token_status SET key_id = NULL', 'DELETE FROM token_status',
     'CREATE TABLE mine (x int)', 'DELETE FROM kysely_migration', 'ALTER TABLE keys DISABLE TRIGGER ALL',
   ])
     await t.rejects(run(statement), denied, statement)
+  for (const statement of ['SELECT * FROM signing_keys', 'SELECT * FROM token_status', "SELECT token_status_place(id) FROM keys WHERE kind = 'mecha'"]) await t.resolves(run(statement), statement)
+  await t.rejects(run('SELECT token_status_place(gen_random_uuid())'), { code: '23503' }, 'no place for what is no key')
   await t.resolves(run('SELECT * FROM keys'))
   await t.resolves(run('UPDATE keys SET hash = hash, pepper_root = pepper_root'))
+})
+
+t.test('the runtime role ends a key by the hash that its secret was proved against, and by no other', async (t) => {
+  const service = await startService(t)
+  await service.issue()
+  await service.issue()
+  const { runtime, owner } = await logins(t, service)
+  const [mine, other] = await owner.selectFrom('keys').select(['id', 'hash']).orderBy('id').execute()
+  const end = async (id: string, hash: string | null) => (await sql<{ over: boolean }>`SELECT revoke_by_holder(${id}, ${hash}, 'request', '203.0.113.7') AS over`.execute(runtime)).rows[0]!.over
+  t.equal(await end(mine!.id, other!.hash), false)
+  t.equal(await end(mine!.id, null), false)
+  t.match(await owner.selectFrom('keys').select('revoked_at').execute(), [{ revoked_at: null }, { revoked_at: null }])
+  t.equal(await end(mine!.id, mine!.hash), true)
+  t.equal(await end(mine!.id, mine!.hash), true, 'it is over')
+  t.match(await owner.selectFrom('keys').select(['revoked_at', 'revoked_by']).orderBy('id').execute(), [{ revoked_at: Date, revoked_by: 'holder' }, { revoked_at: null }])
+  const events = await owner.selectFrom('events').selectAll().where('type', '=', 'key.revoked').execute()
+  t.match(events, [{ key_id: mine!.id, org_id: 'acme', kind: 'mecha', mecha: 'sales^acmecorp', actor: 'holder', request_id: 'request', address: '203.0.113.7' }])
+  t.equal(events.length, 1)
+})
+
+t.test('who finds a function or a table under another name before ours cannot make the owner use it', async (t) => {
+  const service = await startService(t)
+  await service.issue()
+  const { runtime, owner } = await logins(t, service)
+  // A temporary table is looked at first unless the function says otherwise.
+  await sql`CREATE TEMPORARY TABLE events (at timestamptz, type text, org_id text, key_id uuid, kind text, mecha text, actor text, request_id text, address text, data jsonb)`.execute(runtime)
+  await sql`CREATE TEMPORARY TABLE keys AS SELECT * FROM public.keys`.execute(runtime)
+  await sql`SELECT revoke_by_holder(id, hash, 'x', 'x') FROM public.keys`.execute(runtime)
+  t.match(await owner.selectFrom('keys').select('revoked_by').execute(), [{ revoked_by: 'holder' }])
+  t.equal((await owner.selectFrom('events').selectAll().where('type', '=', 'key.revoked').execute()).length, 1)
+  t.match((await sql`SELECT count(*)::int AS mine FROM pg_temp.events`.execute(runtime)).rows, [{ mine: 0 }])
 })
 
 t.test('the control role cannot delete a key, re-point it, touch the audit trail or change the tables', async (t) => {
@@ -43,6 +79,9 @@ t.test('the control role cannot delete a key, re-point it, touch the audit trail
     'DELETE FROM keys', 'UPDATE keys SET mecha = mecha', 'UPDATE keys SET org_id = org_id', 'UPDATE keys SET id = id', 'UPDATE keys SET scopes = scopes', 'UPDATE keys SET kind = kind',
     'UPDATE keys SET created_by = created_by', 'UPDATE mechas SET org_id = org_id', 'DELETE FROM mechas',
     "UPDATE events SET actor = 'nobody'", 'DELETE FROM events', 'TRUNCATE events', 'INSERT INTO key_usage SELECT id, now(), now() FROM keys', 'UPDATE key_usage SET last_used_at = now()',
+    'UPDATE signing_keys SET kid = kid', 'UPDATE signing_keys SET alg = alg', 'UPDATE signing_keys SET signs_from = signs_from', 'TRUNCATE signing_keys',
+    'INSERT INTO token_status (idx) VALUES (7)', 'UPDATE token_status SET idx = idx', 'DELETE FROM token_status', 'SELECT token_status_place(id) FROM keys',
+    'SELECT * FROM nonces', "SELECT revoke_by_holder(id, hash, 'x', 'x') FROM keys",
     'CREATE TABLE mine (x int)', 'DROP TABLE keys', 'ALTER TABLE events DISABLE TRIGGER ALL',
   ])
     await t.rejects(sql.raw(statement).execute(control), denied, statement)
@@ -54,7 +93,7 @@ t.test('events can be neither changed nor deleted, not by the owner either', asy
   const { owner } = await logins(t, service)
   for (const statement of ["UPDATE events SET actor = 'nobody'", 'DELETE FROM events', 'TRUNCATE events', 'DELETE FROM events WHERE false'])
     await t.rejects(sql.raw(statement).execute(owner), /events can be neither changed nor deleted/, statement)
-  t.equal((await sql`SELECT 1 FROM events`.execute(owner)).rows.length, 1)
+  t.same((await sql<{ type: string }>`SELECT type FROM events ORDER BY position`.execute(owner)).rows, [{ type: 'signing_key.created' }, { type: 'key.issued' }])
 })
 
 t.test('nothing but an argon2id PHC string can be stored as a hash', async (t) => {

@@ -1,5 +1,6 @@
 import t, { type Test } from 'tap'
 import { compilerOf, contractOf, operationsOf, successOf, type Entry } from '../helpers/contract.js'
+import { introspect } from '../helpers/oauth.js'
 import { startService, type Answer, type Service } from '../helpers/service.js'
 
 t.test('every example of the contract is answered as the contract says', async (t) => {
@@ -14,10 +15,12 @@ t.test('every example of the contract is answered as the contract says', async (
     // A stream has no end: test/gateway/changes.test.ts listens to it.
     if (operation.operationId !== 'followChanges') t.test(name, async (t) => {
       const status = successOf(operation)
-      const answer = await send(service, entry, await credentialFor(service, entry))
+      const answer = await send(service, entry, await credentialsFor(service, entry))
       t.equal(String(answer.status), status, answer.text)
       conforms(t, answer, status)
       if (operation.operationId === 'verifyKey') t.match(answer.body, { valid: false }, 'the example key was never issued')
+      if (operation.operationId === 'introspectToken') t.same(answer.body, { active: false }, 'and neither here')
+      if (operation.operationId === 'verifyKeys') t.match(answer.body, { results: [{ valid: false }, { valid: false }] }, 'nor were these')
     })
 
     if (operation.security.length === 0) continue
@@ -27,13 +30,14 @@ t.test('every example of the contract is answered as the contract says', async (
       conforms(t, answer, '401')
     })
 
-    function conforms(t: Test, { headers, body }: Answer, status: string): void {
+    function conforms(t: Test, { headers, text, body = text }: Answer, status: string): void {
       const documented = operation.responses[status]!
+      for (const header of Object.keys(documented.headers ?? {})) t.ok(headers[header.toLowerCase()], `${header} is there`)
+      if (!documented.content) return void t.equal(text, '')
       const type = String(headers['content-type']).split(';')[0]!
       t.ok(documented.content[type], `${type} is documented`)
       const valid = compile('paths', path, method.toLowerCase(), 'responses', status, 'content', type, 'schema')
       t.ok(valid(body), 'the body is as documented', { errors: valid.errors, body })
-      for (const header of Object.keys(documented.headers ?? {})) t.ok(headers[header.toLowerCase()], `${header} is there`)
     }
   }
 })
@@ -50,6 +54,10 @@ t.test('verify of a valid key, and pages that hold something, are as the contrac
     t.ok(valid(body), `${method} ${path}`, { errors: valid.errors, body })
   }
   asDocumented('/v1/verify', 'post', verdict)
+  asDocumented('/v1/introspect', 'post', await introspect(service, await service.gateway(), plaintext_key))
+  const batch = await service.call('POST', '/v1/verify/batch', { token: await service.gateway(), body: { keys: [{ key: plaintext_key }, { key: 'x' }] } })
+  t.match(batch.body, { results: [{ valid: true }, { valid: false }] })
+  asDocumented('/v1/verify/batch', 'post', batch.body)
   await service.call('POST', `/v1/keys/${key.id}/rotate`, { token })
   await service.call('POST', `/v1/keys/${key.id}/revoke`, { token, body: { reason: 'x' } })
   for (const [path, list] of [['/v1/keys', 'keys'], ['/v1/gateways', 'gateways'], ['/v1/events', 'events']] as const) {
@@ -60,8 +68,8 @@ t.test('verify of a valid key, and pages that hold something, are as the contrac
 })
 
 /** Sends the documented example, with the id of something that is there. */
-async function send(service: Service, { method, path, operation }: Entry, token?: string): Promise<Answer> {
-  const { parameters = [], requestBody } = operation
+async function send(service: Service, { method, path, operation }: Entry, credentials: Record<string, string> = {}): Promise<Answer> {
+  const { parameters = [] } = operation
   const examples = (place: 'path' | 'query' | 'header') =>
     parameters.filter((one) => one.in === place && one.example !== undefined).map((one) => [one.name, String(one.example)] as const)
   const ids = { '/v1/keys/{id}': () => service.issue().then(({ key }) => key.id), '/v1/gateways/{id}': () => gatewayId(service) }
@@ -69,17 +77,33 @@ async function send(service: Service, { method, path, operation }: Entry, token?
   for (const [place, make] of Object.entries(ids)) if (path.startsWith(place)) url = url.replace('{id}', await make())
   for (const [name, value] of examples('path')) url = url.replace(`{${name}}`, encodeURIComponent(value))
   const query = new URLSearchParams(Object.fromEntries(examples('query'))).toString()
-  const body = requestBody?.content['application/json']?.example
-  const options = { headers: Object.fromEntries(examples('header')), ...(body !== undefined && { body }), ...(token && { token }) }
+  const { headers, ...body } = await exampleBody(service, operation)
+  const options = { ...body, headers: { ...Object.fromEntries(examples('header')), ...headers, ...credentials } }
   return service.call(method as 'GET', query ? `${url}?${query}` : url, options)
 }
 
+/** The example, as JSON or as a form; with a key and a time that are good where nothing is answered but for one. */
+async function exampleBody(service: Service, { operationId, requestBody }: Entry['operation']): Promise<{ body?: unknown; headers?: Record<string, string> }> {
+  const form = requestBody?.content['application/x-www-form-urlencoded']?.example as Record<string, string> | undefined
+  if (!form) {
+    const body = requestBody?.content['application/json']?.example as object | undefined
+    const good = operationId === 'takeNonce' && { key_id: (await service.issue()).key.id, expires_at: new Date(Date.now() + 60_000).toISOString() }
+    return body ? { body: { ...body, ...good } } : {}
+  }
+  const good = operationId === 'exchangeKey' && { subject_token: (await service.issue({ scopes: ['orders:read'] })).plaintext_key }
+  return { body: new URLSearchParams({ ...form, ...good }).toString(), headers: { 'content-type': 'application/x-www-form-urlencoded' } }
+}
+
 /** An operator each, so that the one example of an Idempotency-Key is a new one to everybody; with the named scope alone. */
-async function credentialFor(service: Service, { operation }: Entry): Promise<string | undefined> {
-  const [needs] = operation.security
-  if (!needs) return undefined
-  if (needs['gateway']) return service.gateway()
-  return service.token({ subject: operation.operationId, scopes: needs['operator'] as [] })
+async function credentialsFor(service: Service, { operation }: Entry): Promise<Record<string, string>> {
+  const [needs = {}] = operation.security
+  const bearer = async (credential: Promise<string>) => `Bearer ${await credential}`
+  const credentials: Record<string, string> = {}
+  if (needs['operator']) credentials['authorization'] = await bearer(service.token({ subject: operation.operationId, scopes: needs['operator'] as [] }))
+  if (needs['gateway']) credentials['authorization'] = await bearer(service.gateway())
+  if (needs['proxy']) credentials['x-gateway-authorization'] = await bearer(service.gateway())
+  if (needs['mechaKey']) credentials['x-mecha-key'] = (await service.issue({ scopes: ['orders:read'] })).plaintext_key
+  return credentials
 }
 
 async function gatewayId(service: Service): Promise<string> {

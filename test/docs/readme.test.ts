@@ -1,5 +1,6 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
+import { createRemoteJWKSet, jwtVerify } from 'jose'
 import t, { type Test } from 'tap'
 import { signOperatorToken } from '../../src/auth/operators.js'
 import { SCOPES } from '../../src/auth/scopes.js'
@@ -45,6 +46,24 @@ t.test("the README's walk works as it stands", async (t) => {
   t.same(JSON.parse(again.output), { valid: false, code: 'revoked' })
 })
 
+t.test("the README's exchange works as it stands", async (t) => {
+  const { url, shell, operatorToken } = await served(t)
+  const [line, ...more] = commandsUnder('API')
+  t.same(more, [])
+  const issued = await fetch(`${url}/v1/keys`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${operatorToken}`, 'content-type': 'application/json' },
+    body: JSON.stringify({ mecha: 'sales^acmecorp' }),
+  })
+  const { plaintext_key } = (await issued.json()) as { plaintext_key: string }
+  await shell.run(`export URL=${url} MECHA_KEY=${plaintext_key}`)
+  const { output, code } = await shell.run(line!)
+  t.equal(code, 0)
+  const { access_token } = JSON.parse(output)
+  const verified = await jwtVerify(access_token, createRemoteJWKSet(new URL(`${url}/.well-known/jwks.json`)))
+  t.equal(verified.payload.sub, 'sales^acmecorp')
+})
+
 t.test("the README's command lines work as they stand", async (t) => {
   const { url, database, environment, shell, gatewayCredential } = await served(t)
   const exports = { ...environment, MECHA_KEYS_URL: url, MIGRATE_DATABASE_URL: database.owner, GATEWAY_CREDENTIAL: gatewayCredential }
@@ -59,6 +78,8 @@ t.test("the README's command lines work as they stand", async (t) => {
     'migrate': /^nothing to apply$/,
     'config': /^ROOT_SECRETS +\*{8} +\(ROOT_SECRETS\)$/m,
     'root-secrets status': /^\w+ +newest +tags \d+ living keys/,
+    'signing-keys list': /^[\w-]{43} +EdDSA +signing +signs since \S+$/,
+    'signing-keys rotate': /^[\w-]{43} +EdDSA +next +published, signs from \S+$/m,
     'operator-token': /^eyJ[\w-]+\.[\w-]+\.[\w-]+$/,
     'gateway create': /^mgw_\w+$/,
     'gateway list': /^gw_\w+ +active +edge$/m,
@@ -72,7 +93,7 @@ t.test("the README's command lines work as they stand", async (t) => {
   let ids = { gw: '', key: '' }
   const seen: string[] = []
   for (const line of commandsUnder('Command line')) {
-    const command = /npx mecha-keys ([a-z-]+(?: (?:status|create|list|revoke)\b)?)/.exec(line)![1]!
+    const command = /npx mecha-keys ([a-z-]+(?: (?:status|create|list|revoke|rotate)\b)?)/.exec(line)![1]!
     seen.push(command)
     // It is what answers the others here.
     if (command === 'serve') continue

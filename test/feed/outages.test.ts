@@ -1,7 +1,7 @@
 /** The change feed while the database, or the way to it, is not there. */
 
 import { execFileSync } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { appendFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { sql } from 'kysely'
@@ -94,6 +94,37 @@ t.test('after a failover to a database that gives numbers of transactions again,
   t.equal((await service.verify(plaintext_key, {}, gateway)).code, 'revoked', `${key.id} stays so`)
 })
 
+t.test('failed over to a standby that is promoted, what was revoked before stays so and what is revoked there is refused', async (t) => {
+  const [folder, copy] = [emptyFolder(t), emptyFolder(t)]
+  const seed = await startDatabase(t, folder)
+  await seed.embedded.stop()
+  execFileSync('cp', ['-a', `${folder}/.`, copy])
+  const primary = await startDatabase(t, folder)
+  const standby = startStandby(t, copy, primary.embedded)
+  const wire = await layWire(t, primary.database.runtime)
+  const service = await startService(t, { REVOCATION_MAX_STALENESS: '1m' }, { ...primary.database, control: wire.through(primary.database.control), runtime: wire.through(primary.database.runtime) })
+  const { ask, key } = await held(service, primary.database)
+  const early = await service.issue({ mecha: 'early^acmecorp' })
+  await service.verify(early.plaintext_key)
+  const token = await service.token()
+  t.match((await service.call('POST', `/v1/keys/${early.key.id}/revoke`, { token })).body, { status: 'revoked', propagation: { replicas: 1, confirmed: 1 } })
+  await eventually(async () => {
+    const { rows } = await sql<{ all: boolean }>`SELECT flush_lsn >= pg_current_wal_lsn() AS all FROM pg_stat_replication`.execute(primary.database.db)
+    return rows[0]?.all === true
+  })
+
+  await kill(primary.embedded, folder)
+  t.match(await ask(), { status: 200, body: { valid: true } }, 'known while there is no primary')
+  const promoted = await standby.promote()
+  wire.leadTo(promoted.urls.runtime)
+  let answer: Answer
+  await eventually(async () => (answer = await service.call('POST', `/v1/keys/${key.id}/revoke`, { token, headers: { prefer: 'wait=10' } })).status === 200)
+  await eventually(async () => (await service.call('GET', `/v1/keys/${key.id}`, { token })).body.propagation.confirmed > 0)
+  t.match(answer!.body, { status: 'revoked' }, 'the promoted one takes writes')
+  t.same((await ask()).body, { valid: false, code: 'revoked' })
+  t.same(await service.verify(early.plaintext_key), { valid: false, code: 'revoked' })
+})
+
 /** A key that the service has in memory and one that it has not, and what is done with them. */
 async function held(service: Service, direct: TestDatabase) {
   const [gateway, { key, plaintext_key }, other] = [await service.gateway(), await service.issue(), await service.issue()]
@@ -117,6 +148,25 @@ async function startDatabase(t: Test, folder: string): Promise<{ embedded: Embed
     await embedded.stop()
   })
   return { embedded, database: { owner, db, control, runtime } }
+}
+
+/** A copy of a primary's folder that follows it until it is promoted, which is when its start is over. */
+function startStandby(t: Test, copy: string, primary: EmbeddedDatabase): { promote: () => Promise<EmbeddedDatabase> } {
+  const data = join(copy, 'postgres', 'data')
+  const { hostname, port, username, password } = new URL(primary.urls.owner)
+  appendFileSync(join(data, 'postgresql.auto.conf'), `\nprimary_conninfo = 'host=${hostname} port=${port} user=${username} password=${password}'\n`)
+  writeFileSync(join(data, 'standby.signal'), '')
+  const starting = startEmbedded({ dataDir: copy, flags: ['fsync=off'] })
+  t.teardown(async () => (await starting).stop())
+  return {
+    async promote() {
+      const [, , , own] = readFileSync(join(data, 'postmaster.pid'), 'utf8').split('\n')
+      const db = openDatabase({ url: Object.assign(new URL(primary.urls.owner), { port: own }).href, size: 1, timeoutMs: 10_000, name: 'test owner' })
+      await sql`SELECT pg_promote()`.execute(db)
+      await db.destroy()
+      return starting
+    },
+  }
 }
 
 async function nextTransaction({ db }: TestDatabase): Promise<bigint> {

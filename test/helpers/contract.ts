@@ -25,7 +25,7 @@ export interface Operation {
   readonly security: Record<string, string[]>[]
   readonly parameters?: Parameter[]
   readonly requestBody?: { readonly required: boolean; readonly content: Record<string, Media> }
-  readonly responses: Record<string, { readonly description: string; readonly headers?: Record<string, { schema: object }>; readonly content: Record<string, Media> }>
+  readonly responses: Record<string, { readonly description: string; readonly headers?: Record<string, { schema: object }>; readonly content?: Record<string, Media> }>
 }
 
 export interface Contract {

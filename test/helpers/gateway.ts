@@ -79,7 +79,9 @@ export async function drip(t: Pick<Test, 'teardown'>, to: string, everyMs: numbe
     const waiting: Buffer[] = []
     const timer = setInterval(() => {
       const next = waiting.shift()
-      if (next) near.write(next) && drops++
+      if (!next) return
+      near.write(next)
+      drops++
     }, everyMs)
     far.on('data', (chunk) => waiting.push(chunk))
     near.on('data', (chunk) => far.write(chunk))

@@ -21,12 +21,18 @@ export interface RunOptions {
   readonly env?: Environment
   /** What stands on standard input; nothing otherwise. */
   readonly input?: string
+  /** Whether standard input stays open, for `say`. */
+  readonly keepsInput?: boolean
 }
 
 export interface Running {
   readonly pid: number
   /** Everything on standard output so far. */
   stdout(): string
+  /** Everything on standard error so far. */
+  stderr(): string
+  /** Writes a line to standard input. */
+  say(line: string): void
   /** Resolves when standard output holds a match. */
   line(pattern: RegExp): Promise<RegExpExecArray>
   /** Sends a signal to the process alone. */
@@ -38,8 +44,14 @@ export interface Running {
 }
 
 /** Starts `mecha-keys` with some arguments. Whatever is left of its process group ends with the test. */
-export function start(t: Test, args: readonly string[], { env = {}, input = '' }: RunOptions = {}): Running {
-  const child = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist', 'src', 'main.js'), ...args], {
+export function start(t: Pick<Test, 'teardown'>, args: readonly string[], options?: RunOptions): Running {
+  return startCommand(t, process.execPath, [join(PACKAGE_ROOT, 'dist', 'src', 'main.js'), ...args], options)
+}
+
+/** Starts any program, in the package's own folder. Whatever is left of its process group ends with the test. */
+export function startCommand(t: Pick<Test, 'teardown'>, program: string, args: readonly string[], { env = {}, input = '', keepsInput = false }: RunOptions = {}): Running {
+  const child = spawn(program, args, {
+    cwd: PACKAGE_ROOT,
     env: { PATH: process.env['PATH'], ...env },
     stdio: ['pipe', 'pipe', 'pipe'],
     detached: true,
@@ -47,7 +59,8 @@ export function start(t: Test, args: readonly string[], { env = {}, input = '' }
   const text = { stdout: '', stderr: '' }
   for (const name of ['stdout', 'stderr'] as const) child[name].setEncoding('utf8').on('data', (chunk: string) => (text[name] += chunk))
   child.stdin.on('error', () => {})
-  child.stdin.end(input)
+  child.stdin.write(input)
+  if (!keepsInput) child.stdin.end()
   const exited = once(child, 'exit')
   const closed = once(child, 'close') as Promise<[number | null, NodeJS.Signals | null]>
   const signalGroup = (signal: NodeJS.Signals) => void process.kill(-child.pid!, signal)
@@ -63,6 +76,8 @@ export function start(t: Test, args: readonly string[], { env = {}, input = '' }
   return {
     pid: child.pid!,
     stdout: () => text.stdout,
+    stderr: () => text.stderr,
+    say: (line) => void child.stdin.write(`${line}\n`),
     signal: (signal) => void child.kill(signal),
     signalGroup,
     async line(pattern) {

@@ -33,6 +33,8 @@ export interface CallOptions {
 
 export interface Service {
   readonly app: FastifyInstance
+  /** What is served on `AUTHZ_LISTEN`, if that is set. */
+  readonly authz: FastifyInstance | undefined
   readonly config: Settings
   readonly database: TestDatabase
   readonly startDraining: () => void
@@ -68,12 +70,12 @@ export async function startService(t: Test, environment: Environment = {}, given
   const config = loadConfig(testEnvironment(database, environment))
   const lines: string[] = []
   const logDestination = new Writable({ write: (line, _encoding, done) => (lines.push(String(line)), done()) })
-  const { app, startDraining } = await buildApp(config, { logDestination })
+  const { app, authz, startDraining } = await buildApp(config, { logDestination })
   t.teardown(() => app.close())
 
   let gatewayOfAcme: Promise<string> | undefined
   const service: Service = {
-    app, config, database, startDraining,
+    app, authz, config, database, startDraining,
     logs: () => lines.join(''),
     token: ({ org = 'acme', scopes = SCOPES, crews, subject = 'alice' } = {}) =>
       signOperatorToken(config, { org, scopes, subject, ttlSeconds: 600, ...(crews && { crews }) }),

@@ -4,15 +4,9 @@ import { newId } from '../../src/key/id.js'
 import { deriveRoot, rootsOf } from '../../src/key/roots.js'
 import { makeToken, parseToken } from '../../src/key/token.js'
 import { applied } from '../helpers/database.js'
-import { fresh, startService, type Service } from '../helpers/service.js'
+import { costs } from '../helpers/metrics.js'
+import { fresh, startService } from '../helpers/service.js'
 import { layWire } from '../helpers/wire.js'
-
-/** Statements and argon2 computations so far, from the service's own metrics. */
-async function costs(service: Service): Promise<{ queries: number; argon2: number }> {
-  const { text } = await service.call('GET', '/metrics')
-  const sum = (name: string) => [...text.matchAll(new RegExp(`^${name}(?:\\{[^}]*\\})? (\\S+)$`, 'gm'))].reduce((total, match) => total + Number(match[1]), 0)
-  return { queries: sum('mecha_keys_database_queries_total'), argon2: sum('mecha_keys_argon2_seconds_count') }
-}
 
 t.test('200: what a gateway learns of a valid key', async (t) => {
   const service = await startService(t)

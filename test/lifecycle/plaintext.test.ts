@@ -3,7 +3,10 @@
 import { Writable } from 'node:stream'
 import { sql } from 'kysely'
 import t from 'tap'
+import { rootsOf } from '../../src/key/roots.js'
+import { openSigningKey } from '../../src/key/signing.js'
 import { createLogger } from '../../src/http/logging.js'
+import { introspect, exchange, sendForm } from '../helpers/oauth.js'
 import { startService, type Answer, type CallOptions } from '../helpers/service.js'
 
 t.test('after a whole life, no plaintext and no token is in a log, the database, the metrics, an event or an error', async (t) => {
@@ -29,6 +32,12 @@ t.test('after a whole life, no plaintext and no token is in a log, the database,
   const gateway = (await reveal('/v1/gateways', { name: 'edge' })).plaintext_key
   const verify = (key: string) => call('POST', '/v1/verify', { token: gateway, body: { key } })
   await verify(second.plaintext_key)
+  const jwt: string = (await exchange(service, second.plaintext_key)).body.access_token
+  captured.push(await service.call('GET', '/.well-known/jwks.json'), await service.call('GET', '/.well-known/token-status'))
+  for (const one of [second.plaintext_key, jwt]) t.match(await introspect(service, gateway, one), { active: true })
+  captured.push(await sendForm(service, '/v1/introspect', { token: jwt }, { authorization: `Bearer ${gateway}`, accept: 'application/token-introspection+jwt' }))
+  await call('POST', '/v1/verify/batch', { token: gateway, body: { keys: [{ key: second.plaintext_key }, { key: second.plaintext_key, mecha: 'a^b' }] } })
+  await call('POST', '/v1/nonces', { token: gateway, body: { key_id: first.key.id, nonce: 'a-nonce-of-a-signed-request', expires_at: new Date(Date.now() + 60_000).toISOString() } })
   const third = await reveal(`/v1/keys/${first.key.id}/rotate`, { overlap_seconds: 60 })
   await verify(third.plaintext_key)
   await call('GET', '/v1/keys')
@@ -46,7 +55,19 @@ t.test('after a whole life, no plaintext and no token is in a log, the database,
   await call('POST', '/v1/verify', { token: gateway, body: `{"key":"${key}${' '.repeat(17_000)}"}`, headers: asJson })
   await call('POST', '/v1/verify', { token: gateway, body: key, headers: { 'content-type': key } })
   await call('POST', '/v1/verify', { token: key, body: { key, mecha: key, scopes: [key] } })
+  for (const headers of [{ 'x-mecha-key': key }, { authorization: `Bearer ${key}` }, { 'x-mecha-key': key, authorization: `Bearer ${key}` }, { 'x-mecha-key': third.plaintext_key }])
+    for (const url of ['/v1/authz', `/v1/authz/${key}?scope=${key}`, `/v1/authz?mecha=${key}&request=${key}`]) await call('GET', url, { headers: { ...headers, 'x-gateway-authorization': `Bearer ${gateway}` } })
   await call('POST', '/v1/verify', { token: gateway, body: { key, mecha: key, scopes: [key] }, headers: { 'x-request-id': key, 'x-mecha-key': key, cookie: key } })
+  for (const url of ['/v1/introspect', '/v1/token'])
+    for (const form of [{ token: [key, key] }, { [key]: key }, { grant_type: key }, { token: jwt, subject_token: key }, { subject_token: jwt, grant_type: 'urn:ietf:params:oauth:grant-type:token-exchange', subject_token_type: key }, { token: key + ' '.repeat(17_000) }])
+      captured.push(await sendForm(service, url, form, { authorization: `Bearer ${gateway}`, accept: key }), await sendForm(service, url, form, { authorization: `Basic ${key}` }))
+  for (const more of [{ scope: key }, { audience: [key, `${key} `] }, { resource: key }, { requested_token_type: key }, { actor_token: key }]) captured.push(await exchange(service, key, more))
+  await call('POST', '/v1/verify/batch', { token: gateway, body: { keys: [{ key }, { key, mecha: key }, { [key]: key }] } })
+  await call('POST', '/v1/nonces', { token: gateway, body: { key_id: key, nonce: key, expires_at: key } })
+  await call('POST', '/v1/nonces', { token: gateway, body: { key_id: first.key.id, nonce: key, expires_at: new Date(Date.now() + 60_000).toISOString() } })
+  const asForm = { 'content-type': 'application/x-www-form-urlencoded' }
+  for (const body of [`token=${key}&token=${key}`, `${key}=${key}`, `token_type_hint=${key}`, `token=${key}${'+'.repeat(17_000)}`]) await call('POST', '/v1/revoke-token', { body, headers: asForm })
+  await call('POST', '/v1/revoke-token', { body: { token: key } })
   await call('POST', '/v1/keys', { body: { mecha: key, name: key, scopes: [key], expires_at: key, metadata: { [key]: key } } })
   await call('POST', '/v1/keys', { body: { mecha: 'a^b', metadata: { note: key } }, headers: { 'idempotency-key': key } })
   await call('POST', '/v1/keys', { body: { mecha: 'a^b' }, headers: { 'idempotency-key': key } })
@@ -54,6 +75,7 @@ t.test('after a whole life, no plaintext and no token is in a log, the database,
   await call('GET', `/v1/keys/${key}?mecha=${key}&${key}=${key}`)
   await call('GET', `/${key}`)
   await call('GET', `/v1/events?after=${key}`)
+  t.equal((await call('POST', '/v1/revoke-token', { body: `token=${key}&more=${key}`, headers: asForm })).status, 200)
   await call('GET', '/metrics')
   const events = await call('GET', '/v1/events?limit=100')
   t.ok(events.body.events.length >= 8)
@@ -65,6 +87,10 @@ t.test('after a whole life, no plaintext and no token is in a log, the database,
   const dump = JSON.stringify(rows.map((result) => result.rows), (_name, value: unknown) =>
     (value as { type?: string } | null)?.type === 'Buffer' ? Buffer.from((value as { data: number[] }).data).toString('latin1') : value,
   )
+  const [signing] = await db.selectFrom('signing_keys').selectAll().execute()
+  const { d } = openSigningKey(signing!, rootsOf(service.config.ROOT_SECRETS!)).privateKey.export({ format: 'jwk' })
+  const privateParts = [d!, Buffer.from(d!, 'base64url').toString('latin1'), Buffer.from(d!, 'base64url').toString('hex'), Buffer.from(d!, 'base64url').toString('base64')]
+  t.ok(dump.includes(signing!.kid), 'signing keys are in the dump')
   const places = { logs: service.logs(), dump, answers: captured.map(({ text, headers }) => text + JSON.stringify(headers)).join('\n') }
   t.ok(dump.includes('$argon2id$') && places.logs.includes('"route":"/v1/verify"'), 'the search looks at what it should')
   const secrets = revealed.flatMap(({ plaintext_key }) => [plaintext_key, plaintext_key.slice(-60), plaintext_key.slice(-60, -17)])
@@ -72,6 +98,8 @@ t.test('after a whole life, no plaintext and no token is in a log, the database,
   for (const [place, text] of Object.entries(places)) {
     t.same(secrets.filter((secret) => text.includes(secret)), [], `no plaintext in ${place}`)
     t.equal(text.includes(token), false, `no operator token in ${place}`)
+    t.equal(text.includes(jwt) || text.includes(jwt.split('.')[2]!), false, `no exchanged JWT in ${place}`)
+    t.equal(privateParts.some((part) => text.includes(part)), false, `no private signing key in ${place}`)
     if (place !== 'dump') t.equal(text.includes('$argon2'), false, `no hash in ${place}`)
     for (const secret of service.config.ROOT_SECRETS!) t.equal(text.includes(secret), false, `no root secret in ${place}`)
   }

@@ -1,0 +1,56 @@
+/** Looks after signing keys while the control plane is served. */
+
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { FastifyBaseLogger } from 'fastify'
+import { newId } from '../../key/id.js'
+import { maintainSigningKeys, type SigningParts } from './keys.js'
+
+/** Between two looks when all is well, and after one that failed. */
+const PERIOD_MS = 3_600_000
+const RETRY_MS = 5000
+/** A start does not wait for a database that is away. */
+const PATIENCE_MS = 1000
+/** Longest wait for a look under way when the service ends. What it had begun in a transaction is undone. */
+const STOP_TIMEOUT_MS = 1000
+
+export class SigningKeeper {
+  readonly #end = new AbortController()
+  #running: Promise<void> | undefined
+
+  constructor(
+    private readonly parts: SigningParts,
+    private readonly log: FastifyBaseLogger,
+  ) {}
+
+  /** Looks at once, and from then on. Resolves when the first look is over, or takes long. */
+  async start(): Promise<void> {
+    const first = this.#look()
+    this.#running = this.#goOn(first)
+    await Promise.race([first, sleep(PATIENCE_MS, undefined, { ref: false })])
+  }
+
+  async stop(): Promise<void> {
+    this.#end.abort()
+    await Promise.race([this.#running, sleep(STOP_TIMEOUT_MS, undefined, { ref: false })])
+  }
+
+  async #goOn(first: Promise<boolean>): Promise<void> {
+    let isWell = await first
+    for (;;) {
+      const aborted = await sleep(isWell ? PERIOD_MS : RETRY_MS, false, { signal: this.#end.signal, ref: false }).catch(() => true)
+      if (aborted) return
+      isWell = await this.#look()
+    }
+  }
+
+  /** Whether it went well. */
+  async #look(): Promise<boolean> {
+    try {
+      await maintainSigningKeys(this.parts, { actor: 'service', requestId: newId(), address: 'local' }, this.log)
+      return true
+    } catch (error) {
+      this.log.warn({ err: error }, 'signing keys could not be looked after; trying again')
+      return false
+    }
+  }
+}

@@ -1,0 +1,36 @@
+/** What the control plane asks of the database about signing keys and the places of the status list. */
+
+import { sql, type Kysely, type Selectable, type Transaction } from 'kysely'
+import type { Database, SigningKeysTable } from '../../db/tables.js'
+import { KEEP } from '../../key/signing.js'
+
+export type SigningKeyRow = Selectable<SigningKeysTable>
+
+/** Holds the set of signing keys until the transaction ends, so that it changes in one place at a time; oldest first. */
+export async function lockSigningKeys(trx: Transaction<Database>): Promise<SigningKeyRow[]> {
+  await sql`SELECT pg_advisory_xact_lock(20828)`.execute(trx)
+  return listSigningKeys(trx)
+}
+
+export async function listSigningKeys(db: Kysely<Database>): Promise<SigningKeyRow[]> {
+  return db.selectFrom('signing_keys').selectAll().orderBy('signs_from').orderBy('kid').execute()
+}
+
+export async function insertSigningKey(trx: Transaction<Database>, row: SigningKeyRow): Promise<void> {
+  await trx.insertInto('signing_keys').values(row).execute()
+}
+
+export async function replaceSeal(trx: Transaction<Database>, { kid, sealed, root }: Pick<SigningKeyRow, 'kid' | 'sealed' | 'root'>): Promise<void> {
+  await trx.updateTable('signing_keys').set({ sealed, root }).where('kid', '=', kid).execute()
+}
+
+export async function deleteSigningKeys(trx: Transaction<Database>, kids: readonly string[]): Promise<void> {
+  if (kids.length > 0) await trx.deleteFrom('signing_keys').where('kid', 'in', kids).execute()
+}
+
+/** Frees the places of keys that ended so long ago that nothing that was exchanged for them is alive. */
+export async function freeStatusPlaces(db: Kysely<Database>): Promise<void> {
+  await sql`
+    UPDATE token_status SET key_id = NULL FROM keys
+    WHERE keys.id = token_status.key_id AND LEAST(keys.revoked_at, keys.expires_at) < now() - make_interval(secs => ${KEEP})`.execute(db)
+}

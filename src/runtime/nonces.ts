@@ -1,0 +1,60 @@
+/** Nonces of signed requests: the first gateway that names one is told so, and every other that it is too late. */
+
+import { hash } from 'node:crypto'
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import type { Kysely } from 'kysely'
+import type { Database } from '../db/tables.js'
+import { invalid, notFound, Problem } from '../errors.js'
+import { parseTimestamp } from '../gateway/signature.js'
+import { boundRequests } from '../http/bound.js'
+import { answer, responses } from '../http/schemas.js'
+import { parsePublicId } from '../key/id.js'
+import { requireGateway } from './callers.js'
+import { MAX_NONCE_TTL, NonceBody, NonceTaken } from './schemas.js'
+import { takeNonce } from './store.js'
+import type { Verifier } from './verifier.js'
+
+export interface NonceParts {
+  readonly db: Kysely<Database>
+  readonly verifier: Verifier
+  /** Most requests at once. */
+  readonly queueSize: number
+}
+
+export function nonceRoutes({ db, verifier, queueSize }: NonceParts): FastifyPluginAsyncTypebox {
+  return async (app) => {
+    boundRequests(app, queueSize)
+    requireGateway(app, verifier)
+    app.post(
+      '/v1/nonces',
+      {
+        schema: {
+          tags: ['runtime'],
+          operationId: 'takeNonce',
+          summary: 'Take the nonce of a signed request, which nobody can take again before it expires',
+          security: [{ gateway: [] }],
+          body: NonceBody,
+          response: responses(
+            { 201: answer('The nonce was taken by this call', NonceTaken) },
+            'invalid_request', 'malformed_body', 'unauthenticated', 'not_found', 'nonce_reused', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
+          ),
+        },
+      },
+      async ({ body, gateway }, reply) => {
+        const time = parseTimestamp(body.expires_at)
+        if (time === undefined) throw invalid('body.expires_at', 'format', 'must be a time of RFC 3339')
+        const outcome = await takeNonce(db, {
+          keyId: parsePublicId('mecha', body.key_id)!,
+          orgId: gateway.org_id,
+          digest: hash('sha256', body.nonce, 'buffer'),
+          expiresAt: new Date(time),
+          maxTtl: MAX_NONCE_TTL,
+        })
+        if (outcome === 'no_key') throw notFound()
+        if (outcome === 'untimely') throw invalid('body.expires_at', 'range', `must be later than now, and ${MAX_NONCE_TTL} seconds from now at most`)
+        if (outcome === 'taken_before') throw new Problem('nonce_reused', 'The request that carries it was sent before, or another one with the same nonce.')
+        return reply.code(201).header('cache-control', 'no-store').send({})
+      },
+    )
+  }
+}

@@ -1,0 +1,103 @@
+/** The signing keys as a replica has them: read from time to time, so that a rotation is noticed without a restart. */
+
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { FastifyBaseLogger } from 'fastify'
+import { SignJWT, type JWTPayload } from 'jose'
+import { Problem } from '../../errors.js'
+import type { Roots } from '../../key/roots.js'
+import { endedBy, MAX_KEYS_AGE, openSigningKey, RootUnknown, signerAt, type SigningKey } from '../../key/signing.js'
+import type { FoundSigningKey } from './store.js'
+
+export interface KeyringParts {
+  readonly read: () => Promise<{ readonly keys: readonly FoundSigningKey[]; readonly now: Date }>
+  readonly roots: Roots
+  /** Age from which keys are read again. */
+  readonly reloadMs: number
+  readonly log: FastifyBaseLogger
+}
+
+/** Signing keys at an instant. */
+export interface SigningKeys {
+  /** The database's clock, in milliseconds. */
+  readonly now: number
+  readonly signer: SigningKey
+  /** All that gateways need to verify what is alive, and what will be signed soon. */
+  readonly published: readonly SigningKey[]
+}
+
+interface Held {
+  readonly keys: readonly (FoundSigningKey & { readonly key: SigningKey | undefined })[]
+  /** When they were asked for, on the monotonic clock, and on the database's. */
+  readonly readAt: number
+  readonly databaseTime: number
+}
+
+/** What there is serves while it may, when the database takes longer than this; and for so long it is not asked again. */
+const PATIENCE_MS = 1000
+
+export class Keyring {
+  #held: Held | undefined
+  #reading: Promise<Held> | undefined
+  #retryAt = -Infinity
+
+  constructor(private readonly parts: KeyringParts) {}
+
+  /**
+   * The keys as of now.
+   *
+   * @throws Problem `signing_key_unavailable` when there is none that could sign, or what the database throws when the
+   *   keys are older than {@link MAX_KEYS_AGE} and cannot be read
+   */
+  async keys(): Promise<SigningKeys> {
+    const { keys, databaseTime, readAt } = await this.#current()
+    const now = databaseTime + (performance.now() - readAt)
+    const signer = signerAt(keys, now)?.key
+    if (!signer) throw unavailable()
+    const ended = new Set(endedBy(keys, now))
+    const published = keys.flatMap((one) => (one.key && !ended.has(one) ? [one.key] : []))
+    return { now, signer, published }
+  }
+
+  async #current(): Promise<Held> {
+    const held = this.#held
+    const age = held ? performance.now() - held.readAt : Infinity
+    if (held && age < this.parts.reloadMs) return held
+    if (!held || age > MAX_KEYS_AGE * 1000) return this.#read()
+    if (performance.now() < this.#retryAt) return held
+    return Promise.race([this.#read().catch(() => held), sleep(PATIENCE_MS, held, { ref: false })])
+  }
+
+  #read(): Promise<Held> {
+    this.#reading ??= this.#readNow().finally(() => (this.#reading = undefined))
+    return this.#reading
+  }
+
+  async #readNow(): Promise<Held> {
+    const readAt = performance.now()
+    this.#retryAt = readAt + PATIENCE_MS
+    const { keys, now } = await this.parts.read()
+    if (keys.length === 0) throw unavailable()
+    this.#held = { keys: keys.map((stored) => ({ ...stored, key: this.#opened(stored) })), readAt, databaseTime: now.getTime() }
+    return this.#held
+  }
+
+  /** One that cannot be opened neither signs nor is published. The others do what they did. */
+  #opened(stored: FoundSigningKey): SigningKey | undefined {
+    try {
+      return openSigningKey(stored, this.parts.roots)
+    } catch (error) {
+      const about = error instanceof RootUnknown ? error.message : `signing key ${stored.kid} is not as it was made`
+      this.parts.log.error({ err: error }, about)
+      return undefined
+    }
+  }
+}
+
+/** A JWT of some type (RFC 8725, section 3.11: what is of one type is never taken for another). */
+export function signJwt({ kid, alg, privateKey }: SigningKey, typ: string, claims: JWTPayload): Promise<string> {
+  return new SignJWT(claims).setProtectedHeader({ alg, typ, kid }).sign(privateKey)
+}
+
+function unavailable(): Problem {
+  return new Problem('signing_key_unavailable', 'Try again in a moment.', { headers: { 'retry-after': '5' } })
+}

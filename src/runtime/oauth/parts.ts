@@ -1,0 +1,16 @@
+import type { Verifier } from '../verifier.js'
+import type { Keyring } from './keyring.js'
+import type { StatusPlaces } from './places.js'
+import type { StatusList } from './status-list.js'
+
+/** What the OAuth side of the runtime plane is given. */
+export interface OAuthParts {
+  readonly verifier: Verifier
+  readonly keyring: Keyring
+  readonly places: StatusPlaces
+  readonly statusList: StatusList
+  /** The base URL of the service, without a slash at its end. Where it follows from the listener, it is known when that is. */
+  readonly issuer: () => string
+  /** Life of an exchanged JWT. */
+  readonly ttlSeconds: number
+}

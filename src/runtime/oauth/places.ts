@@ -1,0 +1,39 @@
+/** Where keys stand in the status list: asked once for each key that is exchanged, and again after it has changed. */
+
+import { LRUCache } from 'lru-cache'
+import { createChecks } from '../checks.js'
+
+/** By id (UUID). */
+type FindPlace = (keyId: string) => Promise<number>
+
+export class StatusPlaces {
+  readonly #known: LRUCache<string, number>
+  readonly #asking = createChecks<number>()
+
+  constructor(
+    private readonly find: FindPlace,
+    max: number,
+  ) {
+    this.#known = new LRUCache({ max })
+  }
+
+  /** However many ask for a key at once, the database is asked once. */
+  placeOf(keyId: string, signal: () => AbortSignal): number | Promise<number> {
+    return this.#known.get(keyId) ?? this.#ask(keyId, signal())
+  }
+
+  /** Keys that changed: one that came back from the dead may have lost its place. */
+  outdate(keyIds: readonly string[]): void {
+    for (const id of keyIds) this.#known.delete(id)
+  }
+
+  outdateAll(): void {
+    this.#known.clear()
+  }
+
+  async #ask(keyId: string, signal: AbortSignal): Promise<number> {
+    const place = await this.#asking.join(keyId, signal, () => this.find(keyId))
+    this.#known.set(keyId, place)
+    return place
+  }
+}

@@ -1,0 +1,85 @@
+/** RFC 7009: whoever holds a key or a gateway credential can end it, be it its runtime or the finder of a leaked one. */
+
+import { setTimeout as sleep } from 'node:timers/promises'
+import rateLimit from '@fastify/rate-limit'
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import type { Kysely } from 'kysely'
+import type { Database } from '../db/tables.js'
+import { Problem } from '../errors.js'
+import { FORM, speakOAuth } from '../http/oauth.js'
+import { answer, oauthResponses } from '../http/schemas.js'
+import type { KeyCache } from './cache.js'
+import { Revoked, RevokeTokenBody } from './schemas.js'
+import { revokeByHolder, type Holder } from './store.js'
+import type { Verifier, Waiting } from './verifier.js'
+
+export interface RevokeTokenParts {
+  readonly db: Kysely<Database>
+  readonly verifier: Verifier
+  readonly cache: KeyCache
+  /** Most calls of one address in a minute. */
+  readonly perMinute: number
+}
+
+/**
+ * When the answer comes, from the request on: what was never issued here is known for that in microseconds, what is good
+ * takes argon2 and a commit, and nobody is to read one from the other.
+ */
+const ANSWER_AFTER_MS = 100
+/** Addresses whose calls are counted at once: those that have called last. */
+const COUNTED_ADDRESSES = 10_000
+/** How often a key whose hash changes meanwhile is proved again. */
+const ATTEMPTS = 10
+
+export function revokeTokenRoutes(parts: RevokeTokenParts): FastifyPluginAsyncTypebox {
+  return async (app) => {
+    await speakOAuth(app)
+    // Before anything is read, and whatever the token is: what is refused says nothing of it. Each address has a count of
+    // its own, a /64 of IPv6 being one: a flood of calls keeps nobody else from ending a key.
+    await app.register(rateLimit, {
+      max: parts.perMinute,
+      timeWindow: 60_000,
+      cache: COUNTED_ADDRESSES,
+      addHeadersOnExceeding: { 'x-ratelimit-limit': false, 'x-ratelimit-remaining': false, 'x-ratelimit-reset': false },
+      addHeaders: { 'x-ratelimit-limit': false, 'x-ratelimit-remaining': false, 'x-ratelimit-reset': false, 'retry-after': false },
+      errorResponseBuilder: (_request, { ttl }) =>
+        new Problem('rate_limited', 'Wait, or call from another address.', { headers: { 'retry-after': String(Math.ceil(ttl / 1000)) } }),
+    })
+
+    app.post(
+      '/v1/revoke-token',
+      {
+        schema: {
+          tags: ['runtime'],
+          operationId: 'revokeToken',
+          summary: 'End a key or a gateway credential by presenting it, for good: RFC 7009. It takes nothing else to do so',
+          security: [],
+          consumes: [FORM],
+          body: RevokeTokenBody,
+          response: oauthResponses(
+            { 200: answer('The token is not good, whatever it was before', Revoked) },
+            'invalid_request', 'malformed_body', 'body_too_large', 'unsupported_media_type', 'rate_limited', 'database_unavailable', 'root_secret_missing', 'overloaded',
+          ),
+        },
+      },
+      async ({ body, id, ip }, reply) => {
+        const answerAt = performance.now() + ANSWER_AFTER_MS
+        await endHeld(parts, body.token, { requestId: id, address: ip }, reply)
+        await sleep(Math.max(0, answerAt - performance.now()))
+        return {}
+      },
+    )
+  }
+}
+
+async function endHeld({ db, verifier, cache }: RevokeTokenParts, presented: string, holder: Holder, caller: Waiting): Promise<void> {
+  for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+    const key = await verifier.proveHeld(presented, caller)
+    if (!key || key.revoked_at !== null) return
+    const isOver = await revokeByHolder(db, key, holder)
+    // Here at once, whenever the feed brings it; and what it was proved against is not what it is now.
+    cache.outdate([key.id])
+    if (isOver) return
+  }
+  throw new Problem('database_unavailable', 'The key is being changed. Try again in a moment.', { headers: { 'retry-after': '1' } })
+}

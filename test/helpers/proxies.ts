@@ -1,0 +1,158 @@
+/** Real proxies with the configurations of `examples/proxies/`, in which nothing is replaced but addresses and paths. */
+
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { connect } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { Test } from 'tap'
+import { freePort } from '../../src/db/free-port.js'
+import { PACKAGE_ROOT } from '../../src/package-root.js'
+import { eventually } from './eventually.js'
+
+export interface ProxyOptions {
+  /** Of mecha-keys, or of its `AUTHZ_LISTEN`: `http://127.0.0.1:8080`. */
+  readonly authz: string
+  /** Of the application behind the proxy: `http://127.0.0.1:3000`. */
+  readonly upstream: string
+  /** What the proxy shows mecha-keys; nothing for `AUTHZ_LISTEN`. */
+  readonly gatewayCredential?: string
+  /** What is asked for beside a good key: `scope=orders:read`. */
+  readonly demand?: string
+  /** For nginx: whether the upstream is a gateway itself, which the key passes to (`examples/gateway/README.md`). */
+  readonly passesKey?: boolean
+}
+
+type Parent = Pick<Test, 'teardown'>
+
+/** For nginx, in the place of what keeps the key away from the upstream. */
+export const KEY_TO_THE_GATEWAY = 'proxy_set_header X-Mecha-Key $http_x_mecha_key;'
+
+/** Programs of the system, which Debian keeps where only root looks. */
+const PATH = `${process.env['PATH']}:/usr/sbin`
+
+export function isInstalled(program: 'nginx' | 'caddy' | 'haproxy' | 'envoy'): boolean {
+  return spawnSync('sh', ['-c', `command -v ${program}`], { env: { PATH } }).status === 0
+}
+
+/** Starts nginx with `examples/proxies/nginx.conf`, and resolves to its URL when it listens. It ends with the test. */
+export async function startNginx(t: Parent, { authz, upstream, gatewayCredential, demand, passesKey }: ProxyOptions): Promise<string> {
+  const folder = temporaryFolder(t)
+  const port = await freePort()
+  const credential = join(folder, 'credential')
+  writeFileSync(credential, gatewayCredential ? `proxy_set_header X-Gateway-Authorization "Bearer ${gatewayCredential}";\n` : '', { mode: 0o600 })
+  const example = writeExample(folder, 'nginx.conf', {
+    '127.0.0.1:8080': hostOf(authz),
+    '127.0.0.1:3000': hostOf(upstream),
+    'listen 8000;': `listen 127.0.0.1:${port};`,
+    '/etc/nginx/mecha-keys.credential': credential,
+    ...(demand && { '/v1/authz;': `/v1/authz?${demand};` }),
+    ...(passesKey && { "proxy_set_header X-Mecha-Key '';": KEY_TO_THE_GATEWAY }),
+  })
+  // As little as nginx needs around it, and nowhere but in this folder.
+  const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map((name) => `${name}_temp_path ${folder}/${name};`)
+  const main = join(folder, 'main.conf')
+  writeFileSync(main, `${process.getuid?.() === 0 ? 'user root;' : ''} worker_processes 1; daemon off; pid ${folder}/pid; error_log stderr warn;
+    events {} http { access_log off; ${temporary.join(' ')} include ${example}; }`)
+  await run(t, 'nginx', ['-e', 'stderr', '-p', folder, '-c', main], port)
+  return `http://127.0.0.1:${port}`
+}
+
+/** Starts Caddy with `examples/proxies/Caddyfile`, as {@link startNginx} does nginx. */
+export async function startCaddy(t: Parent, { authz, upstream, gatewayCredential, demand }: ProxyOptions): Promise<string> {
+  const folder = temporaryFolder(t)
+  const port = await freePort()
+  const example = writeExample(folder, 'Caddyfile', {
+    '127.0.0.1:8080': hostOf(authz),
+    '127.0.0.1:3000': hostOf(upstream),
+    ...(demand && { 'uri /v1/authz?\n': `uri /v1/authz?${demand}\n` }),
+    '\n:8000 {': `\nhttp://127.0.0.1:${port} {`,
+    ...(!gatewayCredential && { 'header_up X-Gateway-Authorization "Bearer {env.GATEWAY_CREDENTIAL}"': '' }),
+  })
+  // The port of its administration is one for the whole machine.
+  const main = join(folder, 'main')
+  writeFileSync(main, `{\n  admin off\n  auto_https off\n}\nimport ${example}\n`)
+  const env = { HOME: folder, XDG_CONFIG_HOME: folder, XDG_DATA_HOME: folder, ...(gatewayCredential && { GATEWAY_CREDENTIAL: gatewayCredential }) }
+  await run(t, 'caddy', ['run', '--config', main, '--adapter', 'caddyfile'], port, env)
+  return `http://127.0.0.1:${port}`
+}
+
+/** Starts HAProxy with `examples/proxies/haproxy.cfg` and its script, as {@link startNginx} does nginx. */
+export async function startHaproxy(t: Parent, { authz, upstream, gatewayCredential, demand }: ProxyOptions): Promise<string> {
+  const folder = temporaryFolder(t)
+  const port = await freePort()
+  const credential = join(folder, 'credential')
+  writeFileSync(credential, `${gatewayCredential}\n`, { mode: 0o600 })
+  const example = writeExample(folder, 'haproxy.cfg', {
+    '/etc/haproxy/mecha-authz.lua': writeExample(folder, 'mecha-authz.lua', {}),
+    'setenv MECHA_KEYS_CREDENTIAL_FILE /etc/haproxy/mecha-keys.credential': gatewayCredential ? `setenv MECHA_KEYS_CREDENTIAL_FILE ${credential}` : '',
+    '127.0.0.1:8080': hostOf(authz),
+    '127.0.0.1:3000': hostOf(upstream),
+    ...(demand && { '# http-request set-var(txn.mecha_demand) str("scope=orders:read&mecha=sales%5Eacmecorp")': `http-request set-var(txn.mecha_demand) str("${demand}")` }),
+    'bind :8000': `bind 127.0.0.1:${port}`,
+  })
+  await run(t, 'haproxy', ['-db', '-f', example], port)
+  return `http://127.0.0.1:${port}`
+}
+
+/** Starts Envoy with `examples/proxies/envoy.yaml`, as {@link startNginx} does nginx. */
+export async function startEnvoy(t: Parent, { authz, upstream, gatewayCredential, demand }: ProxyOptions): Promise<string> {
+  const folder = temporaryFolder(t)
+  const port = await freePort()
+  const example = writeExample(folder, 'envoy.yaml', {
+    'address: 0.0.0.0, port_value: 8000': `address: 127.0.0.1, port_value: ${port}`,
+    'port_value: 8080': `port_value: ${new URL(authz).port}`,
+    'port_value: 3000': `port_value: ${new URL(upstream).port}`,
+    ...(!gatewayCredential && { "headers_to_add: [{ key: x-gateway-authorization, value: 'Bearer %ENVIRONMENT(GATEWAY_CREDENTIAL)%' }]": 'headers_to_add: []' }),
+    ...(demand && { 'path_prefix: /v1/authz?request=': `path_prefix: /v1/authz?${demand}&request=` }),
+  })
+  const env: Record<string, string> = gatewayCredential ? { GATEWAY_CREDENTIAL: gatewayCredential } : {}
+  await run(t, 'envoy', ['--use-dynamic-base-id', '--concurrency', '1', '--log-level', 'warn', '-c', example], port, env)
+  return `http://127.0.0.1:${port}`
+}
+
+/** Writes a file of `examples/proxies/` with some of its text replaced, each of it wherever it stands and at least once. */
+function writeExample(folder: string, name: string, replacements: Readonly<Record<string, string>>): string {
+  let text = readFileSync(join(PACKAGE_ROOT, 'examples', 'proxies', name), 'utf8')
+  for (const [from, to] of Object.entries(replacements)) {
+    if (!text.includes(from)) throw new Error(`${name} does not have ${from}`)
+    text = text.replaceAll(from, to)
+  }
+  const path = join(folder, name)
+  writeFileSync(path, text)
+  return path
+}
+
+/** Starts a program and resolves when it listens. */
+async function run(t: Parent, program: string, args: string[], port: number, env: Record<string, string> = {}): Promise<ChildProcess> {
+  const child = spawn(program, args, { env: { PATH, ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
+  let said = ''
+  for (const stream of [child.stdout, child.stderr]) stream.setEncoding('utf8').on('data', (text: string) => (said += text))
+  const exited = once(child, 'exit')
+  t.teardown(async () => {
+    child.kill('SIGTERM')
+    await exited
+  })
+  const hasEnded = () => child.exitCode !== null || child.signalCode !== null
+  await eventually(async () => hasEnded() || (await accepts(port)))
+  if (hasEnded()) throw new Error(`${program} ended:\n${said}`)
+  return child
+}
+
+function accepts(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(port, '127.0.0.1')
+    socket.once('connect', () => (socket.destroy(), resolve(true))).once('error', () => resolve(false))
+  })
+}
+
+function hostOf(url: string): string {
+  return new URL(url).host
+}
+
+function temporaryFolder(t: Parent): string {
+  const folder = mkdtempSync(join(tmpdir(), 'mecha-keys-proxy-'))
+  t.teardown(() => rmSync(folder, { recursive: true, force: true }))
+  return folder
+}

@@ -1,0 +1,226 @@
+/** The configurations of `examples/proxies/`, in the real programs, between a client and an application. */
+
+import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import { createServer, request, type IncomingMessage } from 'node:http'
+import type { AddressInfo, Socket } from 'node:net'
+import { text } from 'node:stream/consumers'
+import t, { type Test } from 'tap'
+import { applied } from '../helpers/database.js'
+import { startEcho, type Arrived, type Echo } from '../helpers/echo.js'
+import { isInstalled, startCaddy, startEnvoy, startHaproxy, startNginx, type ProxyOptions } from '../helpers/proxies.js'
+import { startService, type Service } from '../helpers/service.js'
+
+const PROXIES: Record<'nginx' | 'caddy' | 'haproxy' | 'envoy', (t: Test, options: ProxyOptions) => Promise<string>> = { nginx: startNginx, caddy: startCaddy, haproxy: startHaproxy, envoy: startEnvoy }
+const PROGRAMS = Object.keys(PROXIES) as (keyof typeof PROXIES)[]
+const installed = () => PROGRAMS.filter(isInstalled).map((name) => [name, PROXIES[name]] as const)
+const SKIP = installed().length === 0 && 'no proxy is installed'
+const IDENTITY = ['x-mecha-id', 'x-mecha-handle', 'x-mecha-crew', 'x-mecha-org', 'x-mecha-scopes', 'x-mecha-key-id']
+/** All that an application may take for one of these: hyphens, underscores, any case. */
+const LOOKS_LIKE_OURS = /^x[-_]mecha/i
+
+for (const name of PROGRAMS) {
+  const startProxy = PROXIES[name]
+  const skip = !isInstalled(name) && `${name} is not installed`
+
+  t.test(`${name}: between a client and an application`, { skip }, async (t) => {
+    const { service, listen } = await startListening(t)
+    const gatewayCredential = await service.gateway()
+    const echo = await startEcho(t)
+    const proxy = await startProxy(t, { authz: await listen(), upstream: echo.url, gatewayCredential })
+    await passesAndRefuses(t, { service, echo, proxy })
+
+    await t.test('no credential of the gateway reaches the application', async (t) => {
+      t.notOk(JSON.stringify(echo.arrived).includes(gatewayCredential))
+    })
+  })
+
+  t.test(`${name}: with AUTHZ_LISTEN, without a credential`, { skip }, async (t) => {
+    const { service, door } = await startListening(t, { AUTHZ_LISTEN: '127.0.0.1:0' })
+    const echo = await startEcho(t)
+    const proxy = await startProxy(t, { authz: door!, upstream: echo.url })
+    await passesAndRefuses(t, { service, echo, proxy })
+  })
+}
+
+t.test('what a proxy asks for beside a good key is asked for, and the refusal reaches the client', { skip: SKIP }, async (t) => {
+  const { service, listen } = await startListening(t)
+  const options = { authz: await listen(), upstream: (await startEcho(t)).url, gatewayCredential: await service.gateway(), demand: 'scope=orders:read&mecha=sales%5Eacmecorp' }
+  const [good, poor, other] = [await service.issue({ scopes: ['orders:read'] }), await service.issue(), await service.issue({ mecha: 'buyer^acmecorp', scopes: ['orders:read'] })]
+  for (const [name, startProxy] of installed()) {
+    const proxy = await startProxy(t, options)
+    // What the client asks for is none of it.
+    const ask = (key: string) => send(proxy, { path: '/x?scope=other&mecha=x^y&request=', headers: { 'X-Mecha-Key': key } })
+    t.equal((await ask(good.plaintext_key)).status, 200, name)
+    t.equal((await ask(other.plaintext_key)).status, 403, name)
+    const refused = await ask(poor.plaintext_key)
+    t.equal(refused.status, 403, name)
+    // nginx passes on the challenge of a 401 alone.
+    if (name !== 'nginx') t.match(refused.headers['www-authenticate'], /error="insufficient_scope".*scope="orders:read"/, name)
+  }
+})
+
+t.test('a service that takes a request and says nothing lets nothing pass, and holds nobody for long', { skip: SKIP }, async (t) => {
+  const mute = createServer(() => {}).listen(0, '127.0.0.1')
+  await once(mute, 'listening')
+  t.teardown(() => (mute.close(), mute.closeAllConnections()))
+  const echo = await startEcho(t)
+  const options = { authz: `http://127.0.0.1:${(mute.address() as AddressInfo).port}`, upstream: echo.url, gatewayCredential: 'mgw_of_nobody' }
+  await Promise.all(installed().map(async ([name, startProxy]) => {
+    const proxy = await startProxy(t, options)
+    const { status } = await send(proxy, { headers: { 'X-Mecha-Key': 'x' } })
+    t.ok(status >= 500, `${name} answers ${status}`)
+  }))
+  t.equal(echo.arrived.length, 0)
+})
+
+t.test('connections to the service are kept', { skip: SKIP }, async (t) => {
+  const { service, listen } = await startListening(t)
+  const options = { authz: await listen(), upstream: (await startEcho(t)).url, gatewayCredential: await service.gateway() }
+  const { plaintext_key } = await service.issue()
+  let connections = 0
+  service.app.server.on('connection', () => connections++)
+  for (const [name, startProxy] of installed()) {
+    const proxy = await startProxy(t, options)
+    connections = 0
+    for (let i = 0; i < 20; i++) t.equal((await send(proxy, { headers: { 'X-Mecha-Key': plaintext_key } })).status, 200)
+    t.ok(connections > 0 && connections < 10, `${name} made ${connections} for 20 requests`)
+  }
+})
+
+interface Scene {
+  readonly service: Service
+  readonly echo: Echo
+  readonly proxy: string
+}
+
+async function passesAndRefuses(t: Test, { service, echo, proxy }: Scene): Promise<void> {
+  const { key, plaintext_key } = await service.issue({ scopes: ['orders:read', 'orders:write'] })
+  const plain = await service.issue({ mecha: 'buyer^seoul_cafe' })
+  const identity = { 'x-mecha-id': 'sales^acmecorp', 'x-mecha-handle': 'sales^acmecorp', 'x-mecha-crew': 'acmecorp', 'x-mecha-org': 'acme', 'x-mecha-scopes': 'orders:read orders:write', 'x-mecha-key-id': key.id }
+
+  await t.test('a good key passes, in either header, and the application learns whose it is and never the key', async (t) => {
+    for (const headers of [{ 'X-Mecha-Key': plaintext_key }, { Authorization: `Bearer ${plaintext_key}` }, { authorization: `bearer ${plaintext_key}` }, { 'X-Mecha-Key': '', Authorization: `Bearer ${plaintext_key}` }] as Record<string, string>[]) {
+      const { status, arrived } = await send(proxy, { headers, path: '/orders/7?full=1&scope=admin&mecha=x' })
+      t.equal(status, 200)
+      t.match(arrived, { method: 'GET', url: '/orders/7?full=1&scope=admin&mecha=x' })
+      t.same(ours(arrived!), identity)
+      t.notOk(JSON.stringify(arrived).includes(plaintext_key), 'the key stays outside')
+      t.equal(valuesOf(arrived!, 'authorization').length, 0)
+    }
+  })
+
+  await t.test("the application's own Authorization passes beside X-Mecha-Key, unless it is a key", async (t) => {
+    const own = await send(proxy, { headers: { 'X-Mecha-Key': plaintext_key, Authorization: 'Bearer of-the-application' } })
+    t.same(valuesOf(own.arrived!, 'authorization'), ['Bearer of-the-application'])
+    t.equal((await send(proxy, { headers: { 'X-Mecha-Key': plaintext_key, Authorization: `Bearer ${plain.plaintext_key}` } })).status, 401)
+  })
+
+  await t.test('no key, a wrong one and another kind of credential are 401, with a challenge, and never reach the application', async (t) => {
+    const before = echo.arrived.length
+    for (const headers of [{}, { 'X-Mecha-Key': 'nonsense' }, { Authorization: 'Bearer nonsense' }, { Authorization: 'Basic eDp5' }, { Authorization: `Bearer ${await service.gateway()}` }] as Record<string, string>[]) {
+      const { status, headers: answered } = await send(proxy, { headers })
+      t.equal(status, 401)
+      t.match(answered['www-authenticate'], /^Bearer realm="mecha-keys"/)
+    }
+    t.equal(echo.arrived.length, before)
+  })
+
+  await t.test('forged identity headers, in any spelling and as often as one likes, never get through', async (t) => {
+    const names = [...IDENTITY, 'x-mecha-key'].flatMap((name) => [name, name.toUpperCase(), name.replaceAll('-', '_'), name.toUpperCase().replaceAll('-', '_'), name.replace('-', '_'), name.replace(/-(?=[^-]*$)/, '_')])
+    const forged = names.filter((name) => name.toLowerCase() !== 'x-mecha-key').map((name) => [name, 'forged'] as const)
+    const { status, arrived } = await send(proxy, { headers: [...forged, ['X-Mecha-Key', plaintext_key], ...forged] })
+    t.equal(status, 200)
+    t.same(ours(arrived!), identity)
+    t.notMatch(JSON.stringify(arrived), /forged/)
+    // Of a key without scopes, the header is empty or not there: not the client's.
+    const without = await send(proxy, { headers: [['X-Mecha-Scopes', 'forged'], ['X-Mecha-Key', plain.plaintext_key]] })
+    t.equal(without.status, 200)
+    t.notMatch(JSON.stringify(without.arrived), /forged/)
+    t.notOk(ours(without.arrived!)['x-mecha-scopes'])
+  })
+
+  await t.test('a credential of a gateway that a client sends is neither used nor passed on', async (t) => {
+    const { status, arrived } = await send(proxy, { headers: { 'X-Mecha-Key': plaintext_key, 'X-Gateway-Authorization': 'Bearer forged', X_Gateway_Authorization: 'Bearer forged' } })
+    t.equal(status, 200)
+    t.notMatch(JSON.stringify(arrived), /forged/)
+  })
+
+  await t.test('a body reaches the application whole, with any method', async (t) => {
+    const body = randomBytes(200_000).toString('base64')
+    for (const method of ['POST', 'PUT', 'PATCH', 'DELETE']) {
+      const { status, arrived } = await send(proxy, { method, body, headers: { 'X-Mecha-Key': plaintext_key, 'Content-Type': 'application/x-thing' } })
+      t.equal(status, 200)
+      t.match(arrived, { method })
+      t.ok(arrived!.body === body, `${method}: to the byte`)
+    }
+    t.equal((await send(proxy, { method: 'POST', body })).status, 401)
+  })
+
+  await t.test('a connection can be upgraded, with a key', async (t) => {
+    const upgrade = { Connection: 'Upgrade', Upgrade: 'websocket', 'Sec-WebSocket-Version': '13', 'Sec-WebSocket-Key': randomBytes(16).toString('base64') }
+    const { socket, arrived } = await send(proxy, { path: '/socket', headers: { ...upgrade, 'X-Mecha-Key': plaintext_key } })
+    socket!.write('over the socket')
+    t.equal(String((await once(socket!, 'data'))[0]), 'over the socket')
+    socket!.destroy()
+    t.equal(arrived, undefined)
+    t.same(ours(echo.arrived.at(-1)!), identity)
+    t.equal((await send(proxy, { path: '/socket', headers: upgrade })).status, 401)
+  })
+
+  await t.test('a key that is revoked is 401 from then on', async (t) => {
+    const ended = await service.issue()
+    const headers = { 'X-Mecha-Key': ended.plaintext_key }
+    t.equal((await send(proxy, { headers })).status, 200)
+    await service.call('POST', `/v1/keys/${ended.key.id}/revoke`, { token: await service.token() })
+    await applied(service.database)
+    t.equal((await send(proxy, { headers })).status, 401)
+  })
+
+  await t.test('without the service nothing passes', async (t) => {
+    const before = echo.arrived.length
+    await service.app.close()
+    const asked = [{ 'X-Mecha-Key': plaintext_key }, { 'X-Mecha-Key': plaintext_key, 'X-Mecha-Id': 'forged' }, {}].map((headers) => send(proxy, { headers: { ...headers } }))
+    for (const { status } of await Promise.all(asked)) t.ok(status >= 500, String(status))
+    t.equal(echo.arrived.length, before)
+  })
+}
+
+async function startListening(t: Test, environment: Record<string, string> = {}) {
+  const service = await startService(t, environment)
+  const listen = () => service.app.listen({ host: '127.0.0.1', port: 0 })
+  return { service, listen, door: await service.authz?.listen({ host: '127.0.0.1', port: 0 }) }
+}
+
+interface Sent {
+  readonly method?: string
+  readonly path?: string
+  readonly headers?: Record<string, string> | (readonly [string, string])[]
+  readonly body?: string
+}
+
+/** Sends one request, and resolves to its answer and to what the application says of it, or to the upgraded connection. */
+async function send(proxy: string, { method = 'GET', path = '/', headers = {}, body }: Sent) {
+  const list = Array.isArray(headers) ? headers : Object.entries(headers)
+  // As a flat list, so that a name can come twice and is sent as it is written.
+  const sent = request(`${proxy}${path}`, { method, headers: ['Host', new URL(proxy).host, ...list.flat(), ...(body === undefined ? [] : ['Content-Length', String(body.length)])], agent: false })
+  sent.end(body)
+  const upgraded = once(sent, 'upgrade').then(([response, socket]) => ({ response: response as IncomingMessage, socket: socket as Socket }))
+  const answered = once(sent, 'response').then(([response]) => ({ response: response as IncomingMessage, socket: undefined }))
+  for (const one of [upgraded, answered]) one.catch(() => {})
+  const { response, socket } = await Promise.any([upgraded, answered])
+  const isOfApplication = !socket && response.statusCode === 200
+  const answer = socket ? '' : await text(response)
+  return { status: response.statusCode!, headers: response.headers, socket, arrived: isOfApplication ? (JSON.parse(answer) as Arrived) : undefined }
+}
+
+/** What an application may take for the identity's headers: by their names in lower case, and each no more than once. */
+function ours({ headers }: Arrived): Record<string, string> {
+  const found = headers.filter(([name]) => LOOKS_LIKE_OURS.test(name)).map(([name, value]) => [name.toLowerCase(), value] as const)
+  if (new Set(found.map(([name]) => name)).size !== found.length) throw new Error(`twice: ${JSON.stringify(found)}`)
+  return Object.fromEntries(found)
+}
+
+function valuesOf({ headers }: Arrived, name: string): string[] {
+  return headers.filter(([one]) => one.toLowerCase() === name).map(([, value]) => value)
+}
