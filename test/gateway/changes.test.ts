@@ -284,6 +284,21 @@ t.test('a stream outlives the time in which a request has to arrive', async (t) 
   t.notOk(stream.isOver())
 })
 
+t.test('verify says how old its knowledge is, to who asks for it', async (t) => {
+  const database = await createDatabase(t)
+  const wire = await layWire(t, database.runtime)
+  const { service, gateway } = await serving(t, { DATABASE_DIRECT_URL: wire.through(database.runtime) }, database)
+  const { plaintext_key } = await service.issue()
+  const ask = async (headers: Record<string, string>) => (await service.call('POST', '/v1/verify', { token: gateway, body: { key: plaintext_key }, headers })).headers
+  const age = async () => Number((await ask({ prefer: 'freshness' }))['x-feed-age'])
+  t.match(await ask({ prefer: 'freshness' }), { 'x-feed-age': /^\d{1,4}$/, 'preference-applied': 'freshness', 'cache-control': 'no-store' })
+  t.equal((await ask({}))['x-feed-age'], undefined)
+  wire.silence()
+  await eventually(async () => (await age()) > 2000)
+  const before = await age()
+  t.ok((await age()) >= before, 'and it grows while nothing is heard')
+})
+
 t.test('nobody but a gateway listens', async (t) => {
   const { service, url } = await serving(t)
   const { plaintext_key } = await service.issue()
