@@ -8,12 +8,13 @@
  * may be from before that change, and nothing would ever be told of it again.
  */
 
-import { hash, randomBytes, timingSafeEqual } from 'node:crypto'
+import { hash, randomBytes } from 'node:crypto'
 import { LRUCache } from 'lru-cache'
 import type { Valid } from './verdict.js'
 
 export interface Held {
-  readonly digest: Buffer
+  /** 32 characters, a byte each. */
+  readonly digest: string
   readonly verdict: Valid
   /** In milliseconds since 1970, or `Infinity`. */
   readonly expiresAt: number
@@ -30,7 +31,8 @@ const ID_START = -87
 const ID_END = -61
 
 export class HeldKeys {
-  readonly #secret = randomBytes(48).toString('base64url')
+  /** 144 random bits. With a longer one, a key would take SHA-256 one block more, and a verify a fifth of its time. */
+  readonly #secret = randomBytes(18).toString('base64url')
   /** By the id's 26 characters. */
   readonly #entries: LRUCache<string, Held>
   /** When changes were told, by the id's 26 characters, oldest first. */
@@ -46,15 +48,15 @@ export class HeldKeys {
     return this.#entries.size
   }
 
-  /** SHA-256 with a secret block in front; no digest is ever shown, which leaves nothing to extend. */
-  digest(key: string): Buffer {
-    return hash('sha256', this.#secret + key, 'buffer')
+  /** SHA-256 with the secret in front; no digest is ever shown, which leaves nothing to extend. */
+  digest(key: string): string {
+    return hash('sha256', this.#secret + key, 'binary')
   }
 
   /** The entry of exactly this key, compared in constant time. */
   find(key: string): Held | undefined {
     const entry = this.#entries.get(idIn(key))
-    return entry?.isCurrent && timingSafeEqual(this.digest(key), entry.digest) ? entry : undefined
+    return entry?.isCurrent && isSame(this.digest(key), entry.digest) ? entry : undefined
   }
 
   /** The entry of a key by its public id, current or not. */
@@ -109,6 +111,13 @@ export class HeldKeys {
   #lastChange(id: string): number {
     return Math.max(this.#floor, this.#changedAt.get(id) ?? -Infinity)
   }
+}
+
+/** In a time that does not depend on what is in them. Not `timingSafeEqual`, which takes buffers: to make one takes as long as the digest. */
+function isSame(one: string, other: string): boolean {
+  let difference = one.length ^ other.length
+  for (let i = 0; i < one.length; i++) difference |= one.charCodeAt(i) ^ other.charCodeAt(i)
+  return difference === 0
 }
 
 /** A copy that nobody can change: it is handed to everybody who asks. */

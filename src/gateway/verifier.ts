@@ -74,6 +74,7 @@ const MAX_TOLERANCE_MS = 400_000
 /** How soon a key that could not be held is to be asked about again, while somebody watches it. */
 const UNSETTLED_MS = 1000
 const SCHEME = 'secret-token:'
+const NOTHING: Demand = {}
 
 /** @throws TypeError when an option is wrong */
 export function createVerifier(options: VerifierOptions): Verifier {
@@ -107,7 +108,7 @@ export function createVerifier(options: VerifierOptions): Verifier {
   let isClosed = false
   stream.start()
 
-  function verify(presented: string, demand: Demand = {}): Verdict | Promise<Verdict> {
+  function verify(presented: string, demand: Demand = NOTHING): Verdict | Promise<Verdict> {
     if (isClosed) throw closed()
     const key = presented.startsWith(SCHEME) ? presented.slice(SCHEME.length) : presented
     if (key.length > MAX_KEY_LENGTH) return { valid: false, code: 'malformed' }
@@ -121,7 +122,7 @@ export function createVerifier(options: VerifierOptions): Verifier {
 
   /** One request for all who ask about the same key, whatever they demand of it. */
   function join(key: string): Promise<Verdict> {
-    const name = held.digest(key).toString('base64')
+    const name = held.digest(key)
     const before = asking.get(name)
     if (before) return before
     const answer = ask(key)

@@ -266,13 +266,15 @@ t.test('a process closes while a gateway listens that does not read', async (t) 
 })
 
 t.test('a process closes at once though a client has opened a connection to have one more', async (t) => {
-  const { service } = await serving(t, { REQUEST_TIMEOUT: '1h' })
+  const { service } = await serving(t, { REQUEST_TIMEOUT: '2m' })
   const { port } = service.app.server.address() as AddressInfo
   const accepted = once(service.app.server, 'connection')
   const socket = connect(port, '127.0.0.1')
   await accepted
+  const at = performance.now()
   await service.app.close()
   await text(socket)
+  t.ok(performance.now() - at < 30_000)
 })
 
 t.test('a stream outlives the time in which a request has to arrive', async (t) => {
@@ -280,6 +282,21 @@ t.test('a stream outlives the time in which a request has to arrive', async (t) 
   const stream = await listen(t, url, gateway)
   await stream.heard('confirmed', ({ confirmed_ms }) => confirmed_ms > 3000)
   t.notOk(stream.isOver())
+})
+
+t.test('verify says how old its knowledge is, to who asks for it', async (t) => {
+  const database = await createDatabase(t)
+  const wire = await layWire(t, database.runtime)
+  const { service, gateway } = await serving(t, { DATABASE_DIRECT_URL: wire.through(database.runtime) }, database)
+  const { plaintext_key } = await service.issue()
+  const ask = async (headers: Record<string, string>) => (await service.call('POST', '/v1/verify', { token: gateway, body: { key: plaintext_key }, headers })).headers
+  const age = async () => Number((await ask({ prefer: 'freshness' }))['x-feed-age'])
+  t.match(await ask({ prefer: 'freshness' }), { 'x-feed-age': /^\d{1,4}$/, 'preference-applied': 'freshness', 'cache-control': 'no-store' })
+  t.equal((await ask({}))['x-feed-age'], undefined)
+  wire.silence()
+  await eventually(async () => (await age()) > 2000)
+  const before = await age()
+  t.ok((await age()) >= before, 'and it grows while nothing is heard')
 })
 
 t.test('nobody but a gateway listens', async (t) => {

@@ -132,8 +132,9 @@ t.test('an open socket stays open when its key changes and is still good', async
     t.notOk(socket!.destroyed, what)
     t.same(gateway.ends, [])
   }
+  const closed = once(socket!, 'close')
   await service.call('POST', `/v1/keys/${key.id}/revoke`, { token })
-  await once(socket!, 'close')
+  await closed
   t.same(gateway.ends, ['revoked'], 'and it is still watched')
 })
 
@@ -163,8 +164,9 @@ t.test('where the stream cannot be had, the key of an open socket is asked about
   const { socket } = await gateway.connect(plaintext_key)
   await eventually(() => proxy.counts.verify >= 3)
   t.notOk(socket!.destroyed)
+  const closed = once(socket!, 'close')
   await served.service.call('POST', `/v1/keys/${key.id}/revoke`, { token: await served.service.token() })
-  await once(socket!, 'close')
+  await closed
   t.same(gateway.ends, ['revoked'])
 })
 
