@@ -126,10 +126,17 @@ export class KeyCache {
     return digest !== undefined && this.#isDigestOf(text, digest)
   }
 
+  /** A read that turned out to be from before a change that nobody has told of yet: nobody joins it any more. */
+  spoil(read: Read): void {
+    if (read.key) read.key.current = false
+    read.spoiled = true
+    this.#endJoining(read)
+  }
+
   /** Outdates keys that changed, and spoils reads of them. */
   outdate(ids: readonly string[]): void {
     const changed = new Set(ids)
-    for (const read of this.#reads) if (changed.has(read.id)) this.#spoil(read)
+    for (const read of this.#reads) if (changed.has(read.id)) this.spoil(read)
     for (const id of ids.map(encodeId)) {
       const entry = this.#entries.peek(id)
       if (entry) entry.current = false
@@ -139,14 +146,9 @@ export class KeyCache {
 
   /** Anything may have changed. */
   outdateAll(): void {
-    for (const read of this.#reads) this.#spoil(read)
+    for (const read of this.#reads) this.spoil(read)
     for (const entry of this.#entries.values()) entry.current = false
     this.#refused.clear()
-  }
-
-  #spoil(read: Read): void {
-    read.spoiled = true
-    this.#endJoining(read)
   }
 
   #endJoining(read: Read): void {

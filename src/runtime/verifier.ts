@@ -195,6 +195,7 @@ export function createVerifier(parts: VerifierParts) {
         if (!digest) cache.refuse(token)
         const result = await use(digest ? { key: cache.keep(read, found, digest), found, read } : undefined)
         if (result !== undefined) return result
+        cache.spoil(read)
       } finally {
         cache.endRead(read)
       }

@@ -22,6 +22,24 @@ t.test('a transaction that wrote its change early and commits late is applied', 
   t.match(await service.verify(early.plaintext), { code: 'disabled' })
 })
 
+t.test('a change during a first use that several wait for is seen by all of them, though the feed is silent', async (t) => {
+  const database = await createDatabase(t)
+  const wire = await layWire(t, database.runtime)
+  const service = await startService(t, { DATABASE_DIRECT_URL: wire.through(database.runtime) }, database)
+  const { plaintext_key } = await service.issue()
+  await fresh(service)
+  await service.verify('')
+  const [admin, watcher] = [await connect(t, database), await connect(t, database)]
+  await admin.query('BEGIN')
+  await admin.query("UPDATE keys SET enabled = false WHERE kind = 'mecha'")
+  const answers = Array.from({ length: 8 }, () => service.verify(plaintext_key))
+  const isWaiting = async () => (await watcher.query("SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")).rowCount === 1
+  await eventually(isWaiting)
+  wire.silence()
+  await admin.query('COMMIT')
+  t.same(await Promise.all(answers), Array(8).fill({ valid: false, code: 'disabled' }))
+})
+
 t.test('a feed whose connection is terminated comes back, and applies what it missed', async (t) => {
   const service = await startService(t)
   const key = await held(service)
