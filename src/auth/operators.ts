@@ -51,7 +51,7 @@ type CryptoKeyLike = Awaited<ReturnType<typeof importPKCS8>>
  */
 export async function operatorAuthenticator(config: Settings): Promise<OperatorAuthenticator> {
   const issuers = await trustedIssuers(config)
-  const proved = new ProvedTokens(config.OIDC_JWKS_MAX_AGE * 1000)
+  const proved = new ProvedTokens<Operator>(config.OIDC_JWKS_MAX_AGE * 1000)
   return async (authorization) => {
     const token = /^Bearer +([A-Za-z0-9._~+/=-]+)$/i.exec(authorization ?? '')?.[1]
     if (!token) throw unauthenticated('Send an operator token: Authorization: Bearer <JWT>.')
