@@ -59,10 +59,13 @@ function formDecoded(text: string): string {
   }
 }
 
+function challengeTo(credential: string | undefined): string {
+  return credential ? `${CHALLENGE}, error="invalid_token"` : CHALLENGE
+}
+
 function notAClient(credential: string | undefined): Problem {
-  const bearer = `Bearer realm="mecha-keys"${credential ? ', error="invalid_token"' : ''}`
   return new Problem('unauthenticated', 'Send a gateway credential: as bearer, or by HTTP Basic with the id of the credential as user name.', {
-    headers: { 'www-authenticate': `${bearer}, Basic realm="mecha-keys", charset="UTF-8"` },
+    headers: { 'www-authenticate': `${challengeTo(credential)}, Basic realm="mecha-keys", charset="UTF-8"` },
   })
 }
 
@@ -73,8 +76,7 @@ export function bearerOf(authorization: string): string | undefined {
 }
 
 function refuse(credential: string | undefined): never {
-  const challenge = `${CHALLENGE}${credential ? ', error="invalid_token"' : ''}`
   throw new Problem('unauthenticated', 'Send a gateway credential: Authorization: Bearer <credential>.', {
-    headers: { 'www-authenticate': challenge },
+    headers: { 'www-authenticate': challengeTo(credential) },
   })
 }

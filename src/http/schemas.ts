@@ -46,14 +46,17 @@ const HEADERS_OF_PROBLEMS: Record<number, object> = { 401: CHALLENGE, 403: CHALL
 
 /** What a route answers when all is well. */
 export function answer<T extends TSchema>(description: string, schema: T, headers: Record<string, string> = {}) {
-  const own = Object.fromEntries(Object.entries(headers).map(([name, about]) => [name, text(about)]))
-  return { description, headers: { 'Cache-Control': text('`no-store`'), ...own }, content: { 'application/json': { schema } } }
+  return { description, headers: documented(headers), content: { 'application/json': { schema } } }
 }
 
 /** What a route without a body answers when all is well. */
 export function emptyAnswer(description: string, headers: Record<string, string>) {
+  return { description, headers: documented(headers), type: 'null' }
+}
+
+function documented(headers: Record<string, string>) {
   const own = Object.fromEntries(Object.entries(headers).map(([name, about]) => [name, text(about)]))
-  return { description, headers: { 'Cache-Control': text('`no-store`'), ...own }, type: 'null' }
+  return { 'Cache-Control': text('`no-store`'), ...own }
 }
 
 /** `response` of a route: what it answers when all is well, and the problems that it may answer with. */

@@ -1,7 +1,7 @@
 /** Races of what a gateway holds against what becomes of it: on a real service, over real connections, with real processes. */
 
 import { sql } from 'kysely'
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { freePort } from '../../src/db/free-port.js'
 import { createDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
@@ -35,13 +35,7 @@ t.test('a revocation reaches a gateway that holds the key, and so does every oth
 })
 
 t.test('a revocation that is told while an answer is on its way is not overtaken by that answer', async (t) => {
-  const served = await serve(t)
-  const { service } = served
-  const wire = await layWire(t, served.url)
-  const proxy = await split(t, wire.through(served.url), served.url)
-  const verifier = verifierFor(t, { ...served, url: proxy.url }, { timeoutMs: 20_000 })
-  const [one, other] = [await service.issue(), await service.issue()]
-  await held(verifier, other.plaintext_key)
+  const { service, wire, verifier, one, other } = await answersOnAWire(t)
 
   const isAnswered = wire.hold()
   const verdict = outcome(verifier, one.plaintext_key)
@@ -56,13 +50,7 @@ t.test('a revocation that is told while an answer is on its way is not overtaken
 })
 
 t.test('who asks after a change was told does not join a request from before', async (t) => {
-  const served = await serve(t)
-  const { service } = served
-  const wire = await layWire(t, served.url)
-  const proxy = await split(t, wire.through(served.url), served.url)
-  const verifier = verifierFor(t, { ...served, url: proxy.url }, { timeoutMs: 20_000 })
-  const [one, other] = [await service.issue(), await service.issue()]
-  await held(verifier, other.plaintext_key)
+  const { service, wire, proxy, verifier, one, other } = await answersOnAWire(t)
   let isTold = false
   verifier.watch(other.key.id, () => (isTold = true))
   const isAnswered = wire.hold()
@@ -260,3 +248,15 @@ t.test('a service that is killed and started again is followed again, and what w
   await eventually(async () => (await outcome(verifier, gone.plaintext_key)) === 'revoked')
   t.equal(await outcome(verifier, kept.plaintext_key), 'valid')
 })
+
+/** A gateway whose questions go over a wire and whose stream does not, and two keys, the other one of which it holds. */
+async function answersOnAWire(t: Test) {
+  const served = await serve(t)
+  const { service } = served
+  const wire = await layWire(t, served.url)
+  const proxy = await split(t, wire.through(served.url), served.url)
+  const verifier = verifierFor(t, { ...served, url: proxy.url }, { timeoutMs: 20_000 })
+  const [one, other] = [await service.issue(), await service.issue()]
+  await held(verifier, other.plaintext_key)
+  return { service, wire, proxy, verifier, one, other }
+}
