@@ -2,7 +2,7 @@
 
 import { createHash, createHmac, pbkdf2Sync, randomBytes } from 'node:crypto'
 import { sql, type Kysely } from 'kysely'
-import { SERVER_TIMEOUTS } from './pool.js'
+import { DURABLE_COMMIT, SERVER_TIMEOUTS } from './pool.js'
 
 /** Which plane's rights a login gets. */
 const ROLE = { control: 'mecha_keys_control', runtime: 'mecha_keys_runtime' } as const
@@ -12,7 +12,9 @@ export type Plane = keyof typeof ROLE
  * Creates the login that `url` names, or sets its password, and grants it the plane's role and nothing else.
  * The server is sent a SCRAM verifier (RFC 5802), so that no password can end up in its log.
  *
- * @param timeoutMs what the service asks for with each connection, kept with the login too: a pooler does not pass that on
+ * What the service asks for with each connection is kept with the login too, because a pooler does not pass it on.
+ *
+ * @param timeoutMs length of {@link SERVER_TIMEOUTS}
  */
 export async function ensureLogin(db: Kysely<any>, plane: Plane, url: string, timeoutMs: number): Promise<void> {
   const { username, password } = new URL(url)
@@ -23,8 +25,9 @@ export async function ensureLogin(db: Kysely<any>, plane: Plane, url: string, ti
   await sql`ALTER ROLE ${login} PASSWORD ${verifier}`.execute(db)
   await sql`GRANT ${sql.id(ROLE[plane])} TO ${login}`.execute(db)
   const { rows: here } = await sql<{ name: string }>`SELECT current_database() AS name`.execute(db)
-  for (const timeout of SERVER_TIMEOUTS)
-    await sql`ALTER ROLE ${login} IN DATABASE ${sql.id(here[0]!.name)} SET ${sql.raw(timeout)} = ${sql.lit(timeoutMs)}`.execute(db)
+  const settings = [DURABLE_COMMIT, ...SERVER_TIMEOUTS.map((name) => ({ name, value: timeoutMs }))]
+  for (const { name, value } of settings)
+    await sql`ALTER ROLE ${login} IN DATABASE ${sql.id(here[0]!.name)} SET ${sql.raw(name)} = ${sql.lit(value)}`.execute(db)
 }
 
 function scramVerifier(password: string): string {

@@ -1,7 +1,7 @@
 /** One pool per plane, with a bound on everything that could wait. */
 
 import { Kysely, PostgresDialect } from 'kysely'
-import { Client, Pool } from 'pg'
+import { Client, Pool, type ClientBase } from 'pg'
 import type { Database } from './tables.js'
 
 export interface PoolOptions {
@@ -21,6 +21,14 @@ export interface PoolOptions {
 /** The time-outs that the server keeps, all of the same length. `ensureLogin` sets them as well. */
 export const SERVER_TIMEOUTS = ['statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout'] as const
 
+/** What is acknowledged outlives a crash, whatever the server's default is. `ensureLogin` sets it as well. */
+export const DURABLE_COMMIT = { name: 'synchronous_commit', value: 'on' } as const
+
+/** Not a start-up parameter: a pooler refuses those that it does not know. */
+export async function commitDurably(client: Pick<ClientBase, 'query'>): Promise<void> {
+  await client.query(`SET ${DURABLE_COMMIT.name} = ${DURABLE_COMMIT.value}`)
+}
+
 /** A database handle over a pool of its own. `destroy()` ends it. */
 export function openDatabase(options: PoolOptions): Kysely<Database> {
   const { timeoutMs, onQuery } = options
@@ -34,6 +42,7 @@ export function openDatabase(options: PoolOptions): Kysely<Database> {
     // A server that no longer answers cannot keep its own time-outs: the client has one too, a little later.
     query_timeout: timeoutMs + 1000,
     keepAlive: true,
+    onConnect: commitDurably,
   })
   pool.on('error', (error) => options.onError?.(error))
   // The pool listens to idle connections alone. One that breaks in use fails its statement, and the next one on it:

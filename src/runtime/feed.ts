@@ -16,6 +16,7 @@ import type { Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyBaseLogger } from 'fastify'
 import { Client } from 'pg'
+import { commitDurably } from '../db/pool.js'
 import type { CredentialKind } from '../key/id.js'
 
 /** A credential that changed, as its row is now. */
@@ -218,6 +219,7 @@ export class Feed {
     }
     client.on('notification', wake).on('error', wake).on('end', wake)
     await client.connect()
+    await commitDurably(client)
     await client.query('LISTEN mecha_keys_changes')
     const { rows } = await client.query<{ history: number }>(`${HISTORIES} ORDER BY 1 LIMIT 1`)
     this.#history = rows[0]?.history ?? randomInt(1, 2 ** 31 - 1)
