@@ -37,8 +37,10 @@ export interface SignedParts {
   readonly clockToleranceMs: number
 }
 
-/** How long a nonce is kept beyond what is tolerated: gateways may be a little apart as well. */
-const MARGIN_MS = 60_000
+/** Most that any gateway may tolerate. */
+export const MAX_TOLERANCE_MS = 400_000
+/** How long a nonce is kept after its request's time: longer than any gateway accepts it, whatever this one tolerates. Their clocks may be a little apart as well. */
+const NONCE_TTL_MS = MAX_TOLERANCE_MS + 60_000
 
 export function createSignedVerifier({ verify, useNonce, now, clockToleranceMs }: SignedParts) {
   return async ({ headers, body }: SignedRequestParts, demand: Demand = {}): Promise<SignedVerdict> => {
@@ -50,7 +52,7 @@ export function createSignedVerifier({ verify, useNonce, now, clockToleranceMs }
     const verdict = await verify(key, demand)
     if (!verdict.valid) return verdict
     if (!isSignatureOf(signature, { key, body, nonce, timestamp })) return refused('wrong_signature')
-    const isFirst = await useNonce(verdict.key_id, nonce, new Date(time + clockToleranceMs + MARGIN_MS))
+    const isFirst = await useNonce(verdict.key_id, nonce, new Date(time + NONCE_TTL_MS))
     return isFirst ? verdict : refused('nonce_reused')
   }
 }

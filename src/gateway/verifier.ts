@@ -9,7 +9,7 @@
 import type { Agent } from 'node:http'
 import { HeldKeys } from './held.js'
 import { Service } from './service.js'
-import { createSignedVerifier, type SignedRequestParts, type SignedVerdict } from './signed.js'
+import { createSignedVerifier, MAX_TOLERANCE_MS, type SignedRequestParts, type SignedVerdict } from './signed.js'
 import { ChangeStream } from './stream.js'
 import { judge, VerifierUnavailable, type Demand, type Verdict } from './verdict.js'
 import { Watches, type WatchListener } from './watches.js'
@@ -69,8 +69,6 @@ export interface Verifier {
 const ATTEMPTS = 3
 /** Longer than any key: nothing of this length needs to be sent anywhere. */
 const MAX_KEY_LENGTH = 1024
-/** The service keeps nonces for 15 minutes at most, and a request may come from as far ahead as behind. */
-const MAX_TOLERANCE_MS = 400_000
 /** How soon a key that could not be held is to be asked about again, while somebody watches it. */
 const UNSETTLED_MS = 1000
 const SCHEME = 'secret-token:'

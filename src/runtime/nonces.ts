@@ -10,7 +10,7 @@ import { boundRequests } from '../http/bound.js'
 import { answer, responses } from '../http/schemas.js'
 import { parsePublicId } from '../key/id.js'
 import { requireGateway } from './callers.js'
-import { MAX_NONCE_TTL, NonceBody, NonceTaken } from './schemas.js'
+import { MAX_NONCE_TTL, MIN_NONCE_TTL, NonceBody, NonceTaken } from './schemas.js'
 import { takeNonce } from './store.js'
 import type { Verifier } from './verifier.js'
 
@@ -48,6 +48,7 @@ export function nonceRoutes({ db, verifier, queueSize }: NonceParts): FastifyPlu
           orgId: gateway.org_id,
           digest: hash('sha256', body.nonce, 'buffer'),
           expiresAt: new Date(time),
+          minTtl: MIN_NONCE_TTL,
           maxTtl: MAX_NONCE_TTL,
         })
         if (outcome === 'no_key') throw notFound()

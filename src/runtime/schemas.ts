@@ -43,7 +43,13 @@ export const RevokeTokenBody = Type.Object(
 )
 export const Revoked = Type.Object({}, { title: 'Revoked', description: 'Nothing: whatever the token was, it is not good' })
 
-/** Seconds: more than any gateway's tolerance of clocks, twice. */
+/** Seconds by which a gateway may tolerate a signed request's timestamp to be off, at most. */
+const MAX_TOLERANCE = 400
+/** Seconds by which the clocks that gateways go by may be apart. */
+const CLOCK_MARGIN = 60
+/** Seconds for which every gateway may accept a request that one accepts now: its timestamp may be as far ahead, and then as far behind. */
+export const MIN_NONCE_TTL = 2 * MAX_TOLERANCE + CLOCK_MARGIN
+/** Seconds: more than that. */
 export const MAX_NONCE_TTL = 900
 
 export const NonceBody = Type.Object(
@@ -53,7 +59,7 @@ export const NonceBody = Type.Object(
       description: 'Id of the key that signed, as verify tells it', examples: ['key_01jd9p5v3fe8rr2k7m4q9wx0zt'],
     }),
     nonce: Type.String({ pattern: NONCE_PATTERN, 'x-rule': NONCE_RULE, description: 'The nonce as it was sent: 16 to 128 characters', examples: ['5a0c8e6e-58f5-4ec6-9d04-0d3c6c1b7f1e'] }),
-    expires_at: Type.String({ format: 'date-time', description: `From when on the request is refused by its timestamp, so that the nonce need not be kept; ${MAX_NONCE_TTL} seconds from now at most. RFC 3339`, examples: ['2030-01-31T12:05:00Z'] }),
+    expires_at: Type.String({ format: 'date-time', description: `From when on the request is refused by its timestamp; ${MAX_NONCE_TTL} seconds from now at most. The nonce is kept for ${MIN_NONCE_TTL} seconds at least, for gateways that tolerate more. RFC 3339`, examples: ['2030-01-31T12:05:00Z'] }),
   },
   { additionalProperties: false, examples: [{ key_id: 'key_01jd9p5v3fe8rr2k7m4q9wx0zt', nonce: '5a0c8e6e-58f5-4ec6-9d04-0d3c6c1b7f1e', expires_at: '2030-01-31T12:05:00Z' }] },
 )

@@ -109,35 +109,25 @@ export interface Nonce {
   /** The organization whose keys the gateway may speak of, or `null` for all. */
   readonly orgId: string | null
   readonly digest: Buffer
+  /** From when on the gateway that asks refuses the request by its timestamp. */
   readonly expiresAt: Date
-  /** Longest that it may be kept, in seconds. */
+  /** Shortest that it is kept, in seconds, whatever the gateway asks for. */
+  readonly minTtl: number
+  /** How far ahead `expiresAt` may be, in seconds. */
   readonly maxTtl: number
 }
 
+/** What comes of wanting a nonce. */
+export type NonceOutcome = 'taken' | 'taken_before' | 'untimely' | 'no_key'
+
 /**
- * Takes a nonce unless it has been taken: of many who ask at once, whichever replica they ask, one does. A few that have
- * expired make room for it: a minute late, for a statement that is under way may have begun before they expired. So with one
- * and the same `expiresAt` a nonce is never taken twice.
+ * Takes a nonce unless it has been taken: of many who ask at once, whichever replica they ask, one does. It is kept until no
+ * gateway accepts the request any more, and what has expired is swept; see `take_nonce` in the migrations.
  */
-export async function takeNonce(db: Kysely<Database>, { keyId, orgId, digest, expiresAt, maxTtl }: Nonce): Promise<'taken' | 'taken_before' | 'untimely' | 'no_key'> {
-  const { rows } = await sql<{ has_key: boolean; is_timely: boolean; is_taken: boolean }>`
-    WITH asked AS (
-      SELECT ${expiresAt}::timestamptz > now() AND ${expiresAt}::timestamptz <= now() + make_interval(secs => ${maxTtl}) AS is_timely,
-             EXISTS (SELECT FROM keys WHERE id = ${keyId} AND kind = 'mecha' AND (${orgId}::text IS NULL OR org_id = ${orgId})) AS has_key
-    ), swept AS (
-      DELETE FROM nonces WHERE (key_id, digest) IN (
-        SELECT key_id, digest FROM nonces WHERE expires_at <= now() - interval '1 minute' ORDER BY expires_at LIMIT 10 FOR UPDATE SKIP LOCKED)
-    ), taken AS (
-      INSERT INTO nonces (key_id, digest, expires_at)
-      SELECT ${keyId}::uuid, ${digest}::bytea, ${expiresAt}::timestamptz FROM asked WHERE has_key AND is_timely
-      ON CONFLICT DO NOTHING
-      RETURNING key_id
-    )
-    SELECT has_key, is_timely, EXISTS (SELECT FROM taken) AS is_taken FROM asked`.execute(db)
-  const { has_key, is_timely, is_taken } = rows[0]!
-  if (!has_key) return 'no_key'
-  if (!is_timely) return 'untimely'
-  return is_taken ? 'taken' : 'taken_before'
+export async function takeNonce(db: Kysely<Database>, { keyId, orgId, digest, expiresAt, minTtl, maxTtl }: Nonce): Promise<NonceOutcome> {
+  const { rows } = await sql<{ outcome: NonceOutcome }>`
+    SELECT take_nonce(${keyId}::uuid, ${orgId}::text, ${digest}::bytea, ${expiresAt}::timestamptz, ${minTtl}::integer, ${maxTtl}::integer) AS outcome`.execute(db)
+  return rows[0]!.outcome
 }
 
 /** Writes many times of last use in one statement. A later time is never replaced by an earlier one. */

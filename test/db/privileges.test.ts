@@ -27,7 +27,7 @@ t.test('the runtime role can verify, note use and renew a hash, and nothing else
     ...['id', 'mecha', 'org_id', 'kind', 'scopes', 'metadata', 'enabled', 'expires_at', 'revoked_at', 'revoked_by', 'tag_root', 'rotated_to', 'created_at'].map((column) => `UPDATE keys SET ${column} = ${column}`),
     'SELECT * FROM events', "INSERT INTO events (at, type, key_id, kind, actor, request_id, address) VALUES (now(), 'x', gen_random_uuid(), 'mecha', 'x', 'x', 'x')",
     'SELECT * FROM mechas', 'SELECT * FROM idempotency_keys', "INSERT INTO mechas (handle, org_id) VALUES ('a^b', 'c')",
-    "UPDATE nonces SET key_id = key_id", 'UPDATE nonces SET digest = digest', 'TRUNCATE nonces',
+    "UPDATE nonces SET key_id = key_id", 'SELECT * FROM nonce_sweeps', 'UPDATE nonce_sweeps SET swept_until = now()', 'UPDATE nonces SET digest = digest', 'TRUNCATE nonces',
     'UPDATE key_usage SET first_used_at = first_used_at', 'DELETE FROM key_usage',
     'INSERT INTO signing_keys SELECT * FROM signing_keys', 'UPDATE signing_keys SET sealed = sealed', 'UPDATE signing_keys SET signs_from = signs_from', 'DELETE FROM signing_keys', 'TRUNCATE signing_keys',
     'INSERT INTO token_status (idx) VALUES (7)', 'UPDATE token_status SET key_id = NULL', 'DELETE FROM token_status',
@@ -81,7 +81,7 @@ t.test('the control role cannot delete a key, re-point it, touch the audit trail
     "UPDATE events SET actor = 'nobody'", 'DELETE FROM events', 'TRUNCATE events', 'INSERT INTO key_usage SELECT id, now(), now() FROM keys', 'UPDATE key_usage SET last_used_at = now()',
     'UPDATE signing_keys SET kid = kid', 'UPDATE signing_keys SET alg = alg', 'UPDATE signing_keys SET signs_from = signs_from', 'TRUNCATE signing_keys',
     'INSERT INTO token_status (idx) VALUES (7)', 'UPDATE token_status SET idx = idx', 'DELETE FROM token_status', 'SELECT token_status_place(id) FROM keys',
-    'SELECT * FROM nonces', "SELECT revoke_by_holder(id, hash, 'x', 'x') FROM keys",
+    'SELECT * FROM nonces', 'SELECT * FROM nonce_sweeps', "SELECT take_nonce(id, NULL, '', now(), 1, 1) FROM keys", "SELECT revoke_by_holder(id, hash, 'x', 'x') FROM keys",
     'CREATE TABLE mine (x int)', 'DROP TABLE keys', 'ALTER TABLE events DISABLE TRIGGER ALL',
   ])
     await t.rejects(sql.raw(statement).execute(control), denied, statement)

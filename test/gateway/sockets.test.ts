@@ -8,7 +8,8 @@ import Fastify from 'fastify'
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
 import { mechaAuth } from '../../src/gateway/fastify.js'
-import { authenticateRequest, authenticateSignedRequest, authenticateUpgrade, signRequest, type CloseReason, type Demand, type Verifier } from '../../src/gateway/index.js'
+import { authenticateRequest, authenticateSignedRequest, authenticateUpgrade, signRequest, type CloseReason, type Demand, type Valid, type Verifier } from '../../src/gateway/index.js'
+import { createSignedVerifier } from '../../src/gateway/signed.js'
 import { createDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { held, replicaOf, serve, split, verifierFor } from '../helpers/gateway.js'
@@ -252,6 +253,26 @@ t.test('signed requests', async (t) => {
   await service.app.close()
   await second.service.app.close()
   t.match(await one.verifySigned({ headers: signed(), body }).catch((error: unknown) => error), { name: 'VerifierUnavailable' }, 'a nonce that nobody can look up is no good one')
+})
+
+t.test('the nonce of a signed request outlives what any gateway tolerates, whatever this one does', async (t) => {
+  const key = `mecha_${'0'.repeat(26)}_${'x'.repeat(60)}`
+  const now = Date.now()
+  for (const clockToleranceMs of [1, 300_000, 400_000])
+    for (const time of [now - clockToleranceMs, now + clockToleranceMs]) {
+      const ends: Date[] = []
+      const verifySigned = createSignedVerifier({
+        verify: () => ({ valid: true, key_id: 'key_x' }) as Valid,
+        useNonce: async (_id, _nonce, end) => ends.push(end) > 0,
+        now: () => now,
+        clockToleranceMs,
+      })
+      const parts = { key, body: '', nonce: randomUUID(), timestamp: new Date(time).toISOString() }
+      const headers = { 'x-mecha-key': key, 'x-request-timestamp': parts.timestamp, 'x-nonce': parts.nonce, 'x-signature': signRequest(parts) }
+      t.match(await verifySigned({ headers, body: Buffer.alloc(0) }), { valid: true })
+      t.ok(ends[0]!.getTime() > time + 400_000, `of ${clockToleranceMs} ms`)
+      t.ok(ends[0]!.getTime() < now + 900_000, 'and is one that the service takes')
+    }
 })
 
 /** A `node:http` server that answers with who calls. */

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { sql } from 'kysely'
 import t from 'tap'
-import { createDatabase } from '../helpers/database.js'
+import { createDatabase, type TestDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { isSameAnswer, NOTHING } from '../helpers/refusals.js'
 import { fresh, startService, type Service } from '../helpers/service.js'
@@ -83,13 +83,44 @@ t.test('a nonce that expires is never taken again with the same end, and makes r
 
   const { db } = service.database
   await sql`UPDATE nonces SET expires_at = now() - interval '59 seconds'`.execute(db)
-  await sql`INSERT INTO nonces SELECT gen_random_uuid(), sha256(n::text::bytea), now() - interval '61 seconds' FROM generate_series(1, 25) n`.execute(db)
+  await sql`INSERT INTO nonces SELECT gen_random_uuid(), sha256(n::text::bytea), now() - interval '61 seconds' FROM generate_series(1, 250) n`.execute(db)
   const left: number[] = []
   for (let i = 0; i < 4; i++) {
     t.equal((await take(service, gateway, { key_id: key.id, nonce: randomUUID() })).status, 201)
     left.push((await db.selectFrom('nonces').select('digest').where('expires_at', '<', sql<Date>`now()`).execute()).length)
   }
-  t.same(left, [16, 6, 1, 1], 'ten with each call, and none that a statement under way could still mean')
+  t.same(left, [151, 51, 1, 1], 'a hundred with each call, and none that a statement under way could still mean')
+})
+
+t.test('a nonce is kept for as long as any gateway may accept its request, whatever end it is given', async (t) => {
+  const service = await startService(t)
+  const gateway = await service.gateway()
+  const { key } = await service.issue()
+  // A gateway that tolerates one second, and a request whose time it has just reached.
+  t.equal((await take(service, gateway, { key_id: key.id, nonce: randomUUID(), expires_at: inSeconds(1) })).status, 201)
+  const { rows } = await sql<{ seconds: number }>`SELECT extract(epoch FROM expires_at - now())::float AS seconds FROM nonces`.execute(service.database.db)
+  // Another one tolerates 400 seconds, and the request may have come that much too early.
+  t.ok(rows[0]!.seconds > 800, `it is kept for ${rows[0]!.seconds} s more`)
+})
+
+t.test('a nonce that was swept is not taken again when the clock of the database goes back', async (t) => {
+  const database = await createDatabase(t)
+  const service = await startService(t, {}, database)
+  const gateway = await service.gateway()
+  const { key } = await service.issue()
+  const setClock = await letClockBeSet(database.db)
+  const replayed = { key_id: key.id, nonce: randomUUID(), expires_at: inSeconds(460) }
+  t.equal((await take(service, gateway, replayed)).status, 201)
+  await setClock(3600)
+  t.equal((await take(service, gateway, { key_id: key.id, nonce: randomUUID(), expires_at: inSeconds(3600 + 460) })).status, 201)
+  t.equal((await database.db.selectFrom('nonces').select('digest').execute()).length, 1, 'it was swept')
+  await setClock(0)
+  t.match(await take(service, gateway, replayed), { status: 400, body: { errors: [{ field: 'body.expires_at' }] } }, 'not taken again')
+  t.match(await take(service, gateway, { ...replayed, expires_at: inSeconds(800) }), { status: 400 }, 'with the end that the most tolerant gateway asks for neither')
+  t.equal((await database.db.selectFrom('nonces').select('digest').execute()).length, 1)
+  // What was swept is over an hour later in any case: from then on there is nothing to be refused.
+  await setClock(1000)
+  t.equal((await take(service, gateway, { key_id: key.id, nonce: randomUUID(), expires_at: inSeconds(1460) })).status, 201)
 })
 
 t.test('what is kept survives a crash, and is no nonce', async (t) => {
@@ -122,6 +153,16 @@ t.test('503: without the database no nonce is taken, and what waits for it is bo
   wire.restore()
   t.equal((await take(service, gateway, asked)).status, 409)
 })
+
+/** Puts a clock in the place of `now()` for what takes nonces, so that it can be set: to some seconds from now. */
+async function letClockBeSet(db: TestDatabase['db']): Promise<(seconds: number) => Promise<void>> {
+  await sql`CREATE SCHEMA set_clock`.execute(db)
+  await sql`CREATE TABLE set_clock.ahead (seconds integer)`.execute(db)
+  await sql`INSERT INTO set_clock.ahead VALUES (0)`.execute(db)
+  await sql`CREATE FUNCTION set_clock.now() RETURNS timestamptz LANGUAGE sql AS $$ SELECT pg_catalog.now() + make_interval(secs => (SELECT seconds FROM set_clock.ahead)) $$`.execute(db)
+  await sql`ALTER FUNCTION take_nonce SET search_path = set_clock, pg_catalog, public`.execute(db)
+  return async (seconds) => void (await sql`UPDATE set_clock.ahead SET seconds = ${seconds}`.execute(db))
+}
 
 function take(service: Service, token: string, body: object) {
   return service.call('POST', '/v1/nonces', { token, body: { expires_at: inSeconds(60), ...body } })
