@@ -14,9 +14,8 @@ import { controlPlane } from './control/routes.js'
 import * as controlSchemas from './control/schemas.js'
 import { EventSchema, GatewaySchema, KeySchema } from './control/schemas.js'
 import { SigningKeeper } from './control/signing/keeper.js'
-import { pendingMigrations } from './db/migrate.js'
-import { isDatabaseOutage } from './db/outage.js'
 import { openDatabase } from './db/pool.js'
+import { databaseTrouble } from './db/readiness.js'
 import type { Database } from './db/tables.js'
 import { Problem, type ErrorCode } from './errors.js'
 import { registerHealth, type ReadinessCheck } from './http/health.js'
@@ -223,7 +222,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
       onQuery: () => metrics.queries.inc({ plane }),
       onError: (error) => app.log.warn({ err: error }, 'an idle database connection was lost'),
     })
-    checks[`database_${plane}`] = () => databaseCheck(db)
+    checks[`database_${plane}`] = () => databaseTrouble(db)
     app.addHook('onClose', () => db.destroy())
     return db
   }
@@ -304,16 +303,6 @@ function endUnusedConnections(app: FastifyInstance): void {
   app.addHook('preClose', async () => {
     for (const socket of open) if (socket.bytesRead === 0) socket.destroy()
   })
-}
-
-async function databaseCheck(db: Kysely<Database>): Promise<string | undefined> {
-  try {
-    const pending = await pendingMigrations(db)
-    return pending.length > 0 ? `run mecha-keys migrate: ${pending.join(', ')} missing` : undefined
-  } catch (error) {
-    if (isDatabaseOutage(error)) return 'the database does not answer'
-    return 'the database is not set up for this login: run mecha-keys migrate'
-  }
 }
 
 /** What Node.js refuses before there is a request: the answer is a problem too. */

@@ -84,7 +84,7 @@ export function invalid(field: string, rule: string, message: string): Problem {
   return new Problem('invalid_request', `${field} ${message}`, { errors: [{ field, rule, message }] })
 }
 
-/** More is asked for than can be done now. Nothing of it has been begun. */
+/** More is asked for than can be done now. Nothing of it has been begun. What the database cancelled has the same code: see `db/outage.ts`. */
 export function overloaded(): Problem {
   return new Problem('overloaded', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
 }

@@ -61,6 +61,56 @@ t.test('a connection that breaks in the middle of a request is an outage and not
   t.match((await service.verify(plaintext_key, {}, gateway)).valid, true)
 })
 
+for (const how of ['cut', 'silent'] as const)
+  t.test(`a connection that is ${how} at whichever answer of a transaction is an outage, for every call of operators`, async (t) => {
+    const reached = new Map<string, number>()
+    // One service for each place where it may fail: they wait for their time-outs at the same time.
+    await Promise.all(Array.from({ length: 9 }, (_, pieces) => failInTransaction(t, pieces, how, reached)))
+    for (const call of await operatorCalls()) t.ok(reached.get(call.what)! > 3, `${call.what} failed in the middle of its transaction, at ${reached.get(call.what)} places`)
+  })
+
+/** Lets every connection fail after so many pieces of answers, makes every call, and looks that each is done or is refused as an outage. */
+async function failInTransaction(t: Test, pieces: number, how: 'cut' | 'silent', reached: Map<string, number>): Promise<void> {
+  const { wire, database } = await wiredDatabase(t)
+  const service = await startService(t, { DATABASE_TIMEOUT: '1s', PLANES: 'control' }, database)
+  const token = await service.token()
+  for (const { what, method, url, body, headers } of await operatorCalls(service)) {
+    // What is left of the call before does not fail any more. One connection in the pool is open then, and the next call takes it.
+    wire.failAfter(Infinity, how)
+    t.match(await service.call('GET', '/v1/keys', { token }), { status: 200 })
+    wire.failAfter(pieces, how)
+    const answer = await soon(service.call(method, url, { token, ...(body && { body }), ...(headers && { headers }) }))
+    if (answer.status === 503) {
+      unavailable(t, answer)
+      reached.set(what, (reached.get(what) ?? 0) + 1)
+    } else t.ok(answer.status < 300, `${what} after ${pieces} pieces: ${answer.status} ${answer.text}`)
+  }
+}
+
+interface OperatorCall {
+  readonly what: string
+  readonly method: 'GET' | 'POST' | 'PATCH'
+  readonly url: string
+  readonly body?: object
+  readonly headers?: Record<string, string>
+}
+
+/** Every call of the control plane that writes, on keys of its own. */
+async function operatorCalls(service?: Service): Promise<OperatorCall[]> {
+  const id = async () => (service ? (await service.issue()).key.id as string : '')
+  const gateway = async () => (service ? ((await service.call('POST', '/v1/gateways', { token: await service.token(), body: { name: 'edge' } })).body.gateway.id as string) : '')
+  const [updated, rotated, revoked, edge] = [await id(), await id(), await id(), await gateway()]
+  return [
+    { what: 'issue', method: 'POST', url: '/v1/keys', body: { mecha: 'sales^acmecorp' }, headers: { 'idempotency-key': 'one' } },
+    { what: 'update', method: 'PATCH', url: `/v1/keys/${updated}`, body: { enabled: false } },
+    { what: 'rotate', method: 'POST', url: `/v1/keys/${rotated}/rotate`, body: {} },
+    { what: 'revoke', method: 'POST', url: `/v1/keys/${revoked}/revoke`, body: {} },
+    { what: 'create a gateway', method: 'POST', url: '/v1/gateways', body: { name: 'another' } },
+    { what: 'revoke a gateway', method: 'POST', url: `/v1/gateways/${edge}/revoke`, body: {} },
+    { what: 'kill switch', method: 'POST', url: `/v1/mechas/${encodeURIComponent('sales^acmecorp')}/revoke-keys`, body: {} },
+  ]
+}
+
 /** Made while all is well: a key that has been verified and one that has not, a gateway, a token. */
 async function settle(service: Service) {
   const [{ key, plaintext_key }, { plaintext_key: stranger }] = [await service.issue(), await service.issue()]

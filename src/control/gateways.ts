@@ -1,5 +1,6 @@
 /** Gateway credentials: the same machine as Mecha keys, with another prefix and an organization for a subject. */
 
+import { inTransaction } from '../db/transaction.js'
 import { gatewaySubject } from '../key/hash.js'
 import { newId } from '../key/id.js'
 import type { Revealed } from './issue.js'
@@ -15,7 +16,7 @@ export async function createGateway(parts: ControlParts, caller: GatewayCaller, 
   const { orgId, actor } = caller
   const minted = await mint(parts, 'gateway', newId(), gatewaySubject(orgId))
   const { id, hash, tag_root, pepper_root, plaintext } = minted
-  return parts.db.transaction().execute(async (trx) => {
+  return inTransaction(parts.db, async (trx) => {
     const now = await readClock(trx)
     const key = await insertKey(trx, {
       id, kind: 'gateway', org_id: orgId, mecha: null, name, scopes: [], metadata: '{}', hash, tag_root, pepper_root,

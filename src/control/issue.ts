@@ -3,6 +3,7 @@
 import { createHash } from 'node:crypto'
 import type { Transaction } from 'kysely'
 import type { Database, Metadata } from '../db/tables.js'
+import { inTransaction } from '../db/transaction.js'
 import { invalid, notFound, Problem } from '../errors.js'
 import { newId, publicId } from '../key/id.js'
 import { endOfOverlap, rotationRefusal, statusAt } from '../key/status.js'
@@ -117,7 +118,7 @@ async function revealOnce(
       return revealAgain(parts, caller, mecha, before.key_id)
     }
     const minted = await mint(parts, 'mecha', newId(), mecha)
-    const revealed = await parts.db.transaction().execute(async (trx) => {
+    const revealed = await inTransaction(parts.db, async (trx) => {
       if (slot && !(await takeSlot(trx, { ...slot, key_id: minted.id }, parts.config.IDEMPOTENCY_TTL))) return undefined
       return { ...(await make(trx, minted)), plaintext: minted.plaintext }
     })
@@ -128,7 +129,7 @@ async function revealOnce(
 
 async function revealAgain(parts: ControlParts, caller: Caller, mecha: string, id: string): Promise<Revealed> {
   const minted = await mint(parts, 'mecha', id, mecha)
-  return parts.db.transaction().execute(async (trx) => {
+  return inTransaction(parts.db, async (trx) => {
     const key = await lockKey(trx, caller, 'mecha', id)
     if (!key) throw notFound()
     const now = await readClock(trx)

@@ -1,7 +1,7 @@
 /** Receipts: how many of the replicas that are alive have applied a change. */
 
 import { setTimeout as sleep } from 'node:timers/promises'
-import { isDatabaseOutage } from '../db/outage.js'
+import { databaseFailure } from '../db/outage.js'
 import type { ControlParts } from './parts.js'
 import { countReplicas } from './store.js'
 
@@ -39,7 +39,7 @@ export async function propagationOf({ db, config }: ControlParts, keyIds: readon
       await sleep(INTERVAL_MS)
     }
   } catch (error) {
-    if (isDatabaseOutage(error)) return null
+    if (databaseFailure(error)) return null
     throw error
   }
 }

@@ -1,5 +1,6 @@
 /** Revocation: final, idempotent, recorded. */
 
+import { inTransaction } from '../db/transaction.js'
 import { notFound } from '../errors.js'
 import type { CredentialKind } from '../key/id.js'
 import { audit, type Author, type Caller, type ControlParts, type GatewayCaller } from './parts.js'
@@ -17,7 +18,7 @@ export async function revoke(
   id: string,
   reason?: string,
 ): Promise<{ key: KeyRecord; now: Date }> {
-  return db.transaction().execute(async (trx) => {
+  return inTransaction(db, async (trx) => {
     const key = await lockKey(trx, caller, kind, id)
     if (!key) throw notFound()
     const now = await readClock(trx)
@@ -39,7 +40,7 @@ export async function revoke(
 export async function revokeAllOfMecha({ db }: ControlParts, caller: Caller, mecha: string, reason?: string): Promise<string[]> {
   const crew = mecha.slice(mecha.indexOf('^') + 1)
   if (caller.crews && !caller.crews.includes(crew)) throw notFound()
-  return db.transaction().execute(async (trx) => {
+  return inTransaction(db, async (trx) => {
     if (!(await lockMecha(trx, mecha, caller.orgId))) throw notFound()
     const now = await readClock(trx)
     const ids = await revokeKeysOfMecha(trx, mecha, revocationBy(caller, now, reason))

@@ -1,6 +1,7 @@
 /** Changing what an operator may change of a key that has not ended. */
 
 import type { Metadata } from '../db/tables.js'
+import { inTransaction } from '../db/transaction.js'
 import { invalid, notFound, Problem } from '../errors.js'
 import { statusAt } from '../key/status.js'
 import { checkedExpiry } from './expiry.js'
@@ -21,7 +22,7 @@ export interface UpdateRequest {
  * @throws Problem `not_found`, `key_revoked`, `key_expired`, `invalid_request`
  */
 export async function updateKeyDetails({ db, config }: ControlParts, caller: Caller, id: string, request: UpdateRequest): Promise<{ key: KeyRecord; now: Date }> {
-  return db.transaction().execute(async (trx) => {
+  return inTransaction(db, async (trx) => {
     const key = await lockKey(trx, caller, 'mecha', id)
     if (!key) throw notFound()
     const now = await readClock(trx)

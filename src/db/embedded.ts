@@ -57,7 +57,7 @@ export async function startEmbedded({ dataDir, share, flags = [] }: EmbeddedOpti
 }
 
 async function startKeeper(dir: string, password: string, flags: readonly string[]) {
-  const identity: Identity = process.getuid?.() === 0 ? unprivileged(dir) : { command: [] }
+  const identity = identityFor(dir)
   mkdirSync(dir, { recursive: true, mode: 0o700 })
   if (identity.owner) chownSync(dir, identity.owner.uid, identity.owner.gid)
   const [command, ...args] = [...identity.command, process.execPath, KEEPER, JSON.stringify({ dir, flags })]
@@ -85,9 +85,14 @@ async function readReport(child: ChildProcess): Promise<number> {
 }
 
 /** As whom to run: another user's ids, and a command in front where ids alone are not enough. */
-interface Identity {
+export interface Identity {
   readonly command: readonly string[]
   readonly owner?: { readonly uid: number; readonly gid: number }
+}
+
+/** As whom PostgreSQL runs on a folder. */
+export function identityFor(dir: string): Identity {
+  return process.getuid?.() === 0 ? unprivileged(dir) : { command: [] }
 }
 
 /**

@@ -1,6 +1,6 @@
 /** One pool per plane, with a bound on everything that could wait. */
 
-import { Kysely, PostgresDialect } from 'kysely'
+import { Kysely, PostgresDialect, PostgresDriver, type DatabaseConnection, type PostgresDialectConfig } from 'kysely'
 import { Client, Pool, type ClientBase } from 'pg'
 import type { Database } from './tables.js'
 
@@ -49,19 +49,40 @@ export function openDatabase(options: PoolOptions): Kysely<Database> {
   // that is how it is told, and nobody listening would end the process.
   pool.on('connect', (client) => client.on('error', () => {}))
   return new Kysely<Database>({
-    dialect: new PostgresDialect({ pool }),
+    dialect: new TruthfulDialect({ pool }),
     ...(onQuery && { log: () => onQuery() }),
   })
 }
 
 /**
  * A connection that let a statement time out is given up: it may be dead without knowing, the statement may still run
- * on it, and a transaction may still be open. The pool would hand it out again.
+ * on it, and a transaction may still be open. So is one that cannot roll back. The pool would hand it out again.
  */
 class ImpatientClient extends Client {
   override query(...args: unknown[]): any {
     const result = (super.query as (...args: unknown[]) => Promise<unknown> | undefined)(...args)
-    result?.catch((error: Error) => (error.message === 'Query read timeout' ? this.end() : undefined))
+    result?.catch((error: Error) => (error.message === 'Query read timeout' || args[0] === 'rollback' ? this.end() : undefined))
     return result
+  }
+}
+
+/**
+ * Tells why a transaction failed. Kysely rolls back then, and on a connection that is gone that fails as well: it would
+ * throw the second error, which says nothing of the first. The server rolls back by itself when a connection ends.
+ */
+class TruthfulDriver extends PostgresDriver {
+  override async rollbackTransaction(connection: DatabaseConnection): Promise<void> {
+    await super.rollbackTransaction(connection).catch(() => {})
+  }
+}
+
+class TruthfulDialect extends PostgresDialect {
+  readonly #config: PostgresDialectConfig
+  constructor(config: PostgresDialectConfig) {
+    super(config)
+    this.#config = config
+  }
+  override createDriver(): PostgresDriver {
+    return new TruthfulDriver(this.#config)
   }
 }

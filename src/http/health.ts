@@ -33,7 +33,7 @@ export function registerHealth(app: FastifyInstance, { checks, isDraining, onRea
     '/readyz',
     {
       schema: {
-        tags: ['ops'], operationId: 'readyz', summary: 'May traffic come? Not while draining, nor without the database', security: [],
+        tags: ['ops'], operationId: 'readyz', summary: 'May traffic come? Not while draining, nor without a database that takes writes', security: [],
         response: { 200: readiness('It may'), 503: readiness('Not now') },
       },
     },

@@ -4,7 +4,7 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Type } from '@fastify/type-provider-typebox'
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import { isDatabaseOutage } from '../db/outage.js'
+import { causeOf, databaseFailure, isReadOnly } from '../db/outage.js'
 import { ERROR_CODES, Problem, type ErrorCode, type FieldError } from '../errors.js'
 import { redactTokens } from '../key/token.js'
 import { PACKAGE_ROOT } from '../package-root.js'
@@ -41,6 +41,9 @@ const FRAMEWORK_ERRORS: Record<string, [code: ErrorCode, detail: string]> = {
   FST_ERR_MAX_PARAM_LENGTH: ['uri_too_long', 'A part of the path is too long.'],
 }
 
+const READ_ONLY = 'The database cannot be written to just now. Try again in a moment.'
+const TOO_LONG = 'The database did not finish this in time, and undid what it had begun. Try again in a moment, or ask for less.'
+
 export function answerProblem(reply: FastifyReply, problem: Problem): FastifyReply {
   return reply
     .code(problem.status)
@@ -68,17 +71,25 @@ export function toProblem(error: unknown, { bodyLimit = 0, schema }: Partial<Fas
   if (known) return new Problem(...known)
   // secure-json-parse's refusal of "__proto__", and JSON.parse's of anything else, carry a status and no code.
   if (error instanceof SyntaxError || statusCode === 400) return new Problem('malformed_body', 'The body is not JSON.')
-  if (isDatabaseOutage(error))
-    return new Problem('database_unavailable', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
+  const failure = databaseFailure(error)
+  if (failure === 'unavailable') return new Problem('database_unavailable', isReadOnly(error) ? READ_ONLY : 'Try again in a moment.', { headers: { 'retry-after': '1' } })
+  if (failure === 'cancelled') return new Problem('overloaded', TOO_LONG, { headers: { 'retry-after': '1' } })
   return new Problem('internal_error', 'The request id in X-Request-Id finds the cause in the log.')
 }
 
 /** What an error is to the caller, after the log has been told what it was. */
 export function loggedProblem(error: unknown, request: FastifyRequest): Problem {
   const problem = toProblem(error, request.routeOptions)
+  const { code } = problem
+  // A stack is for a mistake of ours. An outage refuses thousands of requests, and where they stood says nothing of it.
+  if (code === 'internal_error') request.log.error({ err: error, code }, 'request failed')
   // What is shed is counted, and has its line in the request log: more would make work of what was to save it.
-  if (problem.status >= 500 && problem.code !== 'overloaded') request.log.error({ err: error, code: problem.code }, 'request failed')
+  else if (problem.status >= 500 && !isShed(error)) request.log.warn({ code, cause: error instanceof Problem ? error.detail : causeOf(error) }, 'request refused')
   return problem
+}
+
+function isShed(error: unknown): boolean {
+  return error instanceof Problem && error.code === 'overloaded'
 }
 
 /**

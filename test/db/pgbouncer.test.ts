@@ -48,7 +48,7 @@ t.test('everything works through PgBouncer, and known keys without it', { skip: 
     await database.db.transaction().execute(async (trx) => {
       await sql`SELECT FROM mechas WHERE handle = 'held^acmecorp' FOR UPDATE`.execute(trx)
       const answer = await service.call('POST', '/v1/keys', { token, body: { mecha: 'held^acmecorp' } })
-      t.match(answer, { status: 503, body: { code: 'database_unavailable' } })
+      t.match(answer, { status: 503, body: { code: 'overloaded' } })
       await eventually(async () => (await waiting(database)) === 0)
     })
     t.match(await service.call('POST', `/v1/keys/${key.id}/rotate`, { token, body: {} }), { status: 201 })

@@ -3,6 +3,7 @@
 import type { FastifyBaseLogger } from 'fastify'
 import type { Kysely, Transaction } from 'kysely'
 import type { Database, Metadata } from '../../db/tables.js'
+import { inTransaction } from '../../db/transaction.js'
 import type { Roots } from '../../key/roots.js'
 import { endedBy, LEAD, makeSigningKey, resealSigningKey, RootUnknown, signerAt, type SigningAlgorithm } from '../../key/signing.js'
 import type { Author } from '../parts.js'
@@ -37,7 +38,7 @@ export interface Rotation {
  * at once. A key whose root secret is not configured stays as it is.
  */
 export async function maintainSigningKeys({ db, roots }: SigningParts, author: Author, log?: FastifyBaseLogger): Promise<void> {
-  await db.transaction().execute(async (trx) => {
+  await inTransaction(db, async (trx) => {
     const keys = await lockSigningKeys(trx)
     const now = await readClock(trx)
     if (keys.length === 0) await addKey(trx, author, now, { ...makeSigningKey('EdDSA', roots[0]), signs_from: now })
@@ -54,7 +55,7 @@ export async function maintainSigningKeys({ db, roots }: SigningParts, author: A
  * they signed is refused as soon as the published keys are fetched again.
  */
 export async function rotateSigningKeys({ db, roots }: SigningParts, author: Author, { alg, compromised = false }: Rotation): Promise<SigningKeyView[]> {
-  return db.transaction().execute(async (trx) => {
+  return inTransaction(db, async (trx) => {
     const keys = await lockSigningKeys(trx)
     const now = await readClock(trx)
     const gone = compromised ? keys : endedBy(keys, now.getTime())

@@ -101,7 +101,7 @@ function wellKnownRoutes({ keyring, statusList, issuer }: OAuthParts, publicUrl:
       {
         schema: {
           tags: ['runtime'], operationId: 'publicKeys', summary: 'The public keys of all that is signed here (RFC 7517)', security: [],
-          response: responses({ 200: published('The keys', JWK_SET, Jwks) }, 'database_unavailable', 'signing_key_unavailable'),
+          response: responses({ 200: published('The keys', JWK_SET, Jwks) }, 'database_unavailable', 'overloaded', 'signing_key_unavailable'),
         },
       },
       async (_request, reply) => {
@@ -117,7 +117,7 @@ function wellKnownRoutes({ keyring, statusList, issuer }: OAuthParts, publicUrl:
           tags: ['runtime'], operationId: 'tokenStatus', summary: 'Which exchanged JWTs have ended before their time (Token Status List)', security: [],
           response: responses(
             { 200: published('The list', STATUS_LIST, Type.String({ description: 'A JWT of the type `statuslist+jwt`' }), { ETag: 'Of this list' }) },
-            'database_unavailable', 'signing_key_unavailable',
+            'database_unavailable', 'overloaded', 'signing_key_unavailable',
           ),
         },
       },
