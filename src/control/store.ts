@@ -188,25 +188,42 @@ export async function findMadeBefore(db: Kysely<Database>, digest: Buffer): Prom
     .executeTakeFirst()
 }
 
+export interface Slot {
+  readonly digest: Buffer
+  readonly request_digest: Buffer
+  readonly key_id: string
+}
+
 /**
  * Takes an Idempotency-Key's slot for a key that is about to be made. An identical request waits here for this one.
  *
+ * Others are waited for only while no slot is locked, and what is swept is passed over where somebody has locked it: two
+ * requests cannot each wait for a slot that the other one has.
+ *
  * @returns `false` when the slot is taken
  */
-export async function takeSlot(
-  trx: Transaction<Database>,
-  slot: { digest: Buffer; request_digest: Buffer; key_id: string },
-  ttlSeconds: number,
-): Promise<boolean> {
-  await sql`
-    DELETE FROM idempotency_keys WHERE digest = ${slot.digest} AND expires_at <= now() OR digest IN (
-      SELECT digest FROM idempotency_keys WHERE expires_at <= now() LIMIT 10 FOR UPDATE SKIP LOCKED)`.execute(trx)
+export async function takeSlot(trx: Transaction<Database>, slot: Slot, ttlSeconds: number): Promise<boolean> {
+  const isTaken = (await insertSlot(trx, slot, ttlSeconds)) || ((await deleteExpiredSlot(trx, slot)) && (await insertSlot(trx, slot, ttlSeconds)))
+  // The array is read first, and once: an `IN` may be planned as a walk through all slots.
+  if (isTaken)
+    await sql`
+      WITH expired AS MATERIALIZED (SELECT digest FROM idempotency_keys WHERE expires_at <= now() ORDER BY expires_at LIMIT 10 FOR UPDATE SKIP LOCKED)
+      DELETE FROM idempotency_keys WHERE digest = ANY(ARRAY(SELECT digest FROM expired))`.execute(trx)
+  return isTaken
+}
+
+async function insertSlot(trx: Transaction<Database>, slot: Slot, ttlSeconds: number): Promise<boolean> {
   const { numInsertedOrUpdatedRows } = await trx
     .insertInto('idempotency_keys')
     .values({ ...slot, expires_at: sql<Date>`now() + make_interval(secs => ${ttlSeconds})` })
     .onConflict((conflict) => conflict.doNothing())
     .executeTakeFirst()
   return numInsertedOrUpdatedRows === 1n
+}
+
+async function deleteExpiredSlot(trx: Transaction<Database>, { digest }: Slot): Promise<boolean> {
+  const { numDeletedRows } = await trx.deleteFrom('idempotency_keys').where('digest', '=', digest).where('expires_at', '<=', sql<Date>`now()`).executeTakeFirst()
+  return numDeletedRows === 1n
 }
 
 // ── Events ──

@@ -6,7 +6,7 @@ import { invalid, notFound, Problem } from '../errors.js'
 import { statusAt } from '../key/status.js'
 import { checkedExpiry } from './expiry.js'
 import { audit, type Caller, type ControlParts } from './parts.js'
-import { lockKey, readClock, updateKey, type KeyChange, type KeyRecord } from './store.js'
+import { findKey, lockKey, lockMecha, readClock, updateKey, type KeyChange, type KeyRecord } from './store.js'
 
 export interface UpdateRequest {
   readonly name?: string | null | undefined
@@ -22,7 +22,10 @@ export interface UpdateRequest {
  * @throws Problem `not_found`, `key_revoked`, `key_expired`, `invalid_request`
  */
 export async function updateKeyDetails({ db, config }: ControlParts, caller: Caller, id: string, request: UpdateRequest): Promise<{ key: KeyRecord; now: Date }> {
+  const mecha = request.expires_at === undefined ? undefined : (await findKey(db, caller, 'mecha', id))?.mecha
   return inTransaction(db, async (trx) => {
+    // A key that lives longer counts for longer: who counts the keys of its Mecha, to issue another one, waits for this.
+    if (mecha) await lockMecha(trx, mecha, caller.orgId)
     const key = await lockKey(trx, caller, 'mecha', id)
     if (!key) throw notFound()
     const now = await readClock(trx)

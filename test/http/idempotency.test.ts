@@ -1,5 +1,8 @@
+import { sql } from 'kysely'
 import t from 'tap'
-import { startService } from '../helpers/service.js'
+import { parsePublicId } from '../../src/key/id.js'
+import { eventually } from '../helpers/eventually.js'
+import { startService, type Answer, type Service } from '../helpers/service.js'
 
 const BODY = { mecha: 'sales^acmecorp', name: 'x', metadata: { a: 1, b: 2 } }
 const once = { 'idempotency-key': '8e03978e-40d5-43dd-bc93-6894a57f9324' }
@@ -104,3 +107,84 @@ t.test('an Idempotency-Key is forgotten after its time, and what is kept of it i
   t.not(later.body.key.id, first.body.key.id)
   t.equal((await db.selectFrom('idempotency_keys').selectAll().execute()).length, 1, 'the old one is swept')
 })
+
+/** Issues once under each of some Idempotency-Keys, whose slots then expire in this order, some time ago. */
+async function expiredSlots(service: Service, token: string, names: readonly string[]): Promise<Buffer[]> {
+  const { db } = service.database
+  const ids: string[] = []
+  for (const name of names) {
+    const { body } = await service.call('POST', '/v1/keys', { token, body: { mecha: `${name}^acmecorp` }, headers: { 'idempotency-key': name } })
+    ids.push(parsePublicId('mecha', body.key.id)!)
+  }
+  const digests: Buffer[] = []
+  for (const [place, id] of ids.entries()) {
+    const expires_at = sql<Date>`now() - make_interval(hours => ${names.length - place})`
+    digests.push((await db.updateTable('idempotency_keys').set({ expires_at }).where('key_id', '=', id).returning('digest').executeTakeFirstOrThrow()).digest)
+  }
+  return digests
+}
+
+/** Slots that live, so many that the planner looks for others by an index where it can. */
+async function fill({ database: { db } }: Service): Promise<void> {
+  await sql`INSERT INTO idempotency_keys
+    SELECT sha256(n::text::bytea), request_digest, key_id, now() + n * interval '1 minute' FROM (SELECT * FROM idempotency_keys LIMIT 1) AS one, generate_series(1, 20000) AS n`.execute(db)
+  await sql`ANALYZE idempotency_keys`.execute(db)
+}
+
+t.test('two requests whose expired slots are each swept by the other do not wait for each other', async (t) => {
+  const service = await startService(t)
+  const token = await service.token()
+  const { db } = service.database
+  // The first request sweeps the first ten, in which the second one's slot is, and the other way round.
+  const names = Array.from({ length: 20 }, (_, place) => `slot-${place}`)
+  const [second, first] = [names[1]!, names[19]!]
+  const digests = await expiredSlots(service, token, names)
+  await fill(service)
+  const mecha = { [first]: `${first}^acmecorp`, [second]: `${second}^acmecorp` }
+  const issue = (name: string) => service.call('POST', '/v1/keys', { token, body: { mecha: mecha[name] }, headers: { 'idempotency-key': name } })
+  // Whoever removes the third of all slots waits here in the middle of it.
+  await sql`CREATE FUNCTION wait_here() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN OLD; END $$`.execute(db)
+  await sql`GRANT EXECUTE ON FUNCTION wait_here() TO mecha_keys_control`.execute(db)
+  await sql`CREATE TRIGGER wait_here BEFORE DELETE ON idempotency_keys FOR EACH ROW WHEN (OLD.digest = ${sql.lit(`\\x${digests[2]!.toString('hex')}`)}::bytea) EXECUTE FUNCTION wait_here()`.execute(db)
+  t.teardown(() => sql`DROP FUNCTION wait_here() CASCADE`.execute(db))
+  // A wait for an advisory lock is for the one above; one for another transaction is for a slot.
+  const waiting = async (event: string) => (await sql`SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'mecha-keys control' AND wait_event = ${event}`.execute(db)).rows.length > 0
+
+  let answers: Promise<Answer[]>
+  await db.transaction().execute(async (trx) => {
+    await sql`SELECT pg_advisory_xact_lock(1)`.execute(trx)
+    const one = issue(first)
+    await eventually(() => waiting('advisory'))
+    const two = issue(second)
+    answers = Promise.all([one, two])
+    let isOver = false
+    void two.then(() => (isOver = true))
+    await eventually(async () => isOver || (await waiting('transactionid')))
+  })
+  t.match(await answers!, [{ status: 201 }, { status: 201 }])
+})
+
+t.test('expired slots are found by an index, however many there are', async (t) => {
+  const before = await startService(t)
+  const { database } = before
+  await expiredSlots(before, await before.token(), ['again'])
+  await fill(before)
+  await end(before)
+  const walks = async () => (await sql<{ walks: string }>`SELECT seq_scan AS walks FROM pg_stat_user_tables WHERE relname = 'idempotency_keys'`.execute(database.db)).rows[0]!.walks
+  const walksBefore = await walks()
+
+  const service = await startService(t, {}, database)
+  const token = await service.token()
+  for (const name of ['again', 'new'])
+    t.match(await service.call('POST', '/v1/keys', { token, body: { mecha: 'again^acmecorp' }, headers: { 'idempotency-key': name } }), { status: 201 })
+  await end(service)
+  t.equal(await walks(), walksBefore)
+  t.same(await database.db.selectFrom('idempotency_keys').select('key_id').where('expires_at', '<=', sql<Date>`now()`).execute(), [])
+})
+
+/** Ends a service. Its connections have told the server's statistics of everything when they are gone. */
+async function end({ app, database: { db } }: Service): Promise<void> {
+  await sql`SELECT pg_stat_force_next_flush()`.execute(db)
+  await app.close()
+  await eventually(async () => (await sql`SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'mecha-keys%'`.execute(db)).rows.length === 0)
+}

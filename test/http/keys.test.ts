@@ -1,4 +1,6 @@
+import { sql } from 'kysely'
 import t from 'tap'
+import { eventually } from '../helpers/eventually.js'
 import { startService } from '../helpers/service.js'
 
 const NONE = 'key_01jd9p5v3fe8rr2k7m4q9wx0zt'
@@ -61,6 +63,26 @@ t.test('PATCH 200: name, metadata, end and enabled can be changed, and verify fo
   t.same(before.at(-1).data, { changes: { enabled: { from: false, to: true }, name: { from: 'y', to: null }, expires_at: { from: '2999-01-01T00:00:00.000Z', to: null } } })
   t.match(await patch({ enabled: true }), { status: 200 })
   t.same((await service.call('GET', '/v1/events', { token })).body.events, before, 'what changes nothing is no event')
+})
+
+t.test('PATCH: a later end waits for whoever counts the keys of the Mecha to issue another one, and a name does not', async (t) => {
+  const service = await startService(t)
+  const token = await service.token()
+  const { key } = await service.issue({ expires_in: 600 })
+  const patch = (body: object) => service.call('PATCH', `/v1/keys/${key.id}`, { token, body })
+  const { db } = service.database
+  let isOver = false
+  let later: ReturnType<typeof patch>
+  await db.transaction().execute(async (trx) => {
+    await trx.selectFrom('mechas').select('handle').forUpdate().execute()
+    t.match(await patch({ name: 'y' }), { status: 200 })
+    later = patch({ expires_at: '2999-01-01T00:00:00Z' })
+    void later.then(() => (isOver = true))
+    const waits = async () => (await sql`SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'mecha-keys control' AND wait_event_type = 'Lock'`.execute(db)).rows.length > 0
+    await eventually(async () => isOver || (await waits()))
+    t.equal(isOver, false)
+  })
+  t.match(await later!, { status: 200, body: { expires_at: '2999-01-01T00:00:00.000Z' } })
 })
 
 t.test('PATCH 400 and 404', async (t) => {
