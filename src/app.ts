@@ -1,10 +1,9 @@
 /** The composition root: every part of the service by name, in the order in which it is put together. */
 
-import { randomBytes, randomUUID } from 'node:crypto'
-import { STATUS_CODES, type IncomingMessage, type ServerResponse } from 'node:http'
-import type { AddressInfo, Socket } from 'node:net'
+import { randomUUID } from 'node:crypto'
+import type { AddressInfo } from 'node:net'
 import cors from '@fastify/cors'
-import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance } from 'fastify'
+import type { FastifyInstance } from 'fastify'
 import type { Kysely } from 'kysely'
 import type { DestinationStream, Logger } from 'pino'
 import { createHasher } from './auth/hasher.js'
@@ -17,14 +16,14 @@ import { SigningKeeper } from './control/signing/keeper.js'
 import { openDatabase } from './db/pool.js'
 import { databaseTrouble } from './db/readiness.js'
 import type { Database } from './db/tables.js'
-import { Problem, type ErrorCode } from './errors.js'
 import { registerHealth, type ReadinessCheck } from './http/health.js'
-import { createLogger, requestLogger, secretFields } from './http/logging.js'
+import { createLogger, secretFields } from './http/logging.js'
 import { collectMethods } from './http/methods.js'
 import { createMetrics, registerMetrics, takeTimes } from './http/metrics.js'
 import { OAuthErrorSchema } from './http/oauth.js'
 import { registerOpenApi } from './http/openapi.js'
-import { answerProblem, PROBLEM_JSON, ProblemSchema, registerNotFound, registerProblems, toProblem } from './http/problems.js'
+import { ProblemSchema, registerNotFound, registerProblems } from './http/problems.js'
+import { createServer } from './http/server.js'
 import { schemaCompiler } from './http/validation.js'
 import { VERSION } from './package-root.js'
 import { asRefusal, authzRoutes, isForAuthz, withoutSubPath } from './runtime/authz.js'
@@ -67,10 +66,6 @@ const FEED_RETENTION_MS = 3_600_000
 const COLD_STATEMENTS = 2
 /** How soon a replica notices a new signing key. */
 const SIGNING_KEYS_RELOAD_MS = 30_000
-const BODY_LIMIT = 16 * 1024
-const HEADER_LIMIT = 16 * 1024
-/** No longer than a UUID needs with room to spare, and shorter than any key: none can hide in one. */
-const REQUEST_ID = /^[A-Za-z0-9._-]{1,64}$/
 
 /** Fields of any request or answer that carry a secret, by the schemas' own marks. */
 export const SECRET_FIELDS = secretFields([...Object.values(controlSchemas), ...Object.values(runtimeSchemas), ...Object.values(oauthSchemas)])
@@ -85,7 +80,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   const roots = requireRoots(config)
   const metrics = createMetrics({ process: parts.processMetrics ?? false })
   const logger = createLogger({ level: config.LOG_LEVEL, secrets: SECRET_FIELDS, ...(parts.logDestination && { destination: parts.logDestination }) })
-  const app = createServer(config, logger)
+  const app = serverOf(config, logger)
   const hasher = createHasher({
     profile: config.HASH_PROFILE,
     queueSize: config.QUEUE_SIZE,
@@ -104,8 +99,6 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   await registerOpenApi(app, VERSION)
   const addMethodNotAllowed = collectMethods(app)
   registerProblems(app, metrics.recordUnknownRoute)
-  registerRequestLog(app)
-  endUnusedConnections(app)
 
   if (config.PLANES !== 'runtime') {
     const db = openPlane('control', requireDatabase(config, 'DATABASE_URL'))
@@ -192,12 +185,11 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
 
   /** `/v1/authz` on a server of its own, which asks nobody who they are: the address decides who may ask. */
   async function openDoor(verifier: Verifier): Promise<FastifyInstance> {
-    const door = createServer(config, logger, { authzAlone: true })
+    const door = serverOf(config, logger, { authzAlone: true })
     door.addSchema(ProblemSchema)
     door.setValidatorCompiler(schemaCompiler())
     takeTimes(door, metrics)
     registerNotFound(door, metrics.recordUnknownRoute)
-    registerRequestLog(door)
     decorateCallers(door)
     const gateway = { id: 'AUTHZ_LISTEN', org_id: config.AUTHZ_ORG ?? null, expires_at: null }
     await door.register(authzRoutes({ verifier, send: createSender(), unavailable: config.AUTHZ_UNAVAILABLE, gateway }))
@@ -228,100 +220,21 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   }
 }
 
-function createServer(config: Settings, loggerInstance: FastifyBaseLogger, { authzAlone = false } = {}): FastifyInstance {
-  const timeout = config.REQUEST_TIMEOUT * 1000
-  const app = Fastify({
-    loggerInstance,
-    childLoggerFactory: requestLogger,
-    logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
-    genReqId: requestIds(),
+/** A server, which tells a proxy that asks `/v1/authz` nothing that it cannot take. */
+function serverOf(config: Settings, logger: Logger, { authzAlone = false } = {}): FastifyInstance {
+  return createServer({
+    logger,
+    requestTimeoutMs: config.REQUEST_TIMEOUT * 1000,
+    closeTimeoutMs: config.SHUTDOWN_TIMEOUT * 1000,
     trustProxy: config.TRUST_PROXY ?? false,
-    bodyLimit: BODY_LIMIT,
-    requestTimeout: timeout,
-    keepAliveTimeout: 65_000,
-    // While draining, what still arrives on an open connection is served as ever, and /readyz says that it is over.
-    return503OnClosing: false,
-    rewriteUrl: ({ url }) => withoutSubPath(url!),
-    routerOptions: { maxParamLength: 256 },
-    // Node.js looks for requests that are overdue every 30 seconds unless it is told otherwise.
-    http: { maxHeaderSize: HEADER_LIMIT, headersTimeout: timeout, requestTimeout: timeout, connectionsCheckingInterval: 1000, requireHostHeader: !authzAlone },
-    frameworkErrors: (error, request, reply) => {
-      void answerProblem(reply.header('x-request-id', request.id), toProblem(error))
-    },
-    clientErrorHandler(error, socket) {
-      const isForProxy = authzAlone || isForAuthz(targetOf(error, socket))
-      refuseClient(error, socket, (problem) => (isForProxy ? asRefusal(problem, config.AUTHZ_UNAVAILABLE) : problem))
-    },
+    requireHostHeader: !authzAlone,
+    rewriteTarget: withoutSubPath,
+    problemFor: (problem, target) => (authzAlone || isForAuthz(target) ? asRefusal(problem, config.AUTHZ_UNAVAILABLE) : problem),
   })
-  // An `Expect` that Node.js does not know is no reason to answer 417, which no proxy makes sense of.
-  app.server.on('checkExpectation', (request, response) => app.server.emit('request', request, response))
-  return app
 }
 
 /** Where this process is reached when nothing says otherwise: by the port that it was given, once it has one. */
 function listeningUrl({ server }: FastifyInstance, { HOST, PORT }: Settings): string {
   const address = server.address() as AddressInfo | null
   return `http://${HOST.includes(':') ? `[${HOST}]` : HOST}:${address?.port ?? PORT}`
-}
-
-/** The caller's own id of a request, or the next of a row that no other process has: to draw each one costs more than to use it. */
-function requestIds(): (request: Pick<IncomingMessage, 'headers'>) => string {
-  const process = randomBytes(9).toString('base64url')
-  let count = 0
-  return ({ headers }) => {
-    const given = headers['x-request-id']
-    return typeof given === 'string' && REQUEST_ID.test(given) ? given : `${process}.${++count}`
-  }
-}
-
-/** One line for each request: what was asked, what was answered, how long it took. */
-function registerRequestLog(app: FastifyInstance): void {
-  // Callbacks and not promises, here and in all that every request passes: each promise is a turn of the queue.
-  app.addHook('onRequest', (request, reply, done) => {
-    reply.header('x-request-id', request.id)
-    done()
-  })
-  // A hook that writes nothing would still cost every request its turn.
-  if (!(app.log as Logger).isLevelEnabled('info')) return
-  app.addHook('onResponse', (request, reply, done) => {
-    const ms = Math.round(reply.elapsedTime * 100) / 100
-    app.log.info({ request_id: request.id, req: request, status: reply.statusCode, ms }, 'request')
-    done()
-  })
-}
-
-/**
- * Ends connections that nothing was ever asked on when the server closes. Clients open them to have one more, and Node.js
- * does not count them as idle: it would wait for their request.
- */
-function endUnusedConnections(app: FastifyInstance): void {
-  const open = new Set<Socket>()
-  app.server.on('connection', (socket: Socket) => {
-    open.add(socket)
-    socket.once('close', () => open.delete(socket))
-  })
-  app.addHook('preClose', async () => {
-    for (const socket of open) if (socket.bytesRead === 0) socket.destroy()
-  })
-}
-
-/** What Node.js refuses before there is a request: the answer is a problem too. */
-function refuseClient(error: NodeJS.ErrnoException, socket: Socket, answerOf: (problem: Problem) => Problem): void {
-  if (error.code === 'ECONNRESET' || socket.destroyed) return
-  const refusals: Record<string, [ErrorCode, string]> = {
-    ERR_HTTP_REQUEST_TIMEOUT: ['request_timeout', 'The request took too long to arrive.'],
-    HPE_HEADER_OVERFLOW: ['headers_too_large', `Headers may have ${HEADER_LIMIT / 1024} KiB at most.`],
-  }
-  const problem = answerOf(new Problem(...(refusals[error.code ?? ''] ?? ['invalid_request', 'This is not valid HTTP.'])))
-  const body = JSON.stringify(problem.toJSON())
-  if (!socket.writable) return void socket.destroy()
-  const headers = { 'Content-Type': PROBLEM_JSON, 'Content-Length': Buffer.byteLength(body), 'Connection': 'close', ...problem.extra.headers }
-  const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`)
-  socket.end(`HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\n${lines.join('')}\r\n${body}`)
-}
-
-/** What was asked for by a request that is refused: one whose answer is on its way, or one whose beginning arrived with what is wrong. */
-function targetOf({ rawPacket }: { rawPacket?: object }, socket: Socket): string {
-  const { _httpMessage: answering } = socket as Socket & { _httpMessage?: ServerResponse | null }
-  return answering?.req.url ?? /^\S+ (\S+)/.exec((rawPacket as Buffer | undefined)?.toString('latin1') ?? '')?.[1] ?? ''
 }

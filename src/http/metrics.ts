@@ -17,8 +17,8 @@ export function createMetrics(options: { process: boolean }) {
   return {
     registry,
     requests,
-    /** Records a request that no route is there for, when it is answered. */
-    recordUnknownRoute: (reply: FastifyReply) => void reply.raw.once('finish', () => recordUnknown(reply.statusCode, reply.elapsedTime / 1000)),
+    /** Records a request that no route is there for, when its response ends. */
+    recordUnknownRoute: (reply: FastifyReply) => void reply.raw.once('close', () => recordUnknown(reply.statusCode, reply.elapsedTime / 1000)),
     verified: countVerifications(registers),
     queries: new Counter({
       name: 'mecha_keys_database_queries_total',

@@ -46,6 +46,9 @@ export function requireGateway(app: FastifyInstance, verifier: Verifier, authent
 function hangUpSignal(this: FastifyReply): AbortSignal {
   const { raw } = this
   const controller = new AbortController()
-  raw.once('close', () => raw.writableFinished || controller.abort())
+  const abort = () => raw.writableFinished || controller.abort()
+  // A connection that was lost before anybody asked says so no second time.
+  if (raw.destroyed) abort()
+  else raw.once('close', abort)
   return controller.signal
 }

@@ -153,8 +153,10 @@ export class ChangeStreams {
 
   #write(stream: Stream, text: string): void {
     const { raw } = stream
-    if (raw.writableLength > MAX_WAITING) raw.destroy()
-    else raw.write(text)
+    if (raw.writableLength <= MAX_WAITING) return void raw.write(text)
+    // One that waits for its turn on a connection would not say that it was destroyed.
+    this.#streams.delete(stream)
+    raw.destroy()
   }
 
   #close(stream: Stream): void {
