@@ -25,7 +25,7 @@ t.test('what waits for its turn on a lost connection is not counted any more: op
   const { service, wire, token } = await held(t, { QUEUE_SIZE: '10' })
   const client = await open(t, service)
   const isHeld = wire.hold()
-  client.send(get('/v1/keys', token).repeat(10))
+  client.send(get('/readyz') + get('/v1/keys', token).repeat(10))
   await isHeld
   await eventually(async () => (await service.call('GET', '/v1/keys')).status === 503)
   client.reset()
