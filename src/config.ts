@@ -17,6 +17,8 @@ interface Setting<T> {
   readonly default?: string
   /** Masked wherever settings are shown, and readable from the file that `NAME_FILE` names. */
   readonly secret?: true
+  /** The longest time that it may be set to, where it ends in a timer: as it would be written. */
+  readonly most?: string
   /** Takes the text apart, or throws an Error that says the rule and not the value. */
   readonly parse: (text: string) => T
 }
@@ -41,15 +43,15 @@ const SETTINGS = {
   TRUST_PROXY: { about: 'Addresses or networks of proxies whose `X-Forwarded-For` is believed, separated by commas', parse: list(text) },
   CORS_ORIGINS: { about: 'Origins of browser frontends that may call the control plane, separated by commas', parse: list(origin) },
   LOG_LEVEL: { about: 'Least severity logged', default: 'info', parse: oneOf('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent') },
-  REQUEST_TIMEOUT: { about: 'Longest that a request may take to arrive', default: '10s', parse: duration },
+  REQUEST_TIMEOUT: { about: 'Longest that a request may take to arrive', default: '10s', ...upTo('1h') },
   DRAIN_DELAY: { about: 'Seconds that `/readyz` says no before a stopping process ends its listener, for balancers that poll it', default: '0', parse: integer(0, 300) },
-  SHUTDOWN_TIMEOUT: { about: 'Longest that requests in flight may take after SIGTERM or SIGINT', default: '8s', parse: duration },
+  SHUTDOWN_TIMEOUT: { about: 'Longest that requests in flight may take after SIGTERM or SIGINT', default: '8s', ...upTo('1h') },
 
   DATABASE_URL: { about: "The control plane's database login, and the runtime's where it has none of its own; with none of the three, an embedded PostgreSQL is started", secret: true, parse: postgresUrl },
   RUNTIME_DATABASE_URL: { about: "The runtime plane's database login", secret: true, parse: postgresUrl },
   MIGRATE_DATABASE_URL: { about: "The owner's database login, for `mecha-keys migrate`; `DATABASE_URL` where it is not set", secret: true, parse: postgresUrl },
   DATABASE_POOL_SIZE: { about: 'Most connections open at once, for each plane', default: '10', parse: integer(1, 1000) },
-  DATABASE_TIMEOUT: { about: 'Longest wait for a connection, a statement or a lock', default: '5s', parse: duration },
+  DATABASE_TIMEOUT: { about: 'Longest wait for a connection, a statement or a lock', default: '5s', ...upTo('1h') },
   DATABASE_DIRECT_URL: { about: 'The runtime login on a connection straight to PostgreSQL, for the change feed; needed where the other URLs lead to a pooler', secret: true, parse: postgresUrl },
   DATA_DIR: { about: 'Folder of the embedded PostgreSQL and of what it generates', default: '.data', parse: text },
 
@@ -65,11 +67,11 @@ const SETTINGS = {
   IDEMPOTENCY_TTL: { about: 'How long an `Idempotency-Key` is remembered', default: '24h', parse: duration },
   TOKEN_TTL: { about: 'Life of a JWT that a key is exchanged for, one hour at most; the key\'s own end comes first', default: '5m', parse: duration },
   REVOKE_TOKEN_RATE: { about: 'Most calls of `/v1/revoke-token` from one address in a minute, for each process', default: '60', parse: integer(1, 1_000_000) },
-  REVOCATION_MAX_STALENESS: { about: 'Longest that a key is answered from memory without word from the change feed: the bound within which a revocation counts everywhere', default: '10s', parse: duration },
+  REVOCATION_MAX_STALENESS: { about: 'Longest that a key is answered from memory without word from the change feed: the bound within which a revocation counts everywhere', default: '10s', ...upTo('1h') },
   CACHE_MAX_KEYS: { about: 'Most keys held in memory, for each process', default: '100000', parse: integer(1, 10_000_000) },
   CHANGE_STREAMS_MAX: { about: 'Most streams of changes to gateways at once, for each process; one gateway may have half of them', default: '1000', parse: integer(1, 100_000) },
   QUEUE_SIZE: { about: 'Most keys that wait for argon2, most that wait for the database, and most requests of operators at once; whatever comes then is answered with 503', default: '1000', parse: integer(1, 100_000) },
-  USAGE_FLUSH_INTERVAL: { about: 'How often `last_used_at` is written; a crash loses at most this much of it', default: '10s', parse: duration },
+  USAGE_FLUSH_INTERVAL: { about: 'How often `last_used_at` is written; a crash loses at most this much of it', default: '10s', ...upTo('1d') },
 
   OIDC_ISSUER: { about: "Issuer of operators' tokens, exactly as in their `iss`; https, or http on the loopback", parse: issuerUrl },
   OIDC_AUDIENCE: { about: "What must be in an operator token's `aud`", default: 'mecha-keys', parse: text },
@@ -169,10 +171,10 @@ export function describeConfig(environment: Environment): Record<string, { value
 }
 
 /** For the README's table. */
-export function settingsTable(): { name: string; default: string | undefined; secret: boolean; about: string }[] {
+export function settingsTable(): { name: string; default: string | undefined; secret: boolean; most: string | undefined; about: string }[] {
   return NAMES.map((name) => {
     const setting = settingOf(name)
-    return { name, default: setting.default, secret: setting.secret ?? false, about: setting.about }
+    return { name, default: setting.default, secret: setting.secret ?? false, most: setting.most, about: setting.about }
   })
 }
 
@@ -231,6 +233,19 @@ function duration(value: string): number {
   if (!seconds || seconds > 100 * 366 * 86_400)
     throw new Error('must be a time of at least one second and at most a hundred years, as in 90s, 15m, 12h or 30d')
   return seconds
+}
+
+/** A duration that ends in a timer. One past 2^31 milliseconds would fire at once, and for ever. */
+function upTo(most: string) {
+  const longest = duration(most)
+  return {
+    most,
+    parse(value: string): number {
+      const seconds = duration(value)
+      if (seconds > longest) throw new Error(`must be a time of ${most} at most`)
+      return seconds
+    },
+  }
 }
 
 function oneOf<const T extends string>(...choices: T[]) {

@@ -2,7 +2,7 @@ import { generateKeyPairSync, randomBytes } from 'node:crypto'
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { describeConfig, loadConfig, requireRoots, requireServing, settingsTable, suspectNames, type Environment } from '../src/config.js'
+import { describeConfig, loadConfig, requireRoots, requireServing, settingsTable, suspectNames, type Environment, type Settings } from '../src/config.js'
 import { ConfigError } from '../src/errors.js'
 
 const secret = () => randomBytes(32).toString('base64url')
@@ -41,6 +41,18 @@ t.test('with nothing set, every setting has its default', async (t) => {
 t.test('a time may be written in seconds, minutes, hours or days', async (t) => {
   for (const [written, seconds] of [['90', 90], ['90s', 90], ['15m', 900], ['12h', 43_200], ['30d', 2_592_000], [' 1h ', 3600]] as const)
     t.equal(loadConfig({ KEY_MAX_TTL: written }).KEY_MAX_TTL, seconds, written)
+})
+
+t.test('a time that ends in a timer has a maximum, which the table shows and no timer falls short of', async (t) => {
+  const bounded = settingsTable().filter(({ most }) => most !== undefined)
+  for (const name of ['REQUEST_TIMEOUT', 'SHUTDOWN_TIMEOUT', 'DATABASE_TIMEOUT', 'REVOCATION_MAX_STALENESS', 'USAGE_FLUSH_INTERVAL'])
+    t.ok(bounded.some((one) => one.name === name), name)
+  for (const { name, most } of bounded) {
+    const seconds = loadConfig({ [name]: most })[name as keyof Settings] as number
+    t.ok(seconds * 1000 < 2 ** 31, `${name}: Node.js waits as long as that`)
+    t.equal(refusal(t, () => loadConfig({ [name]: String(seconds + 1) })), `${name} must be a time of ${most} at most`)
+    t.equal(refusal(t, () => loadConfig({ [name]: '30d' })), `${name} must be a time of ${most} at most`)
+  }
 })
 
 t.test('a wrong value is refused with the name of the setting and its rule, and never repeated', async (t) => {

@@ -34,10 +34,10 @@ const GROUPS: Record<string, string> = {
 /** The settings as tables in Markdown, one for each group. */
 export function settingsMarkdown(): string {
   const groups: string[][] = []
-  for (const { name, default: standard, secret, about } of settingsTable()) {
+  for (const { name, default: standard, secret, most, about } of settingsTable()) {
     if (GROUPS[name]) groups.push([`**${GROUPS[name]}**`, '', '| Setting | Default | What it is |', '|---|---|---|'])
     const names = secret ? `\`${name}\`, \`${name}_FILE\`` : `\`${name}\``
-    groups.at(-1)!.push(`| ${names} | ${standard === undefined ? '' : `\`${standard}\``} | ${about.replaceAll('|', '\\|')} |`)
+    groups.at(-1)!.push(`| ${names} | ${standard === undefined ? '' : `\`${standard}\``} | ${about.replaceAll('|', '\\|')}${most ? `; \`${most}\` at most` : ''} |`)
   }
   return groups.map((lines) => lines.join('\n')).join('\n\n')
 }
