@@ -84,6 +84,20 @@ export function openSigningKey(stored: StoredSigningKey, roots: Roots): SigningK
   return { kid, alg, privateKey, publicKey, jwk: { ...publicMembers(publicKey), kid, alg, use: 'sig' } }
 }
 
+/** Those of some rows that are not damaged: one whose root is configured and that cannot be opened is opened by nobody, ever. */
+export function soundOf<K extends StoredSigningKey>(rows: readonly K[], roots: Roots, onDamaged: (row: K, error: unknown) => void): K[] {
+  return rows.filter((row) => {
+    try {
+      openSigningKey(row, roots)
+    } catch (error) {
+      if (error instanceof RootUnknown) return true
+      onDamaged(row, error)
+      return false
+    }
+    return true
+  })
+}
+
 /** The same key, sealed under the newest root. */
 export function resealSigningKey(stored: StoredSigningKey, roots: Roots): StoredSigningKey {
   const [newest] = roots

@@ -152,9 +152,57 @@ t.test('a row that somebody wrote or changed by hand neither signs nor is publis
   t.same((await jwksOf(replica)).keys.map((key: any) => key.kid), [real!.kid])
   t.equal(decodeProtectedHeader(await exchanged(replica, plaintext_key)).kid, real!.kid)
   t.match(replica.logs(), /is not as it was made/)
-  // One that says that it signs now: nobody signs, rather than with what nobody can check.
+  // One that says that it signs now: the others do what they did, and the log is told once.
   await database.db.updateTable('signing_keys').set({ signs_from: new Date() }).where('kid', '=', foreign.kid).execute()
-  t.match(await exchange(await another(t, service), plaintext_key), { status: 503, body: { code: 'signing_key_unavailable', error: 'temporarily_unavailable' } })
+  const after = await another(t, service)
+  const early = await exchanged(after, plaintext_key)
+  t.equal(decodeProtectedHeader(early).kid, real!.kid)
+  await t.resolves(jwtVerify(early, createLocalJWKSet(await jwksOf(after))))
+  // However long it stays: for the control plane it is not there either, and ends no other.
+  await letPass(database, KEEP + LEAD)
+  const control = await another(t, service, 'control')
+  t.same((await rowsOf(database)).map(({ kid }) => kid).sort(), [foreign.kid, real!.kid].sort(), 'it ended the one that is of no use to anybody, and no other')
+  t.match(control.logs(), /a signing key is not as it was made/)
+  const late = await another(t, service)
+  t.equal(decodeProtectedHeader(await exchanged(late, plaintext_key)).kid, real!.kid)
+  t.match(await rotateSigningKeys({ db: database.db, roots: rootsOf(config.ROOT_SECRETS!) }, author, { compromised: true }), [{ role: 'signing' }], 'an operator can be rid of it')
+})
+
+t.test('a signing key of a root secret that a replica was not given: what came before signs while everybody publishes it', async (t) => {
+  const [old, young] = [randomBytes(32).toString('hex'), randomBytes(32).toString('hex')]
+  const service = await startService(t, { ROOT_SECRETS: old, PUBLIC_URL })
+  const { database } = service
+  const { plaintext_key } = await service.issue()
+  const [first] = await rowsOf(database)
+  const next = makeSigningKey('EdDSA', deriveRoot(young))
+  await database.db.insertInto('signing_keys').values({ ...next, created_at: new Date(), created_by: 'service', signs_from: new Date() }).execute()
+  let reads = 0
+  const lines: string[] = []
+  const log = { error: (line: string) => lines.push(line) } as unknown as typeof service.app.log
+  const read = () => (reads++, findSigningKeys(database.db))
+  const keyring = new Keyring({ read, roots: rootsOf([old]), reloadMs: 0, log })
+  t.match(await keyring.keys(), { signer: { kid: first!.kid }, published: [{ kid: first!.kid }] })
+  await eventually(async () => (await keyring.keys(), reads > 2))
+  t.same(lines, [`signing key ${next.kid} is sealed under the root secret ${next.root}, which is not configured`], 'told once')
+  await letPass(database, LEAD - 60)
+  t.match(await (await another(t, service)).call('GET', '/.well-known/jwks.json'), { status: 200 })
+  t.equal(decodeProtectedHeader(await exchanged(await another(t, service), plaintext_key)).kid, first!.kid)
+  await letPass(database, 120)
+  t.match(await exchange(await another(t, service), plaintext_key), { status: 503, body: { code: 'signing_key_unavailable', error: 'temporarily_unavailable' } }, 'what it signs now would outlive it')
+})
+
+t.test('a replica that has opened a key keeps it when it is sealed under a root secret of the next roll-out', async (t) => {
+  const [old, young] = [randomBytes(32).toString('hex'), randomBytes(32).toString('hex')]
+  const service = await startService(t, { ROOT_SECRETS: old, PUBLIC_URL })
+  const { db } = service.database
+  let reads = 0
+  const keyring = new Keyring({ read: () => (reads++, findSigningKeys(db)), roots: rootsOf([old]), reloadMs: 0, log: service.app.log })
+  const { signer } = await keyring.keys()
+  await maintainSigningKeys({ db, roots: rootsOf([young, old]) }, author)
+  t.match(await rowsOf(service.database), [{ root: deriveRoot(young).id }])
+  const before = reads
+  await eventually(async () => (await keyring.keys(), reads > before + 1))
+  t.equal((await keyring.keys()).signer.kid, signer.kid)
 })
 
 t.test('a root secret is needed for as long as a signing key is sealed under it, and the next start moves that', async (t) => {

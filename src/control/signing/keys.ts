@@ -5,7 +5,7 @@ import type { Kysely, Transaction } from 'kysely'
 import type { Database, Metadata } from '../../db/tables.js'
 import { inTransaction } from '../../db/transaction.js'
 import type { Roots } from '../../key/roots.js'
-import { endedBy, LEAD, makeSigningKey, resealSigningKey, RootUnknown, signerAt, type SigningAlgorithm } from '../../key/signing.js'
+import { endedBy, LEAD, makeSigningKey, resealSigningKey, RootUnknown, signerAt, soundOf, type SigningAlgorithm } from '../../key/signing.js'
 import type { Author } from '../parts.js'
 import { insertEvents, readClock } from '../store.js'
 import { deleteSigningKeys, freeStatusPlaces, insertSigningKey, listSigningKeys, lockSigningKeys, replaceSeal, type SigningKeyRow } from './store.js'
@@ -35,11 +35,12 @@ export interface Rotation {
 /**
  * What has to be done from time to time: makes the first key if there is none, seals the others anew under the newest
  * root secret, deletes those that have ended, and frees places of the status list. Any number of processes may do it
- * at once. A key whose root secret is not configured stays as it is.
+ * at once. A key whose root secret is not configured stays as it is. One that is damaged stays as well, and counts for nothing:
+ * the others do what they did before it was made.
  */
 export async function maintainSigningKeys({ db, roots }: SigningParts, author: Author, log?: FastifyBaseLogger): Promise<void> {
   await inTransaction(db, async (trx) => {
-    const keys = await lockSigningKeys(trx)
+    const keys = soundOf(await lockSigningKeys(trx), roots, ({ kid }, error) => log?.error({ kid, cause: (error as Error).message }, 'a signing key is not as it was made'))
     const now = await readClock(trx)
     if (keys.length === 0) await addKey(trx, author, now, { ...makeSigningKey('EdDSA', roots[0]), signs_from: now })
     const ended = endedBy(keys, now.getTime())
@@ -58,10 +59,11 @@ export async function rotateSigningKeys({ db, roots }: SigningParts, author: Aut
   return inTransaction(db, async (trx) => {
     const keys = await lockSigningKeys(trx)
     const now = await readClock(trx)
-    const gone = compromised ? keys : endedBy(keys, now.getTime())
+    const sound = soundOf(keys, roots, () => {})
+    const gone = compromised ? keys : endedBy(sound, now.getTime())
     await deleteSigningKeys(trx, gone.map(({ kid }) => kid))
-    const isFirst = gone.length === keys.length
-    const made = makeSigningKey(alg ?? keys.at(-1)?.alg ?? 'EdDSA', roots[0])
+    const isFirst = compromised || gone.length === sound.length
+    const made = makeSigningKey(alg ?? sound.at(-1)?.alg ?? 'EdDSA', roots[0])
     const added = { ...made, signs_from: isFirst ? now : new Date(now.getTime() + LEAD * 1000) }
     await addKey(trx, author, now, added, compromised ? { compromised: gone.map(({ kid }) => kid) } : {})
     return viewsOf(await listSigningKeys(trx), now)
@@ -86,7 +88,7 @@ async function reseal(trx: Transaction<Database>, key: SigningKeyRow, roots: Roo
     await replaceSeal(trx, { ...key, ...resealSigningKey(key, roots) })
   } catch (error) {
     if (!(error instanceof RootUnknown)) throw error
-    log?.error({ err: error }, 'a signing key cannot be opened')
+    log?.error({ kid: key.kid, cause: error.message }, 'a signing key cannot be opened')
   }
 }
 

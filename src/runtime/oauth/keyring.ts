@@ -5,7 +5,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import { SignJWT, type JWTPayload } from 'jose'
 import { Problem } from '../../errors.js'
 import type { Roots } from '../../key/roots.js'
-import { endedBy, MAX_KEYS_AGE, openSigningKey, RootUnknown, signerAt, type SigningKey } from '../../key/signing.js'
+import { endedBy, MAX_KEYS_AGE, MAX_TOKEN_TTL, openSigningKey, RootUnknown, signerAt, soundOf, type SigningKey } from '../../key/signing.js'
 import type { FoundSigningKey } from './store.js'
 
 export interface KeyringParts {
@@ -26,6 +26,7 @@ export interface SigningKeys {
 }
 
 interface Held {
+  /** Without those that are damaged: for everybody it is as if they were not there. */
   readonly keys: readonly (FoundSigningKey & { readonly key: SigningKey | undefined })[]
   /** When they were asked for, on the monotonic clock, and on the database's. */
   readonly readAt: number
@@ -39,11 +40,14 @@ export class Keyring {
   #held: Held | undefined
   #reading: Promise<Held> | undefined
   #retryAt = -Infinity
+  /** Names of keys that cannot be opened, of which the log has been told. */
+  readonly #reported = new Set<string>()
 
   constructor(private readonly parts: KeyringParts) {}
 
   /**
-   * The keys as of now.
+   * The keys as of now. Where the one whose turn it is cannot be opened here, the latest that can be signs in its place, for as
+   * long as everybody else still publishes it when the last of what it signs expires.
    *
    * @throws Problem `signing_key_unavailable` when there is none that could sign, or what the database throws when the
    *   keys are older than {@link MAX_KEYS_AGE} and cannot be read
@@ -51,7 +55,8 @@ export class Keyring {
   async keys(): Promise<SigningKeys> {
     const { keys, databaseTime, readAt } = await this.#current()
     const now = databaseTime + (performance.now() - readAt)
-    const signer = signerAt(keys, now)?.key
+    const tooOldToSign = new Set(endedBy(keys, now + MAX_TOKEN_TTL * 1000))
+    const signer = signerAt(keys.filter((one) => one.key && !tooOldToSign.has(one)), now)?.key
     if (!signer) throw unavailable()
     const ended = new Set(endedBy(keys, now))
     const published = keys.flatMap((one) => (one.key && !ended.has(one) ? [one.key] : []))
@@ -77,19 +82,31 @@ export class Keyring {
     this.#retryAt = readAt + PATIENCE_MS
     const { keys, now } = await this.parts.read()
     if (keys.length === 0) throw unavailable()
-    this.#held = { keys: keys.map((stored) => ({ ...stored, key: this.#opened(stored) })), readAt, databaseTime: now.getTime() }
+    const sound = soundOf(keys, this.parts.roots, ({ kid }) => this.#report(kid, `signing key ${kid} is not as it was made`))
+    this.#held = { keys: sound.map((stored) => ({ ...stored, key: this.#opened(stored) })), readAt, databaseTime: now.getTime() }
     return this.#held
   }
 
   /** One that cannot be opened neither signs nor is published. The others do what they did. */
   #opened(stored: FoundSigningKey): SigningKey | undefined {
     try {
-      return openSigningKey(stored, this.parts.roots)
+      const key = openSigningKey(stored, this.parts.roots)
+      this.#reported.delete(stored.kid)
+      return key
     } catch (error) {
-      const about = error instanceof RootUnknown ? error.message : `signing key ${stored.kid} is not as it was made`
-      this.parts.log.error({ err: error }, about)
-      return undefined
+      if (!(error instanceof RootUnknown)) throw error
+      // Sealed anew under a root that this replica has not been given yet, it is the same key.
+      const before = this.#held?.keys.find(({ kid, alg }) => kid === stored.kid && alg === stored.alg)?.key
+      if (!before) this.#report(stored.kid, error.message)
+      return before
     }
+  }
+
+  /** Once, and not with every reading: the log would say the same each 30 seconds. */
+  #report(kid: string, about: string): void {
+    if (this.#reported.has(kid)) return
+    this.#reported.add(kid)
+    this.parts.log.error(about)
   }
 }
 
