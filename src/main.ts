@@ -16,6 +16,7 @@ import { VERSION } from './package-root.js'
 
 const serve = () => import('./commands/serve.js')
 const database = () => import('./commands/database.js')
+const events = () => import('./commands/events.js')
 const client = () => import('./commands/client.js')
 const offline = () => import('./commands/offline.js')
 
@@ -53,6 +54,14 @@ const ofWhom = () => [
 withOptions(gateway.command('create').requiredOption('--name <name>').option('--json'), ofWhom()).action(lazily(async () => (await database()).runGatewayCreate))
 withOptions(gateway.command('list').option('--json'), ofWhom()).action(lazily(async () => (await database()).runGatewayList))
 withOptions(gateway.command('revoke').argument('<id>').option('--reason <reason>'), ofWhom()).action(lazily(async () => (await database()).runGatewayRevoke))
+
+program
+  .command('events')
+  .description('write out the audit trail, oldest first, one line of JSON each')
+  .option('--follow', 'wait for more')
+  .option('--after <position>', 'leave out what was written out before', position)
+  .option('--output <file>', 'a file, gone on with where it ends; standard output otherwise')
+  .action(lazily(async () => (await events()).runEvents))
 
 program
   .command('root-secrets')
@@ -119,6 +128,11 @@ function lazily<A extends unknown[]>(load: () => Promise<(...args: A) => Promise
 function positive(value: string): number {
   if (!/^[1-9]\d{0,9}$/.test(value)) throw new InvalidArgumentError('must be a whole number of seconds, 1 or more')
   return Number(value)
+}
+
+function position(value: string): string {
+  if (!/^\d{1,18}$/.test(value)) throw new InvalidArgumentError('must be the id of an event')
+  return value
 }
 
 function withOptions(command: Command, options: Option[]): Command {

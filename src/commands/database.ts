@@ -114,7 +114,7 @@ export async function migrateDatabase(config: Settings, withLogins: boolean): Pr
 }
 
 /** Runs with the settings of a database: the deployment's, or the embedded one, which is started if it is not up. */
-async function withDatabaseSettings(run: (config: Settings) => Promise<void>): Promise<void> {
+export async function withDatabaseSettings(run: (config: Settings) => Promise<void>): Promise<void> {
   const environment = processEnvironment()
   if (!isLocal(environment)) return run(loadConfig(environment))
   const local = await startLocal(environment, { share: true })

@@ -58,9 +58,9 @@ export interface EventsTable {
   at: Date
   type: string
   org_id: string | null
-  /** NULL for what happens to a signing key. */
+  /** NULL for what happens to a signing key, or to the database. */
   key_id: string | null
-  kind: CredentialKind | 'signing_key'
+  kind: CredentialKind | 'signing_key' | 'database'
   mecha: string | null
   actor: string
   request_id: string
