@@ -40,8 +40,9 @@ import { CredentialReader } from './runtime/reader.js'
 import { runtimePlane } from './runtime/routes.js'
 import * as runtimeSchemas from './runtime/schemas.js'
 import { createSender } from './runtime/send.js'
-import { findCredentials, recordLastUse } from './runtime/store.js'
+import { findCredentials } from './runtime/store.js'
 import { ChangeStreams } from './runtime/streams.js'
+import { recordRefusals, recordUses } from './runtime/usage-store.js'
 import { UsageRecorder } from './runtime/usage.js'
 import { createVerifier, type Verifier } from './runtime/verifier.js'
 
@@ -114,10 +115,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   }
   if (config.PLANES !== 'control') {
     const db = openPlane('runtime', requireDatabase(config, 'RUNTIME_DATABASE_URL', 'DATABASE_URL'))
-    const usage = new UsageRecorder((uses) => recordLastUse(db, uses), config.USAGE_FLUSH_INTERVAL * 1000, (error) =>
-      app.log.warn({ err: error }, 'times of last use could not be written and are kept for the next attempt'),
-    )
-    app.addHook('onClose', () => usage.stop())
+    const usage = recordUsage(db)
     const cache = new KeyCache(config.CACHE_MAX_KEYS)
     const oauth = oauthOf(db)
     const { feed, streams } = followChanges([cache, oauth.places, oauth.statusList])
@@ -129,7 +127,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     metrics.watch('mecha_keys_change_streams', 'Streams of changes to gateways', () => streams.size)
     const revocation = { db, verifier, cache, perMinute: config.REVOKE_TOKEN_RATE }
     const nonces = { db, verifier, queueSize: config.QUEUE_SIZE }
-    await app.register(runtimePlane({ verifier, feed, streams, revocation, nonces, oauth: { ...oauth, verifier }, config }))
+    await app.register(runtimePlane({ verifier, feed, streams, revocation, nonces, usage, oauth: { ...oauth, verifier }, config }))
     onDraining.push(() => streams.end())
     if (config.AUTHZ_LISTEN) authz = await openDoor(verifier)
   }
@@ -141,6 +139,21 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   function startDraining(): void {
     draining = true
     for (const drain of onDraining) drain()
+  }
+
+  /** What writes when keys were used and refused, and writes the rest at the end. */
+  function recordUsage(db: Kysely<Database>): UsageRecorder {
+    const usage = new UsageRecorder({
+      writeUses: (uses) => recordUses(db, uses),
+      writeRefusals: (refusals) => recordRefusals(db, refusals),
+      intervalMs: config.USAGE_FLUSH_INTERVAL * 1000,
+      max: config.CACHE_MAX_KEYS,
+      onError: (error) => app.log.warn({ err: error, pending: usage.pending, dropped: usage.dropped }, 'times of use could not be written and are kept for the next attempt'),
+    })
+    metrics.watch('mecha_keys_usage_pending', 'Keys whose times of use or of refusal wait to be written', () => usage.pending)
+    metrics.watch('mecha_keys_usage_dropped', 'Times of use or of refusal that were given up since the start, for want of room', () => usage.dropped)
+    app.addHook('onClose', () => usage.stop())
+    return usage
   }
 
   /** What signs, and what tells of the end of what was signed. */
@@ -191,8 +204,8 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     takeTimes(door, metrics)
     registerNotFound(door, metrics.recordUnknownRoute)
     decorateCallers(door)
-    const gateway = { id: 'AUTHZ_LISTEN', org_id: config.AUTHZ_ORG ?? null, expires_at: null }
-    await door.register(authzRoutes({ verifier, send: createSender(), unavailable: config.AUTHZ_UNAVAILABLE, gateway }))
+    const everybody = { id: null, org_id: config.AUTHZ_ORG ?? null }
+    await door.register(authzRoutes({ verifier, send: createSender(), unavailable: config.AUTHZ_UNAVAILABLE, everybody }))
     await door.ready()
     // Both stop to listen at the same time; what the door still answers needs the database as much as the rest does.
     let closing: Promise<void> | undefined

@@ -71,7 +71,7 @@ const SETTINGS = {
   CACHE_MAX_KEYS: { about: 'Most keys held in memory, for each process', default: '100000', parse: integer(1, 10_000_000) },
   CHANGE_STREAMS_MAX: { about: 'Most streams of changes to gateways at once, for each process; one gateway may have half of them', default: '1000', parse: integer(1, 100_000) },
   QUEUE_SIZE: { about: 'Most keys that wait for argon2, most that wait for the database, and most requests of operators at once; whatever comes then is answered with 503', default: '1000', parse: integer(1, 100_000) },
-  USAGE_FLUSH_INTERVAL: { about: 'How often `last_used_at` is written; a crash loses at most this much of it', default: '10s', ...upTo('1d') },
+  USAGE_FLUSH_INTERVAL: { about: 'How often `last_used_at` and `last_refused_at` are written; a crash loses at most this much of them', default: '10s', ...upTo('1d') },
 
   OIDC_ISSUER: { about: "Issuer of operators' tokens, exactly as in their `iss`; https, or http on the loopback", parse: issuerUrl },
   OIDC_AUDIENCE: { about: "What must be in an operator token's `aud`", default: 'mecha-keys', parse: text },

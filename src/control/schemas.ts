@@ -1,5 +1,6 @@
 import { Type, type Static } from '@fastify/type-provider-typebox'
 import { HandleSchema, MetadataSchema, nullable, nullableText, nullableTime, ScopesSchema, TimeSchema } from '../http/schemas.js'
+import type { KeyRefusalsTable } from '../db/tables.js'
 import { ID_PATTERN } from '../key/id.js'
 import type { KeyStatus } from '../key/status.js'
 import { EVENT_TYPES } from './parts.js'
@@ -34,7 +35,9 @@ const beginning = {
 }
 const useAndEnd = {
   first_used_at: nullableTime('When it was first valid in a verify; null is never'),
-  last_used_at: nullableTime('When it was last valid in a verify, some seconds late'),
+  last_used_at: nullableTime('When it was last valid, here or at a gateway that answers from its own memory and reports it; some seconds late'),
+  last_refused_at: nullableTime('When it was last presented and refused because it was revoked, expired or disabled, some seconds late: somebody still needs it. null is never'),
+  last_refused_code: nullable(Type.Unsafe<KeyRefusalsTable['last_refused_code']>({ type: 'string', enum: ['revoked', 'expired', 'disabled', null] }), 'What it was then'),
   revoked_at: nullableTime('When it was revoked; null is never'),
   revoked_by: nullableText('Who revoked it: as `created_by`, or `holder` for who presented the key itself'),
   revoke_reason: nullableText('Why, in their words'),
@@ -63,6 +66,7 @@ export const KeySchema = Type.Object(
     ...beginning,
     expires_at: ExpiresAt,
     ...useAndEnd,
+    last_used_by: nullableText('Id of the gateway that asked about it, or reported it, at `last_used_at`; null where none did: an exchange, or a proxy at `AUTHZ_LISTEN`'),
     rotated_from: nullableText('Id of the key that it succeeded'),
     rotated_to: nullableText('Id of the key that succeeded it'),
     propagation: Type.Optional(PropagationSchema),

@@ -1,7 +1,7 @@
 /** What the control plane asks of the database. The hash never leaves through here. */
 
 import { sql, type ExpressionBuilder, type Kysely, type Transaction, type Updateable } from 'kysely'
-import type { Database, EventRow, KeyRow, KeysTable, NewKeyRow } from '../db/tables.js'
+import type { Database, EventRow, KeyRefusalsTable, KeyRow, KeysTable, NewKeyRow } from '../db/tables.js'
 import type { CredentialKind } from '../key/id.js'
 import type { KeyStatus } from '../key/status.js'
 
@@ -16,6 +16,10 @@ export interface Reach {
 export type KeyRecord = Omit<KeyRow, 'hash' | 'tag_root' | 'pepper_root' | 'crew'> & {
   readonly first_used_at: Date | null
   readonly last_used_at: Date | null
+  /** A gateway's id (UUID). */
+  readonly last_used_by: string | null
+  readonly last_refused_at: Date | null
+  readonly last_refused_code: KeyRefusalsTable['last_refused_code'] | null
 }
 
 /** Where a page of a listing ended. */
@@ -28,7 +32,8 @@ const KEY_COLUMNS = [
   'id', 'kind', 'org_id', 'mecha', 'name', 'scopes', 'metadata', 'enabled', 'created_at', 'created_by', 'expires_at',
   'revoked_at', 'revoked_by', 'revoke_reason', 'rotated_from', 'rotated_to',
 ] as const
-const COLUMNS = [...KEY_COLUMNS, 'first_used_at', 'last_used_at'] as const
+const USE_COLUMNS = ['first_used_at', 'last_used_at', 'last_used_by', 'last_refused_at', 'last_refused_code'] as const
+const NEVER_USED = { first_used_at: null, last_used_at: null, last_used_by: null, last_refused_at: null, last_refused_code: null }
 
 const CLOCK = sql<Date>`date_trunc('milliseconds', clock_timestamp())`
 
@@ -80,12 +85,11 @@ export async function countLivingKeys(trx: Transaction<Database>, mecha: string)
 
 export async function insertKey(trx: Transaction<Database>, row: NewKeyRow): Promise<KeyRecord> {
   const key = await trx.insertInto('keys').values(row).returning(KEY_COLUMNS).executeTakeFirstOrThrow()
-  return { ...key, first_used_at: null, last_used_at: null }
+  return { ...key, ...NEVER_USED }
 }
 
 export async function findKey(db: Kysely<Database>, reach: Reach, kind: CredentialKind, id: string): Promise<KeyRecord | undefined> {
-  return db
-    .selectFrom('keys').leftJoin('key_usage', 'key_usage.key_id', 'keys.id').select(COLUMNS)
+  return selectKeys(db)
     .where('id', '=', id).where(isReachable(reach, kind))
     .executeTakeFirst()
 }
@@ -107,12 +111,20 @@ export interface ListFilter {
   readonly after?: Cursor | undefined
 }
 
+/** Keys, with what is known of their use. */
+function selectKeys(db: Kysely<Database>) {
+  return db
+    .selectFrom('keys')
+    .leftJoin('key_usage', 'key_usage.key_id', 'keys.id')
+    .leftJoin('key_refusals', 'key_refusals.key_id', 'keys.id')
+    .select([...KEY_COLUMNS, ...USE_COLUMNS])
+}
+
 /** Newest first. A row's place, once it has one, never changes: pages neither skip nor repeat what was there before. */
 export async function listKeys(db: Kysely<Database>, reach: Reach, filter: ListFilter): Promise<{ keys: KeyRecord[]; now: Date }> {
   const now = await readClock(db)
   const { kind, mecha, status, limit, after } = filter
-  const keys = await db
-    .selectFrom('keys').leftJoin('key_usage', 'key_usage.key_id', 'keys.id').select(COLUMNS)
+  const keys = await selectKeys(db)
     .where(isReachable(reach, kind))
     .$if(mecha !== undefined, (query) => query.where('mecha', '=', mecha!))
     .$if(status !== undefined, (query) => query.where(hasStatus(status!, now)))

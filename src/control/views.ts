@@ -16,6 +16,7 @@ export function keyView(row: KeyRecord, now: Date): KeyBody {
     scopes: row.scopes,
     metadata: row.metadata,
     expires_at: text(row.expires_at),
+    last_used_by: row.last_used_by && publicId('gateway', row.last_used_by),
     rotated_from: row.rotated_from && publicId('mecha', row.rotated_from),
     rotated_to: row.rotated_to && publicId('mecha', row.rotated_to),
   }
@@ -50,6 +51,8 @@ function shared(row: KeyRecord, now: Date) {
     created_by,
     first_used_at: text(row.first_used_at),
     last_used_at: text(row.last_used_at),
+    last_refused_at: text(row.last_refused_at),
+    last_refused_code: row.last_refused_code,
     revoked_at: text(row.revoked_at),
     revoked_by,
     revoke_reason,

@@ -43,6 +43,13 @@ export interface KeyUsageTable {
   key_id: string
   first_used_at: Date
   last_used_at: Date
+  last_used_by: Generated<string | null>
+}
+
+export interface KeyRefusalsTable {
+  key_id: string
+  last_refused_at: Date
+  last_refused_code: 'revoked' | 'expired' | 'disabled'
 }
 
 export interface IdempotencyKeysTable {
@@ -93,6 +100,7 @@ export interface Database {
   mechas: MechasTable
   keys: KeysTable
   key_usage: KeyUsageTable
+  key_refusals: KeyRefusalsTable
   idempotency_keys: IdempotencyKeysTable
   events: EventsTable
   signing_keys: SigningKeysTable

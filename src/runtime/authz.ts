@@ -7,7 +7,7 @@
 import { METHODS, type IncomingHttpHeaders } from 'node:http'
 import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyReply, FastifyRequest, HTTPMethods, onRequestHookHandler } from 'fastify'
-import { bearerOf, CHALLENGE, type Gateway } from '../auth/gateways.js'
+import { bearerOf, CHALLENGE } from '../auth/gateways.js'
 import { Problem } from '../errors.js'
 import { answerProblem, loggedProblem } from '../http/problems.js'
 import { emptyAnswer, responses } from '../http/schemas.js'
@@ -17,7 +17,7 @@ import type { CachedKey } from './cache.js'
 import { demandOf } from './demand.js'
 import { identityOf, NOBODY } from './identity.js'
 import type { Send } from './send.js'
-import type { Verifier } from './verifier.js'
+import type { Asker, Verifier } from './verifier.js'
 
 export interface AuthzParts {
   readonly verifier: Verifier
@@ -25,7 +25,7 @@ export interface AuthzParts {
   /** The status while nobody can say whether a key is good. */
   readonly unavailable: 403 | 503
   /** In whose name everybody asks who needs no credential to. */
-  readonly gateway?: Gateway
+  readonly everybody?: Asker
 }
 
 /** The key that is let through, or why none is. */
@@ -56,7 +56,7 @@ export function asRefusal({ code, detail, extra, status }: Problem, unavailable:
 }
 
 /** Serves `/v1/authz`, on a server that routes by {@link withoutSubPath}. */
-export function authzRoutes({ verifier, send, unavailable, gateway: everybody }: AuthzParts): FastifyPluginAsyncTypebox {
+export function authzRoutes({ verifier, send, unavailable, everybody }: AuthzParts): FastifyPluginAsyncTypebox {
   // Before a body is looked at: it is none of ours, and Node.js reads past it.
   const onRequest: onRequestHookHandler = (request, reply, done) => {
     const outcome = decide(request, reply)
@@ -72,11 +72,11 @@ export function authzRoutes({ verifier, send, unavailable, gateway: everybody }:
     return gateway.then((found) => (found ? checkKey(found, request, reply) : NO_GATEWAY))
   }
 
-  function checkKey(gateway: Gateway, { headers, raw }: FastifyRequest, reply: FastifyReply): Outcome | Promise<Outcome> {
+  function checkKey(asker: Asker, { headers, raw }: FastifyRequest, reply: FastifyReply): Outcome | Promise<Outcome> {
     const key = presentedKey(headers)
     if (typeof key !== 'string') return key
     const demand = demandOf(raw.url!)
-    const verdict = verifier.verifyKey(key, gateway, demand, reply)
+    const verdict = verifier.verifyKey(key, asker, demand, reply)
     if (!(verdict instanceof Promise)) return typeof verdict === 'string' ? refusalOf(verdict, demand) : verdict
     return verdict.then((late) => (typeof late === 'string' ? refusalOf(late, demand) : late))
   }

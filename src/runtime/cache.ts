@@ -168,7 +168,7 @@ function entryOf(row: CredentialRow, used: boolean, digest: string): CachedKey {
     expires_at: expires_at && expires_at.getTime(),
     revoked_at: revoked_at && revoked_at.getTime(),
     answer: kind === 'mecha' ? validAnswer(row) : '',
-    identity: undefined, used, current: true, usedAt: 0, isGathered: false,
+    identity: undefined, used, current: true, usedAt: 0, usedBy: null, isGathered: false,
   }
 }
 

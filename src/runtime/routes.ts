@@ -16,6 +16,8 @@ import { oauthRoutes } from './oauth/routes.js'
 import { revokeTokenRoutes, type RevokeTokenParts } from './revoke-token.js'
 import { MAX_BATCH, VerifyAnswer, VerifyBatchAnswer, VerifyBatchBody, VerifyBody } from './schemas.js'
 import { createSender, type Headers, type Send } from './send.js'
+import { usageRoutes } from './usage-routes.js'
+import type { UsageRecorder } from './usage.js'
 import type { Verifier } from './verifier.js'
 
 /** Bytes: every batch that the schema takes, whatever is asked of its keys. */
@@ -33,9 +35,10 @@ const VERIFY = [
 
 export interface RuntimeParts extends ChangesParts {
   readonly verifier: Verifier
-  readonly feed: Pick<Feed, 'isFresh' | 'missedSince' | 'confirmedAt'>
+  readonly feed: Pick<Feed, 'isFresh' | 'missedSince' | 'confirmedAt' | 'now'>
   readonly revocation: RevokeTokenParts
   readonly nonces: NonceParts
+  readonly usage: UsageRecorder
   readonly oauth: OAuthParts
   readonly config: Settings
 }
@@ -52,6 +55,7 @@ export function runtimePlane(parts: RuntimeParts): FastifyPluginAsyncTypebox {
     await app.register(changesRoutes(parts))
     await app.register(revokeTokenRoutes(parts.revocation))
     await app.register(nonceRoutes(parts.nonces))
+    await app.register(usageRoutes(parts))
     await app.register(authzRoutes({ verifier, send, unavailable: config.AUTHZ_UNAVAILABLE }))
     await app.register(oauthRoutes(oauth, config.PUBLIC_URL))
   }

@@ -52,17 +52,40 @@ export const MIN_NONCE_TTL = 2 * MAX_TOLERANCE + CLOCK_MARGIN
 /** Seconds: more than that. */
 export const MAX_NONCE_TTL = 900
 
+const keyId = (description: string) =>
+  Type.String({
+    pattern: `^key_${ID_PATTERN}$`, 'x-rule': 'must be a key id, as in key_01jd9p5v3fe8rr2k7m4q9wx0zt',
+    description, examples: ['key_01jd9p5v3fe8rr2k7m4q9wx0zt'],
+  })
+
 export const NonceBody = Type.Object(
   {
-    key_id: Type.String({
-      pattern: `^key_${ID_PATTERN}$`, 'x-rule': 'must be a key id, as in key_01jd9p5v3fe8rr2k7m4q9wx0zt',
-      description: 'Id of the key that signed, as verify tells it', examples: ['key_01jd9p5v3fe8rr2k7m4q9wx0zt'],
-    }),
+    key_id: keyId('Id of the key that signed, as verify tells it'),
     nonce: Type.String({ pattern: NONCE_PATTERN, 'x-rule': NONCE_RULE, description: 'The nonce as it was sent: 16 to 128 characters', examples: ['5a0c8e6e-58f5-4ec6-9d04-0d3c6c1b7f1e'] }),
     expires_at: Type.String({ format: 'date-time', description: `From when on the request is refused by its timestamp; ${MAX_NONCE_TTL} seconds from now at most. The nonce is kept for ${MIN_NONCE_TTL} seconds at least, for gateways that tolerate more. RFC 3339`, examples: ['2030-01-31T12:05:00Z'] }),
   },
   { additionalProperties: false, examples: [{ key_id: 'key_01jd9p5v3fe8rr2k7m4q9wx0zt', nonce: '5a0c8e6e-58f5-4ec6-9d04-0d3c6c1b7f1e', expires_at: '2030-01-31T12:05:00Z' }] },
 )
+/** Uses in one report, at most. */
+export const MAX_USES = 1000
+
+export const UsageBody = Type.Object(
+  {
+    uses: Type.Array(
+      Type.Object(
+        {
+          key_id: keyId('Id of the key, as verify tells it'),
+          used_at: Type.String({ format: 'date-time', maxLength: 64, description: 'When it was last used. RFC 3339', examples: ['2030-01-31T12:00:00Z'] }),
+        },
+        { additionalProperties: false },
+      ),
+      { minItems: 1, maxItems: MAX_USES, description: 'One for each key is enough: the last' },
+    ),
+  },
+  { additionalProperties: false, examples: [{ uses: [{ key_id: 'key_01jd9p5v3fe8rr2k7m4q9wx0zt', used_at: '2030-01-31T12:00:00Z' }] }] },
+)
+export const UsageTaken = Type.Object({}, { title: 'UsageTaken', description: 'Nothing more to say' })
+
 export const NonceTaken = Type.Object({}, { title: 'NonceTaken', description: 'Nothing more to say: the request may pass' })
 
 export const Valid = Type.Object({

@@ -32,9 +32,10 @@ export async function findCredentials(db: Kysely<Database>, ids: readonly string
  * Records that a key has been used for the first time. The row is held while that is written, so that an
  * `Idempotency-Key` cannot replace its secret in between: either the use or the replacement comes first.
  *
+ * @param by the gateway (UUID) that asked, if one did
  * @returns `false` when what decides about the key is no longer as it was read; read it again
  */
-export async function claimFirstUse(db: Kysely<Database>, row: CredentialRow): Promise<boolean> {
+export async function claimFirstUse(db: Kysely<Database>, row: CredentialRow, by: string | null): Promise<boolean> {
   const { id, hash, enabled, expires_at } = row
   const { rows } = await sql<{ id: string }>`
     WITH live AS (
@@ -42,8 +43,8 @@ export async function claimFirstUse(db: Kysely<Database>, row: CredentialRow): P
       WHERE id = ${id} AND hash = ${hash} AND enabled = ${enabled} AND expires_at IS NOT DISTINCT FROM ${expires_at} AND revoked_at IS NULL
       FOR SHARE
     ), used AS (
-      INSERT INTO key_usage (key_id, first_used_at, last_used_at)
-      SELECT id, clock_timestamp(), clock_timestamp() FROM live
+      INSERT INTO key_usage (key_id, first_used_at, last_used_at, last_used_by)
+      SELECT id, clock_timestamp(), clock_timestamp(), ${by}::uuid FROM live
       ON CONFLICT (key_id) DO NOTHING
     )
     SELECT id FROM live`.execute(db)
@@ -56,7 +57,7 @@ export async function claimFirstUse(db: Kysely<Database>, row: CredentialRow): P
  *
  * @returns for each row, in their order, whether what decides about the key is still as it was read
  */
-export async function claimFirstUses(db: Kysely<Database>, rows: readonly CredentialRow[]): Promise<boolean[]> {
+export async function claimFirstUses(db: Kysely<Database>, rows: readonly CredentialRow[], by: string): Promise<boolean[]> {
   const seen = JSON.stringify(rows.map(({ id, hash, enabled, expires_at }, place) => ({ place, id, hash, enabled, expires_at })))
   const { rows: live } = await sql<{ place: number }>`
     WITH live AS (
@@ -67,13 +68,13 @@ export async function claimFirstUses(db: Kysely<Database>, rows: readonly Creden
       ORDER BY keys.id
       FOR SHARE OF keys SKIP LOCKED
     ), used AS (
-      INSERT INTO key_usage (key_id, first_used_at, last_used_at)
-      SELECT id, clock_timestamp(), clock_timestamp() FROM live
+      INSERT INTO key_usage (key_id, first_used_at, last_used_at, last_used_by)
+      SELECT id, clock_timestamp(), clock_timestamp(), ${by}::uuid FROM live
       ON CONFLICT (key_id) DO NOTHING
     )
     SELECT place FROM live`.execute(db)
   const claimed = new Set(live.map(({ place }) => place))
-  return Promise.all(rows.map(async (row, place) => claimed.has(place) || claimFirstUse(db, row)))
+  return Promise.all(rows.map(async (row, place) => claimed.has(place) || claimFirstUse(db, row, by)))
 }
 
 /** Who ends a key by presenting it, as far as is known of them. */
@@ -128,12 +129,4 @@ export async function takeNonce(db: Kysely<Database>, { keyId, orgId, digest, ex
   const { rows } = await sql<{ outcome: NonceOutcome }>`
     SELECT take_nonce(${keyId}::uuid, ${orgId}::text, ${digest}::bytea, ${expiresAt}::timestamptz, ${minTtl}::integer, ${maxTtl}::integer) AS outcome`.execute(db)
   return rows[0]!.outcome
-}
-
-/** Writes many times of last use in one statement. A later time is never replaced by an earlier one. */
-export async function recordLastUse(db: Kysely<Database>, uses: ReadonlyMap<string, number>): Promise<void> {
-  await sql`
-    UPDATE key_usage SET last_used_at = used.at
-    FROM unnest(${[...uses.keys()]}::uuid[], ${[...uses.values()].map((at) => new Date(at))}::timestamptz[]) AS used (key_id, at)
-    WHERE key_usage.key_id = used.key_id AND key_usage.last_used_at < used.at`.execute(db)
 }

@@ -64,9 +64,12 @@ interface Proven {
   readonly read: Read
 }
 
-/** Whose keys are looked at: an organization's, or everybody's. */
-type Owner = Pick<Gateway, 'org_id'>
-const ANYBODY: Owner = { org_id: null }
+/** Who asks, whom no credential needs to tell: about the keys of an organization or of all, and as which gateway or as none. */
+export interface Asker {
+  readonly id: string | null
+  readonly org_id: string | null
+}
+const NO_GATEWAY: Asker = { id: null, org_id: null }
 const NO_DEMAND: Demand = {}
 
 /** How often a row that changes while it is worked with is read again: each time, something was really changed. */
@@ -79,8 +82,8 @@ export function createVerifier(parts: VerifierParts) {
   const improving = new Set<string>()
 
   /** What a gateway is told about a Mecha key. Keys of organizations that it does not serve are unknown to it. */
-  function verifyKey(presented: string, gateway: Gateway, demand: Demand, caller: Waiting): Verdict | Promise<Verdict> {
-    return check(presented, 'mecha', caller, gateway, demand)
+  function verifyKey(presented: string, asker: Asker, demand: Demand, caller: Waiting): Verdict | Promise<Verdict> {
+    return check(presented, 'mecha', caller, asker, demand)
   }
 
   /**
@@ -91,7 +94,7 @@ export function createVerifier(parts: VerifierParts) {
   async function verifyKeys(asked: readonly Asked[], gateway: Gateway, { signal }: Waiting): Promise<Verdict[]> {
     // Every key that waits for something listens to it.
     setMaxListeners(0, signal)
-    const firstUses = gatherFirstUses(asked.length, (rows) => claimFirstUses(db, rows))
+    const firstUses = gatherFirstUses(asked.length, (rows) => claimFirstUses(db, rows, gateway.id))
     const caller = { signal, claim: firstUses.claim }
     const verdicts = asked.map(async ({ key, ...demand }) => {
       try {
@@ -106,13 +109,13 @@ export function createVerifier(parts: VerifierParts) {
 
   /** The gateway behind a credential, or `undefined`. */
   function verifyGateway(presented: string, caller: Waiting): Gateway | undefined | Promise<Gateway | undefined> {
-    const verdict = check(presented, 'gateway', caller, ANYBODY, NO_DEMAND)
+    const verdict = check(presented, 'gateway', caller, NO_GATEWAY, NO_DEMAND)
     return verdict instanceof Promise ? verdict.then(gatewayOf) : gatewayOf(verdict)
   }
 
   /** The Mecha key itself, presented by who holds it: no gateway asks. */
   function verifyHeld(presented: string, caller: Waiting): Verdict | Promise<Verdict> {
-    return check(presented, 'mecha', caller, ANYBODY, NO_DEMAND)
+    return check(presented, 'mecha', caller, NO_GATEWAY, NO_DEMAND)
   }
 
   /** Whether a Mecha key is good, by its id (UUID): for who holds what was made of the key when it was verified. */
@@ -141,24 +144,24 @@ export function createVerifier(parts: VerifierParts) {
     return (await withProven(token, signal, (proven) => proven ?? null))?.key
   }
 
-  function check(presented: string, kind: CredentialKind, caller: Waiting, whose: Owner, demand: Demand): Verdict | Promise<Verdict> {
+  function check(presented: string, kind: CredentialKind, caller: Waiting, asker: Asker, demand: Demand): Verdict | Promise<Verdict> {
     const text = bareToken(presented)
     const at = performance.now()
     const isFresh = feed.isFresh(at)
     const held = cache.find(text)
     if (isFresh && held?.current && held.kind === kind) {
       const now = feed.now(at)
-      const code = refuse(held, now, whose, demand)
-      if (code) return counted(kind, code)
+      const code = refuse(held, now, asker, demand)
+      if (code) return counted(kind, noted(held, code, now))
       if (held.used) {
-        usage.seen(held, now)
+        usage.seen(held, now, asker.id)
         return counted(kind, held)
       }
     }
     const token = parseToken(text)
     if (!token) return counted(kind, 'malformed')
     if (!isTaggedByUs(token, roots) || (isFresh && cache.isRefused(text))) return counted(kind, 'unknown')
-    return checkInDatabase(token, kind, caller, whose, demand).then(
+    return checkInDatabase(token, kind, caller, asker, demand).then(
       (verdict) => counted(kind, verdict),
       (error: unknown) => {
         throw held && !isFresh && isUnavailable(error) ? feedStale() : error
@@ -167,18 +170,18 @@ export function createVerifier(parts: VerifierParts) {
   }
 
   /** The cold path: what is read goes together with what others read, and is decided by the database's clock. */
-  function checkInDatabase(token: Token, kind: CredentialKind, caller: Waiting, whose: Owner, demand: Demand): Promise<Verdict> {
-    const { signal, claim = (row) => firstUses.join(row.hash, signal, () => claimFirstUse(db, row)) } = caller
+  function checkInDatabase(token: Token, kind: CredentialKind, caller: Waiting, asker: Asker, demand: Demand): Promise<Verdict> {
+    const { signal, claim = (row) => firstUses.join(row.hash, signal, () => claimFirstUse(db, row, asker.id)) } = caller
     return withProven<Verdict>(token, signal, async (proven) => {
       if (!proven) return 'unknown'
       const { key, found, read } = proven
       const now = found.now.getTime()
-      const code = key.kind === kind ? refuse(key, now, whose, demand) : 'unknown'
-      if (code) return code
+      const code = key.kind === kind ? refuse(key, now, asker, demand) : 'unknown'
+      if (code) return noted(key, code, now)
       key.used ||= await claim(found.row)
       // What changed while this was waited for counts as well.
       if (!key.used || read.spoiled) return undefined
-      usage.seen(key, now)
+      usage.seen(key, now, asker.id)
       void improveHash(found.row, token)
       return key
     })
@@ -230,6 +233,12 @@ export function createVerifier(parts: VerifierParts) {
     }
   }
 
+  /** That a key was presented which is over: who still needs it. What was asked of a good key says nothing about it. */
+  function noted({ id }: CachedKey, code: RefusalCode, now: number): RefusalCode {
+    if (code === 'revoked' || code === 'expired' || code === 'disabled') usage.refused(id, now, code)
+    return code
+  }
+
   function counted(kind: CredentialKind, verdict: Verdict): Verdict {
     metrics.verified(kind, typeof verdict === 'string' ? verdict : 'valid')
     return verdict
@@ -239,7 +248,7 @@ export function createVerifier(parts: VerifierParts) {
 }
 
 /** Decides about an authenticated key at an instant, in milliseconds. */
-function refuse(key: CachedKey | CredentialRow, now: number, { org_id }: Owner, demand: Demand): RefusalCode | undefined {
+function refuse(key: CachedKey | CredentialRow, now: number, { org_id }: Asker, demand: Demand): RefusalCode | undefined {
   return org_id !== null && org_id !== key.org_id ? 'unknown' : refusalOf(key, now, demand)
 }
 

@@ -29,6 +29,7 @@ t.test('the runtime role can verify, note use and renew a hash, and nothing else
     'SELECT * FROM mechas', 'SELECT * FROM idempotency_keys', "INSERT INTO mechas (handle, org_id) VALUES ('a^b', 'c')",
     "UPDATE nonces SET key_id = key_id", 'SELECT * FROM nonce_sweeps', 'UPDATE nonce_sweeps SET swept_until = now()', 'UPDATE nonces SET digest = digest', 'TRUNCATE nonces',
     'UPDATE key_usage SET first_used_at = first_used_at', 'DELETE FROM key_usage',
+    'UPDATE key_refusals SET key_id = key_id', 'DELETE FROM key_refusals', 'TRUNCATE key_refusals',
     'INSERT INTO signing_keys SELECT * FROM signing_keys', 'UPDATE signing_keys SET sealed = sealed', 'UPDATE signing_keys SET signs_from = signs_from', 'DELETE FROM signing_keys', 'TRUNCATE signing_keys',
     'INSERT INTO token_status (idx) VALUES (7)', 'UPDATE token_status SET key_id = NULL', 'DELETE FROM token_status',
     'CREATE TABLE mine (x int)', 'DELETE FROM kysely_migration', 'ALTER TABLE keys DISABLE TRIGGER ALL',
@@ -78,7 +79,8 @@ t.test('the control role cannot delete a key, re-point it, touch the audit trail
   for (const statement of [
     'DELETE FROM keys', 'UPDATE keys SET mecha = mecha', 'UPDATE keys SET org_id = org_id', 'UPDATE keys SET id = id', 'UPDATE keys SET scopes = scopes', 'UPDATE keys SET kind = kind',
     'UPDATE keys SET created_by = created_by', 'UPDATE mechas SET org_id = org_id', 'DELETE FROM mechas',
-    "UPDATE events SET actor = 'nobody'", 'DELETE FROM events', 'TRUNCATE events', 'INSERT INTO key_usage SELECT id, now(), now() FROM keys', 'UPDATE key_usage SET last_used_at = now()',
+    "UPDATE events SET actor = 'nobody'", 'DELETE FROM events', 'TRUNCATE events', 'INSERT INTO key_usage SELECT id, now(), now() FROM keys', 'UPDATE key_usage SET last_used_at = now()', 'UPDATE key_usage SET last_used_by = NULL',
+    "INSERT INTO key_refusals SELECT id, now(), 'revoked' FROM keys", 'UPDATE key_refusals SET last_refused_at = now()',
     'UPDATE signing_keys SET kid = kid', 'UPDATE signing_keys SET alg = alg', 'UPDATE signing_keys SET signs_from = signs_from', 'TRUNCATE signing_keys',
     'INSERT INTO token_status (idx) VALUES (7)', 'UPDATE token_status SET idx = idx', 'DELETE FROM token_status', 'SELECT token_status_place(id) FROM keys',
     'SELECT * FROM nonces', 'SELECT * FROM nonce_sweeps', "SELECT take_nonce(id, NULL, '', now(), 1, 1) FROM keys", "SELECT revoke_by_holder(id, hash, 'x', 'x') FROM keys",

@@ -147,7 +147,7 @@ t.test('no secret that is sent, wherever it is put, comes back in an error or is
   for (const secret of [canary, issued, gateway]) {
     const json = { 'content-type': 'application/json' }
     for (const field of SECRET_FIELDS) {
-      for (const [url, token] of [['/v1/verify', gateway], ['/v1/verify/batch', gateway], ['/v1/nonces', gateway], ['/v1/introspect', gateway], ['/v1/token', gateway], ['/v1/keys', operator], ['/v1/gateways', operator]] as const) {
+      for (const [url, token] of [['/v1/verify', gateway], ['/v1/verify/batch', gateway], ['/v1/nonces', gateway], ['/v1/usage', gateway], ['/v1/introspect', gateway], ['/v1/token', gateway], ['/v1/keys', operator], ['/v1/gateways', operator]] as const) {
         await send('POST', url, { token, body: { [field]: secret } })
         await send('POST', url, { token, body: { [field]: { deep: [secret] }, mecha: secret, name: [secret], scopes: secret } })
         await send('POST', url, { token, body: `{"${field}":"${secret}`, headers: json })
@@ -186,6 +186,7 @@ t.test('no secret that is sent, wherever it is put, comes back in an error or is
     await send('POST', '/v1/verify', { token: gateway, body: { key: 'x', [secret]: 1 } })
     await send('POST', '/v1/verify', { token: gateway, body: { key: 'x', mecha: secret, scopes: [secret] } })
     await send('POST', '/v1/verify/batch', { token: gateway, body: { keys: [{ key: 'x', mecha: secret, scopes: [secret] }, { [secret]: 1 }] } })
+    await send('POST', '/v1/usage', { token: gateway, body: { uses: [{ key_id: secret, used_at: secret }, { [secret]: secret }] } })
     await send('POST', '/v1/nonces', { token: gateway, body: { key_id: secret, nonce: `${secret}|`, expires_at: secret } })
     await send('POST', '/v1/keys', { token: operator, body: { mecha: 'sales^acmecorp', [secret]: 1 } })
     await send('POST', '/v1/keys', { token: operator, body: { mecha: 'sales^acmecorp', name: secret, metadata: { [secret]: secret } } })

@@ -38,6 +38,7 @@ t.test('after a whole life, no plaintext and no token is in a log, the database,
   captured.push(await sendForm(service, '/v1/introspect', { token: jwt }, { authorization: `Bearer ${gateway}`, accept: 'application/token-introspection+jwt' }))
   await call('POST', '/v1/verify/batch', { token: gateway, body: { keys: [{ key: second.plaintext_key }, { key: second.plaintext_key, mecha: 'a^b' }] } })
   await call('POST', '/v1/nonces', { token: gateway, body: { key_id: first.key.id, nonce: 'a-nonce-of-a-signed-request', expires_at: new Date(Date.now() + 60_000).toISOString() } })
+  await call('POST', '/v1/usage', { token: gateway, body: { uses: [{ key_id: first.key.id, used_at: new Date().toISOString() }] } })
   const third = await reveal(`/v1/keys/${first.key.id}/rotate`, { overlap_seconds: 60 })
   await verify(third.plaintext_key)
   await call('GET', '/v1/keys')
@@ -64,6 +65,7 @@ t.test('after a whole life, no plaintext and no token is in a log, the database,
   for (const more of [{ scope: key }, { audience: [key, `${key} `] }, { resource: key }, { requested_token_type: key }, { actor_token: key }]) captured.push(await exchange(service, key, more))
   await call('POST', '/v1/verify/batch', { token: gateway, body: { keys: [{ key }, { key, mecha: key }, { [key]: key }] } })
   await call('POST', '/v1/nonces', { token: gateway, body: { key_id: key, nonce: key, expires_at: key } })
+  await call('POST', '/v1/usage', { token: gateway, body: { uses: [{ key_id: key, used_at: key }] } })
   await call('POST', '/v1/nonces', { token: gateway, body: { key_id: first.key.id, nonce: key, expires_at: new Date(Date.now() + 60_000).toISOString() } })
   const asForm = { 'content-type': 'application/x-www-form-urlencoded' }
   for (const body of [`token=${key}&token=${key}`, `${key}=${key}`, `token_type_hint=${key}`, `token=${key}${'+'.repeat(17_000)}`]) await call('POST', '/v1/revoke-token', { body, headers: asForm })

@@ -1,0 +1,55 @@
+/** Uses of keys that gateways answered for from their own memory. */
+
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { invalid } from '../errors.js'
+import { parseTimestamp } from '../gateway/signature.js'
+import { answer, responses } from '../http/schemas.js'
+import { parsePublicId } from '../key/id.js'
+import { requireGateway } from './callers.js'
+import type { Feed } from './feed.js'
+import { MAX_USES, UsageBody, UsageTaken } from './schemas.js'
+import type { UsageRecorder } from './usage.js'
+import type { Verifier } from './verifier.js'
+
+/** Bytes: every report that the schema takes. */
+const REPORT_BODY_LIMIT = 128 * 1024
+
+export interface UsageRoutesParts {
+  readonly usage: UsageRecorder
+  readonly verifier: Verifier
+  readonly feed: Pick<Feed, 'now'>
+}
+
+export function usageRoutes({ usage, verifier, feed }: UsageRoutesParts): FastifyPluginAsyncTypebox {
+  return async (app) => {
+    requireGateway(app, verifier)
+    app.post(
+      '/v1/usage',
+      {
+        bodyLimit: REPORT_BODY_LIMIT,
+        schema: {
+          tags: ['runtime'],
+          operationId: 'reportUsage',
+          summary: `Report when keys were last used at this gateway, up to ${MAX_USES} of them, where it answered from its own memory`,
+          description: 'Keys that are not known, or are of an organization that the gateway does not serve, are passed over without a word. A time that is later than now counts as now.',
+          security: [{ gateway: [] }],
+          body: UsageBody,
+          response: responses(
+            { 202: answer('It will be written with the next that are', UsageTaken) },
+            'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
+          ),
+        },
+      },
+      async ({ body, gateway }, reply) => {
+        const now = feed.now()
+        const uses = body.uses.map(({ key_id, used_at }, place) => {
+          const time = parseTimestamp(used_at)
+          if (time === undefined) throw invalid(`body.uses.${place}.used_at`, 'format', 'must be a time of RFC 3339')
+          return { id: parsePublicId('mecha', key_id)!, at: Math.min(time, now) }
+        })
+        for (const { id, at } of uses) usage.reported(id, at, gateway)
+        return reply.code(202).header('cache-control', 'no-store').send({})
+      },
+    )
+  }
+}
