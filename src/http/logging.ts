@@ -3,9 +3,7 @@
 import type { FastifyBaseLogger, FastifyInstance, FastifyRequest } from 'fastify'
 import { pino, type Bindings, type ChildLoggerOptions, type DestinationStream, type Logger } from 'pino'
 import { redactTokens } from '../key/token.js'
-
-/** Headers that carry a credential. */
-export const SECRET_HEADERS = ['authorization', 'x-mecha-key', 'x-gateway-authorization', 'cookie', 'set-cookie']
+import { SECRET_HEADERS } from './headers.js'
 
 /** Names of all properties marked `x-secret: true` anywhere below the given schemas. */
 export function secretFields(schemas: readonly unknown[]): string[] {

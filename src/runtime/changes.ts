@@ -3,6 +3,7 @@
 import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { authenticateGateway } from '../auth/gateways.js'
 import { overloaded, Problem } from '../errors.js'
+import { dropCredentials } from '../http/headers.js'
 import { responses } from '../http/schemas.js'
 import { requireGateway } from './callers.js'
 import type { Feed } from './feed.js'
@@ -55,8 +56,12 @@ export function changesRoutes({ verifier, feed, streams }: ChangesParts): Fastif
             const missed = position === undefined ? undefined : await feed.missedSince(position)
             // It may have been revoked since it was let in. Nothing may come between this look and the opening.
             const gateway = authenticateGateway(request.headers.authorization, (credential) => verifier.verifyGateway(credential, reply))
-            if (!(gateway instanceof Promise)) return void streams.open(gateway, reply.hijack().raw, { 'x-request-id': request.id }, missed)
-            await gateway
+            if (gateway instanceof Promise) {
+              await gateway
+              continue
+            }
+            dropCredentials(request.raw)
+            return void streams.open(gateway, reply.hijack().raw, { 'x-request-id': request.id }, missed)
           }
           throw overloaded()
         } finally {
