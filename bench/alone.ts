@@ -5,7 +5,7 @@
 
 import { text } from 'node:stream/consumers'
 import { Pool } from 'pg'
-import { hashSecret, verifySecret } from '../src/key/hash.js'
+import { hashSecret, nameOfPepper, verifySecret, type Pepper } from '../src/key/hash.js'
 import { newId } from '../src/key/id.js'
 import { deriveRoot } from '../src/key/roots.js'
 
@@ -21,6 +21,7 @@ export interface AloneOrder {
 
 const { part, seconds, callers, url, mecha } = JSON.parse(await text(process.stdin)) as AloneOrder
 const root = deriveRoot('the root of nothing but this measurement')
+const pepper: Pepper = { root, version: 2 }
 const pool = new Pool({ ...(url && { connectionString: url }), max: 10 })
 
 const { work } = await { argon2, lookups, inserts }[part]()
@@ -37,8 +38,8 @@ await pool.end()
 
 async function argon2() {
   const input = { id: newId(), subject: 'sales^acmecorp', secret: 'x'.repeat(43) }
-  const hash = await hashSecret(input, root, 'high-entropy')
-  return { work: () => verifySecret(hash, input, root) }
+  const hash = await hashSecret(input, pepper, 'high-entropy')
+  return { work: () => verifySecret(hash, input, pepper) }
 }
 
 async function lookups() {
@@ -54,13 +55,13 @@ async function inserts() {
   const work = async () => {
     const id = newId()
     const handle = `alone${run}${next++}^bench`
-    const hash = await hashSecret({ id, subject: handle, secret: 'x'.repeat(43) }, root, 'high-entropy')
+    const hash = await hashSecret({ id, subject: handle, secret: 'x'.repeat(43) }, pepper, 'high-entropy')
     const client = await pool.connect()
     await client.query('BEGIN')
     await client.query('INSERT INTO mechas (handle, org_id) VALUES ($1, $2)', [handle, 'bench'])
     await client.query(
-      `INSERT INTO keys (id, kind, org_id, mecha, hash, tag_root, pepper_root, created_at, created_by) VALUES ($1, 'mecha', 'bench', $2, $3, $4, $4, now(), 'operator:bench')`,
-      [id, handle, hash, root.id],
+      `INSERT INTO keys (id, kind, org_id, mecha, hash, tag_root, pepper_root, created_at, created_by) VALUES ($1, 'mecha', 'bench', $2, $3, $4, $5, now(), 'operator:bench')`,
+      [id, handle, hash, root.id, nameOfPepper(pepper)],
     )
     await client.query(
       `INSERT INTO events (at, type, org_id, key_id, kind, mecha, actor, request_id, address) VALUES (now(), 'key.issued', 'bench', $1, 'mecha', $2, 'operator:bench', 'none', 'local')`,

@@ -13,6 +13,7 @@ import { controlPlane } from './control/routes.js'
 import * as controlSchemas from './control/schemas.js'
 import { EventSchema, GatewaySchema, KeySchema } from './control/schemas.js'
 import { SigningKeeper } from './control/signing/keeper.js'
+import { hashVersion } from './db/hash-version.js'
 import { openDatabase } from './db/pool.js'
 import { databaseTrouble } from './db/readiness.js'
 import type { Database } from './db/tables.js'
@@ -84,10 +85,13 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   const app = serverOf(config, logger)
   const hasher = createHasher({
     profile: config.HASH_PROFILE,
+    version: () => newHashVersion!(),
     queueSize: config.QUEUE_SIZE,
     onDone: (operation, seconds) => metrics.argon2.observe({ operation }, seconds),
   })
   metrics.watch('mecha_keys_argon2_waiting', 'argon2 computations that wait for a thread', hasher.waiting)
+  /** As any plane's database tells it. */
+  let newHashVersion: ReturnType<typeof hashVersion> | undefined
   const checks: Record<string, ReadinessCheck> = {}
   let authz: FastifyInstance | undefined
   let draining = false
@@ -227,6 +231,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
       onQuery: () => metrics.queries.inc({ plane }),
       onError: (error) => app.log.warn({ err: error }, 'an idle database connection was lost'),
     })
+    newHashVersion ??= hashVersion(db)
     checks[`database_${plane}`] = () => databaseTrouble(db)
     app.addHook('onClose', () => db.destroy())
     return db

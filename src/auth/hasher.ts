@@ -1,15 +1,23 @@
 /** argon2 behind a bounded queue: when it is full, more work is refused and never piled up. */
 
 import { abandoned, overloaded } from '../errors.js'
-import { hashSecret, verifySecret, type HashInput, type HashProfile } from '../key/hash.js'
+import { hashSecret, nameOfPepper, verifySecret, type HashInput, type HashProfile, type Pepper } from '../key/hash.js'
 import type { Root } from '../key/roots.js'
 
 export interface HasherParts {
   readonly profile: HashProfile
+  /** Which version of argon2's input a new hash is to have. */
+  readonly version: () => Promise<Pepper['version']>
   /** Most computations that wait. */
   readonly queueSize: number
   /** Called for each computation, with its seconds from the moment it was asked for. */
   readonly onDone: (operation: 'hash' | 'verify', seconds: number) => void
+}
+
+/** A new hash, and what `keys` has to say of how it was made. */
+export interface Hashed {
+  readonly hash: string
+  readonly pepper_root: string
 }
 
 export type Hasher = ReturnType<typeof createHasher>
@@ -25,7 +33,7 @@ const LANES = 16
  * A hasher for one process. Its calls reject with `overloaded` (503) when the queue is full, and when their
  * caller leaves before their turn: what nobody waits for is not computed, and takes nobody's place.
  */
-export function createHasher({ profile, queueSize, onDone }: HasherParts) {
+export function createHasher({ profile, version, queueSize, onDone }: HasherParts) {
   // In the order of arrival, and anything can leave it: that is why it is a set.
   const waiting = new Set<() => Promise<void>>()
   let running = 0
@@ -63,8 +71,12 @@ export function createHasher({ profile, queueSize, onDone }: HasherParts) {
 
   return {
     profile,
-    hash: async (input: HashInput, root: Root) => run('hash', () => hashSecret(input, root, profile)),
-    verify: async (phc: string, input: HashInput, root: Root, signal?: AbortSignal) => run('verify', () => verifySecret(phc, input, root), signal),
+    version,
+    async hash(input: HashInput, root: Root): Promise<Hashed> {
+      const pepper = { root, version: await version() }
+      return { hash: await run('hash', () => hashSecret(input, pepper, profile)), pepper_root: nameOfPepper(pepper) }
+    },
+    verify: async (phc: string, input: HashInput, pepper: Pepper, signal?: AbortSignal) => run('verify', () => verifySecret(phc, input, pepper), signal),
     /** How many computations wait. */
     waiting: () => waiting.size,
   }

@@ -8,6 +8,7 @@ import { revoke } from '../control/revoke.js'
 import { rootSecretsStatus } from '../control/root-secrets.js'
 import { describeSigningKeys, rotateSigningKeys, type Rotation, type SigningKeyView } from '../control/signing/keys.js'
 import { listKeys } from '../control/store.js'
+import { hashVersion } from '../db/hash-version.js'
 import { ensureLogin } from '../db/logins.js'
 import { migrate } from '../db/migrate.js'
 import { openDatabase } from '../db/pool.js'
@@ -129,7 +130,7 @@ export async function withControlParts<T>(config: Settings, run: (parts: Control
   const roots = requireRoots(config)
   const db = openDatabase({ url: requireDatabase(config, 'DATABASE_URL'), size: 1, timeoutMs: config.DATABASE_TIMEOUT * 1000, name: 'mecha-keys command line' })
   try {
-    return await run({ db, config, roots, hasher: createHasher({ profile: config.HASH_PROFILE, queueSize: 1, onDone: () => {} }) })
+    return await run({ db, config, roots, hasher: createHasher({ profile: config.HASH_PROFILE, version: hashVersion(db), queueSize: 1, onDone: () => {} }) })
   } finally {
     await db.destroy()
   }

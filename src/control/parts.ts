@@ -44,8 +44,8 @@ export async function mint(parts: ControlParts, kind: CredentialKind, id: string
   const [root] = parts.roots
   const { KEY_PREFIX, GATEWAY_PREFIX } = parts.config
   const token = makeToken(kind === 'mecha' ? KEY_PREFIX : GATEWAY_PREFIX, id, root)
-  const hash = await parts.hasher.hash({ id, subject, secret: token.secret }, root)
-  return { id, plaintext: token.text, hash, tag_root: root.id, pepper_root: root.id }
+  const hashed = await parts.hasher.hash({ id, subject, secret: token.secret }, root)
+  return { id, plaintext: token.text, tag_root: root.id, ...hashed }
 }
 
 export const EVENT_TYPES = [

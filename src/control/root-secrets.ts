@@ -27,7 +27,8 @@ export async function rootSecretsStatus(db: Kysely<Database>, roots: Roots): Pro
     )
     SELECT id, sum(tagged)::int AS tagged, sum(peppered)::int AS peppered, sum(sealed)::int AS sealed FROM (
       SELECT tag_root AS id, 1 AS tagged, 0 AS peppered, 0 AS sealed FROM living
-      UNION ALL SELECT pepper_root, 0, 1, 0 FROM living
+      -- A pepper is named by its root, and from the second version of the hash input on by that version too.
+      UNION ALL SELECT split_part(pepper_root, '/', 1), 0, 1, 0 FROM living
       UNION ALL SELECT root, 0, 0, 1 FROM signing_keys
     ) AS needs GROUP BY id`.execute(db)
   const needs = new Map(rows.map((row) => [row.id, row]))

@@ -1,7 +1,13 @@
-/** Hashing policy: argon2id (RFC 9106) with a pepper, over an input that binds the secret to what it is for. */
+/**
+ * Hashing policy: argon2id (RFC 9106) with a pepper, over an input that binds the secret to what it is for.
+ *
+ * The input has two versions. In the first it holds the secret itself. argon2's binding copies its input into memory that
+ * it frees without wiping, so in the second, which every new hash has, it holds a keyed digest of the secret
+ * (`docs/decisions/0028-hash-input.md`). A row says in `pepper_root` which of them its hash was made with.
+ */
 
 import { hash, verify } from '@node-rs/argon2'
-import type { Root } from './roots.js'
+import type { Root, Roots } from './roots.js'
 
 /** `Algorithm.Argon2id`; the package's const enum cannot be imported under `verbatimModuleSyntax`. */
 const ARGON2ID = 2
@@ -33,14 +39,34 @@ export function gatewaySubject(orgId: string | null): string {
   return orgId === null ? 'gateway' : `gateway ${orgId}`
 }
 
+const VERSIONS = [1, 2] as const
+
+/** How a hash was made: under which root, and with which version of the input. */
+export interface Pepper {
+  readonly root: Root
+  readonly version: (typeof VERSIONS)[number]
+}
+
+/** What `pepper_root` says of a hash: `<root id>`, or `<root id>/2`. */
+export function nameOfPepper({ root, version }: Pepper): string {
+  return version === 1 ? root.id : `${root.id}/${version}`
+}
+
+/** The pepper that `pepper_root` names; `undefined` where its root is not configured, or its version is of a later release. */
+export function findPepper(name: string, roots: Roots): Pepper | undefined {
+  for (const root of roots)
+    for (const version of VERSIONS) if (nameOfPepper({ root, version }) === name) return { root, version }
+  return undefined
+}
+
 /** An argon2id PHC string for storage. */
-export function hashSecret(input: HashInput, root: Root, profile: HashProfile): Promise<string> {
-  return hash(bind(input), { ...HASH_PROFILES[profile], algorithm: ARGON2ID, secret: root.pepper })
+export function hashSecret(input: HashInput, pepper: Pepper, profile: HashProfile): Promise<string> {
+  return hash(bind(input, pepper), { ...HASH_PROFILES[profile], algorithm: ARGON2ID, secret: pepper.root.pepper })
 }
 
 /** Whether the secret belongs to the stored hash. The comparison inside is constant-time. */
-export function verifySecret(phc: string, input: HashInput, root: Root): Promise<boolean> {
-  return verify(phc, bind(input), { secret: root.pepper })
+export function verifySecret(phc: string, input: HashInput, pepper: Pepper): Promise<boolean> {
+  return verify(phc, bind(input, pepper), { secret: pepper.root.pepper })
 }
 
 /** Whether a stored hash was made with other parameters than today's. */
@@ -49,7 +75,9 @@ export function isOutdated(phc: string, profile: HashProfile): boolean {
   return !phc.startsWith(`$argon2id$v=19$m=${memoryCost},t=${timeCost},p=${parallelism}$`)
 }
 
-/** No part can hold a line feed, so no two inputs share an encoding. */
-function bind({ id, subject, secret }: HashInput): string {
-  return `${id}\n${subject}\n${secret}`
+/** No part can hold a line feed, and the versions have different numbers of lines, so no two inputs share an encoding. */
+function bind({ id, subject, secret }: HashInput, { root, version }: Pepper): string {
+  if (version === 1) return `${id}\n${subject}\n${secret}`
+  const digest = Buffer.from(root.secretMac(secret), 'latin1').toString('base64url')
+  return `${id}\n${subject}\n${digest}\n2`
 }

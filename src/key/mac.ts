@@ -25,6 +25,8 @@ export function createMac(key: Uint8Array, longest: number): Mac {
     if (text.length > longest) throw new RangeError(`a text has ${longest} characters at most here`)
     inner.write(text, BLOCK, 'latin1')
     outer.write(hash('sha256', inner.subarray(0, BLOCK + text.length), 'binary'), BLOCK, 'latin1')
+    // The text is a secret, and this block lives as long as the process.
+    inner.fill(0, BLOCK, BLOCK + text.length)
     return hash('sha256', outer, 'binary')
   }
 }

@@ -1,10 +1,12 @@
-/** Root secrets, and the three keys that each of them gives (HKDF-SHA-256, RFC 5869). */
+/** Root secrets, and the four keys that each of them gives (HKDF-SHA-256, RFC 5869). */
 
 import { hkdfSync } from 'node:crypto'
 import { createMac, type Mac } from './mac.js'
 
 /** Characters: more than any key has. */
 const LONGEST_TAGGED = 160
+/** Characters: the secret part of a key has 43. */
+const LONGEST_SECRET = 64
 
 /** What is derived from one root secret; the root secret itself is kept nowhere. */
 export interface Root {
@@ -14,6 +16,8 @@ export interface Root {
   readonly mac: Mac
   /** Argon2's secret input (RFC 9106, section 3.1): a stolen table alone verifies nothing. */
   readonly pepper: Buffer
+  /** Digests a key's secret before argon2 is given it: see `hash.ts`. */
+  readonly secretMac: Mac
   /** Encrypts what has to be read again: the private parts of signing keys. 32 bytes, for AES-256. */
   readonly sealing: Buffer
 }
@@ -29,6 +33,7 @@ export function deriveRoot(secret: string): Root {
     id: derive('id', 8).toString('hex'),
     mac: createMac(derive('tag', 32), LONGEST_TAGGED),
     pepper: derive('pepper', 32),
+    secretMac: createMac(derive('hash-input', 32), LONGEST_SECRET),
     sealing: derive('seal', 32),
   }
 }

@@ -94,10 +94,10 @@ export async function revokeByHolder(db: Kysely<Database>, { id, hash }: Pick<Ke
 }
 
 /** Replaces a hash by a better one of the same secret, unless the row has changed since. */
-export async function replaceHash(db: Kysely<Database>, row: CredentialRow, hash: string, pepperRoot: string): Promise<void> {
+export async function replaceHash(db: Kysely<Database>, row: CredentialRow, hashed: Pick<KeyRow, 'hash' | 'pepper_root'>): Promise<void> {
   await db
     .updateTable('keys')
-    .set({ hash, pepper_root: pepperRoot })
+    .set(hashed)
     .where('id', '=', row.id)
     .where('hash', '=', row.hash)
     .where('revoked_at', 'is', null)

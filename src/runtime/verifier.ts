@@ -15,7 +15,7 @@ import { isDatabaseOutage } from '../db/outage.js'
 import type { Database } from '../db/tables.js'
 import { Problem } from '../errors.js'
 import type { Metrics } from '../http/metrics.js'
-import { gatewaySubject, isOutdated } from '../key/hash.js'
+import { findPepper, gatewaySubject, isOutdated, nameOfPepper, type Pepper } from '../key/hash.js'
 import type { CredentialKind } from '../key/id.js'
 import type { Roots } from '../key/roots.js'
 import { bareToken, isTaggedByUs, parseToken, type Token } from '../key/token.js'
@@ -210,21 +210,22 @@ export function createVerifier(parts: VerifierParts) {
   async function prove(token: Token, row: CredentialRow, signal: AbortSignal): Promise<string | undefined> {
     const before = cache.find(token.text)
     if (before && before.hash === row.hash && subjectOf(before) === subjectOf(row)) return before.digest
-    const root = roots.find(({ id }) => id === row.pepper_root)
-    if (!root) throw new Problem('root_secret_missing', 'The key was hashed under a root secret that is not configured here.')
+    const pepper = findPepper(row.pepper_root, roots)
+    if (!pepper) throw new Problem('root_secret_missing', 'The key was hashed under a root secret that is not configured here.')
     const digest = cache.digest(token)
     const input = inputOf(row, token)
     const name = [digest, row.hash, input.subject].join(' ')
-    return (await proofs.join(name, signal, (all) => hasher.verify(row.hash, input, root, all))) ? digest : undefined
+    return (await proofs.join(name, signal, (all) => hasher.verify(row.hash, input, pepper, all))) ? digest : undefined
   }
 
-  /** A row that was hashed with other parameters, or under an older pepper, is hashed again. No answer waits for it. */
+  /** A row that was hashed with other parameters, an older pepper or an older input is hashed again. No answer waits for it. */
   async function improveHash(row: CredentialRow, token: Token): Promise<void> {
-    const [newest] = roots
-    if ((row.pepper_root === newest.id && !isOutdated(row.hash, hasher.profile)) || improving.has(row.id)) return
+    const [root] = roots
+    const isAsToday = (version: Pepper['version']) => row.pepper_root === nameOfPepper({ root, version }) && !isOutdated(row.hash, hasher.profile)
+    if (isAsToday(2) || improving.has(row.id)) return
     improving.add(row.id)
     try {
-      await replaceHash(db, row, await hasher.hash(inputOf(row, token), newest), newest.id)
+      if (!isAsToday(await hasher.version())) await replaceHash(db, row, await hasher.hash(inputOf(row, token), root))
     } catch (error) {
       // The key is what it is all the same; its next verify tries again.
       log.warn({ err: error }, 'a hash could not be renewed')

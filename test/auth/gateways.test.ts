@@ -105,7 +105,7 @@ t.test('a gateway whose row is moved to another organization by hand is refused'
 
 /** As the command line makes it: for any organization, or for all. */
 async function gatewayOf(orgId: string | null): Promise<string> {
-  const parts = { db: database.db, roots, config, hasher: createHasher({ profile: config.HASH_PROFILE, queueSize: 10, onDone: () => {} }) }
+  const parts = { db: database.db, roots, config, hasher: createHasher({ profile: config.HASH_PROFILE, version: async () => 2, queueSize: 10, onDone: () => {} }) }
   const caller = { actor: 'cli', orgId, crews: undefined, requestId: 'cli', address: '' }
   return (await createGateway(parts, caller, 'edge')).plaintext
 }

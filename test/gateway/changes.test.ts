@@ -322,7 +322,7 @@ async function gatewayOfAll(service: Service): Promise<string> {
   const { createHasher } = await import('../../src/auth/hasher.js')
   const { requireRoots } = await import('../../src/config.js')
   const { config, database } = service
-  const hasher = createHasher({ profile: config.HASH_PROFILE, queueSize: 10, onDone: () => {} })
+  const hasher = createHasher({ profile: config.HASH_PROFILE, version: async () => 2, queueSize: 10, onDone: () => {} })
   const parts = { db: database.db, roots: requireRoots(config), config, hasher }
   return (await createGateway(parts, { orgId: null, actor: 'test', requestId: 'test', address: 'local' } as never, 'all')).plaintext
 }

@@ -148,7 +148,7 @@ t.test('a key whose hash was renewed meanwhile is proved again', async (t) => {
   // From here on this process does not hear what changes, and takes what it holds for what is.
   feed.silence()
   const { id, secret } = parseToken(plaintext_key)!
-  const hash = await hashSecret({ id, subject: 'sales^acmecorp', secret }, rootsOf(service.config.ROOT_SECRETS!)[0], 'owasp')
+  const hash = await hashSecret({ id, subject: 'sales^acmecorp', secret }, { root: rootsOf(service.config.ROOT_SECRETS!)[0], version: 2 }, 'owasp')
   await database.db.updateTable('keys').set({ hash }).where('id', '=', id).execute()
   t.equal((await revoke(service, { token: plaintext_key })).status, 200)
   t.match(await database.db.selectFrom('keys').select('revoked_by').where('id', '=', id).executeTakeFirst(), { revoked_by: 'holder' })

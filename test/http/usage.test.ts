@@ -75,7 +75,7 @@ t.test('a gateway of all organizations speaks of all keys', async (t) => {
   const { db } = service.database
   const roots = requireRoots(service.config)
   const author = { actor: 'cli:test', requestId: 'test', address: 'local', orgId: null, crews: undefined }
-  const hasher = createHasher({ profile: 'high-entropy', queueSize: 1, onDone: () => {} })
+  const hasher = createHasher({ profile: 'high-entropy', version: async () => 2, queueSize: 1, onDone: () => {} })
   const { key: { id }, plaintext } = await createGatewayOf({ db, roots, config: service.config, hasher }, author, 'edge')
   const reporting = await replicaOf(t, service)
   await report(reporting, plaintext, [{ key_id: key.id, used_at: '2022-01-01T00:00:00Z' }])

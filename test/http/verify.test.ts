@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import t from 'tap'
+import { hashSecret } from '../../src/key/hash.js'
 import { newId } from '../../src/key/id.js'
 import { deriveRoot, rootsOf } from '../../src/key/roots.js'
 import { makeToken, parseToken } from '../../src/key/token.js'
@@ -136,6 +137,28 @@ t.test('a key whose row was changed to another Mecha or another id by hand is re
   t.match(await service.verify(plaintext_key), { valid: true }, 'put back, it is good again')
 })
 
+t.test('a verify renews a hash whose input held the secret itself, and knows no version of a later release', async (t) => {
+  const service = await startService(t)
+  const { plaintext_key } = await service.issue()
+  const { db } = service.database
+  const { id, secret } = parseToken(plaintext_key)!
+  const root = rootsOf(service.config.ROOT_SECRETS!)[0]
+  const row = () => db.selectFrom('keys').select(['hash', 'pepper_root']).where('id', '=', id).executeTakeFirstOrThrow()
+  t.match(await row(), { pepper_root: `${root.id}/2` }, 'a new hash holds a digest')
+  const hash = await hashSecret({ id, subject: 'sales^acmecorp', secret }, { root, version: 1 }, 'high-entropy')
+  await db.updateTable('keys').set({ hash, pepper_root: root.id }).where('id', '=', id).execute()
+  t.match(await service.verify(plaintext_key), { valid: true }, 'as an earlier release made it')
+  // No answer waits for it.
+  while ((await row()).pepper_root === root.id);
+  t.match(await row(), { pepper_root: `${root.id}/2` })
+  await applied(service.database)
+  t.match(await service.verify(plaintext_key), { valid: true }, 'and again, with the new hash')
+  await db.updateTable('keys').set({ hash: (await row()).hash.replace(/.$/, (last) => (last === 'A' ? 'B' : 'A')), pepper_root: `${root.id}/3` }).where('id', '=', id).execute()
+  await applied(service.database)
+  const answer = await service.call('POST', '/v1/verify', { token: await service.gateway(), body: { key: plaintext_key } })
+  t.match(answer, { status: 503, body: { code: 'root_secret_missing' } })
+})
+
 t.test('a verify renews a hash made with another profile, or under an older root secret', async (t) => {
   const [old, young] = [randomBytes(32).toString('hex'), randomBytes(32).toString('hex')]
   const before = await startService(t, { ROOT_SECRETS: old, HASH_PROFILE: 'owasp' })
@@ -143,11 +166,11 @@ t.test('a verify renews a hash made with another profile, or under an older root
   const gateway = await before.gateway()
   const after = await startService(t, { ROOT_SECRETS: `${young},${old}` }, before.database)
   const row = () => before.database.db.selectFrom('keys').select(['hash', 'tag_root', 'pepper_root']).where('kind', '=', 'mecha').executeTakeFirstOrThrow()
-  t.match(await row(), { hash: /m=19456,t=2/, pepper_root: deriveRoot(old).id })
+  t.match(await row(), { hash: /m=19456,t=2/, pepper_root: `${deriveRoot(old).id}/2` })
   t.match(await after.verify(plaintext_key, {}, gateway), { valid: true })
   // No answer waits for it.
-  while ((await row()).pepper_root === deriveRoot(old).id);
-  t.match(await row(), { hash: /m=1024,t=1/, pepper_root: deriveRoot(young).id, tag_root: deriveRoot(old).id })
+  while ((await row()).pepper_root === `${deriveRoot(old).id}/2`);
+  t.match(await row(), { hash: /m=1024,t=1/, pepper_root: `${deriveRoot(young).id}/2`, tag_root: deriveRoot(old).id })
   t.match(await after.verify(plaintext_key, {}, gateway), { valid: true }, 'and again, with the new hash')
   const dropped = await startService(t, { ROOT_SECRETS: young }, before.database)
   const fresh = await dropped.gateway()

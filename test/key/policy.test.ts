@@ -3,8 +3,8 @@ import fc from 'fast-check'
 import t from 'tap'
 import { checkedExpiry, expiryOfNew } from '../../src/control/expiry.js'
 import { HANDLE_PATTERN } from '../../src/key/handle.js'
-import { gatewaySubject, hashSecret, HASH_PROFILES, isOutdated, verifySecret } from '../../src/key/hash.js'
-import { deriveRoot } from '../../src/key/roots.js'
+import { findPepper, gatewaySubject, hashSecret, HASH_PROFILES, isOutdated, nameOfPepper, verifySecret } from '../../src/key/hash.js'
+import { deriveRoot, rootsOf } from '../../src/key/roots.js'
 import { endOfOverlap, rotationRefusal, statusAt } from '../../src/key/status.js'
 import { refusalOf } from '../../src/key/verdict.js'
 
@@ -12,21 +12,37 @@ const now = new Date('2030-01-01T00:00:00.000Z')
 const later = new Date(now.getTime() + 1000)
 const alive = { revoked_at: null, expires_at: null, enabled: true, rotated_to: null }
 
-t.test('a hash is bound to the id, the Mecha, the secret and the root secret', async (t) => {
+t.test('a hash is bound to the id, the Mecha, the secret and the root secret, in both versions', async (t) => {
   const [root, other] = [deriveRoot(randomBytes(32).toString('hex')), deriveRoot(randomBytes(32).toString('hex'))]
   const input = { id: 'a', subject: 'sales^acmecorp', secret: 's' }
-  const phc = await hashSecret(input, root, 'high-entropy')
-  t.match(phc, /^\$argon2id\$v=19\$m=1024,t=1,p=1\$/)
-  t.equal(await verifySecret(phc, input, root), true)
-  for (const change of [{ id: 'b' }, { subject: 'buyer^acmecorp' }, { secret: 'S' }])
-    t.equal(await verifySecret(phc, { ...input, ...change }, root), false, JSON.stringify(change))
-  t.equal(await verifySecret(phc, input, other), false, 'another pepper')
-  t.not(await hashSecret(input, root, 'high-entropy'), phc, 'salted')
+  for (const version of [1, 2] as const) {
+    const phc = await hashSecret(input, { root, version }, 'high-entropy')
+    t.match(phc, /^\$argon2id\$v=19\$m=1024,t=1,p=1\$/)
+    t.equal(await verifySecret(phc, input, { root, version }), true)
+    for (const change of [{ id: 'b' }, { subject: 'buyer^acmecorp' }, { secret: 'S' }])
+      t.equal(await verifySecret(phc, { ...input, ...change }, { root, version }), false, JSON.stringify(change))
+    t.equal(await verifySecret(phc, input, { root: other, version }), false, 'another pepper')
+    t.equal(await verifySecret(phc, input, { root: { ...root, secretMac: other.secretMac }, version }), version === 1, 'the digest is keyed')
+    t.equal(await verifySecret(phc, input, { root, version: version === 1 ? 2 : 1 }), false, 'another version')
+    t.not(await hashSecret(input, { root, version }, 'high-entropy'), phc, 'salted')
+  }
+})
+
+t.test('a row says under which root and with which version of the input its hash was made', async (t) => {
+  const roots = rootsOf([randomBytes(32).toString('hex'), randomBytes(32).toString('hex')])
+  for (const root of roots) {
+    t.same(findPepper(root.id, roots), { root, version: 1 }, 'as earlier releases wrote it')
+    t.equal(nameOfPepper({ root, version: 1 }), root.id)
+    t.same(findPepper(nameOfPepper({ root, version: 2 }), roots), { root, version: 2 })
+    for (const name of [`${root.id}/1`, `${root.id}/3`, `${root.id}/2/2`, `${root.id}/`]) t.equal(findPepper(name, roots), undefined, name)
+  }
+  t.equal(findPepper('0123456789abcdef', roots), undefined)
+  t.equal(findPepper('0123456789abcdef/2', roots), undefined)
 })
 
 t.test('a hash made with another profile is outdated', async (t) => {
   const root = deriveRoot(randomBytes(32).toString('hex'))
-  const phc = await hashSecret({ id: 'a', subject: 'b', secret: 'c' }, root, 'owasp')
+  const phc = await hashSecret({ id: 'a', subject: 'b', secret: 'c' }, { root, version: 2 }, 'owasp')
   t.match(phc, /\$m=19456,t=2,p=1\$/)
   t.equal(isOutdated(phc, 'owasp'), false)
   t.equal(isOutdated(phc, 'high-entropy'), true)
