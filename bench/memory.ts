@@ -22,11 +22,9 @@ while (cache.size < count) {
   const { rows } = await sql<{ id: string }>`SELECT id FROM keys WHERE id > ${last} ORDER BY id LIMIT ${Math.min(BATCH, count - cache.size)}`.execute(db)
   if (rows.length === 0) throw new Error('the table has too few rows')
   last = rows.at(-1)!.id
-  for (const found of await findCredentials(db, rows.map(({ id }) => id))) {
-    const read = cache.beginRead(found.row.id, true, async () => found)
-    cache.keep(read, found, cache.digest(makeToken('mecha', found.row.id, root)))
-    cache.endRead(read)
-  }
+  const { found: read } = await findCredentials(db, rows.map(({ id }) => id))
+  for (const found of read)
+    cache.keep({ id: found.row.id, askedAt: 0, isOvertaken: false }, found, cache.digest(makeToken('mecha', found.row.id, root)))
 }
 const bytes = (weigh() - before) / cache.size
 process.stdout.write(`${JSON.stringify({ bytes })}\n`)

@@ -14,7 +14,7 @@ import * as controlSchemas from './control/schemas.js'
 import { EventSchema, GatewaySchema, KeySchema } from './control/schemas.js'
 import { SigningKeeper } from './control/signing/keeper.js'
 import { hashVersion } from './db/hash-version.js'
-import { openDatabase } from './db/pool.js'
+import { openPool, type OpenPool } from './db/pool.js'
 import { databaseTrouble } from './db/readiness.js'
 import type { Database } from './db/tables.js'
 import { registerHealth, type ReadinessCheck } from './http/health.js'
@@ -30,6 +30,7 @@ import { VERSION } from './package-root.js'
 import { asRefusal, authzRoutes, isForAuthz, withoutSubPath } from './runtime/authz.js'
 import { KeyCache } from './runtime/cache.js'
 import { decorateCallers } from './runtime/callers.js'
+import { Clock } from './runtime/clock.js'
 import { Feed } from './runtime/feed.js'
 import { Keyring } from './runtime/oauth/keyring.js'
 import type { OAuthParts } from './runtime/oauth/parts.js'
@@ -37,11 +38,14 @@ import { StatusPlaces } from './runtime/oauth/places.js'
 import * as oauthSchemas from './runtime/oauth/schemas.js'
 import { StatusList } from './runtime/oauth/status-list.js'
 import { findSigningKeys, findStatuses, findStatusPlace } from './runtime/oauth/store.js'
+import { holdToOneHistory, type OfOneHistory } from './runtime/one-history.js'
 import { CredentialReader } from './runtime/reader.js'
+import { Revalidation } from './runtime/revalidation.js'
+import { Rows } from './runtime/rows.js'
 import { runtimePlane } from './runtime/routes.js'
 import * as runtimeSchemas from './runtime/schemas.js'
 import { createSender } from './runtime/send.js'
-import { findCredentials } from './runtime/store.js'
+import { findChanged, findCredentials, type HeldVersion } from './runtime/store.js'
 import { ChangeStreams } from './runtime/streams.js'
 import { recordRefusals, recordUses } from './runtime/usage-store.js'
 import { UsageRecorder } from './runtime/usage.js'
@@ -52,6 +56,16 @@ export interface AppParts {
   readonly logDestination?: DestinationStream
   /** Whether metrics of the process itself are kept; one app of a process does. */
   readonly processMetrics?: boolean
+  /** What the age of things is told by; the system's clocks otherwise. */
+  readonly clock?: Clock
+}
+
+/** What keeps in memory what was read of keys, and is told when they change. */
+interface Follower {
+  /** These keys (UUIDs) changed. */
+  invalidate(ids: readonly string[]): void
+  /** Any key may have changed. */
+  invalidateAll(): void
 }
 
 export interface App {
@@ -106,7 +120,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   registerProblems(app, metrics.recordUnknownRoute)
 
   if (config.PLANES !== 'runtime') {
-    const db = openPlane('control', requireDatabase(config, 'DATABASE_URL'))
+    const { db } = openPlane('control', requireDatabase(config, 'DATABASE_URL'))
     const plane = controlPlane({ db, roots, config, hasher }, await operatorAuthenticator(config))
     const keeper = new SigningKeeper({ db, roots }, app.log)
     app.addHook('onReady', () => keeper.start())
@@ -118,20 +132,30 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     })
   }
   if (config.PLANES !== 'control') {
-    const db = openPlane('runtime', requireDatabase(config, 'RUNTIME_DATABASE_URL', 'DATABASE_URL'))
+    const { db, renew } = openPlane('runtime', requireDatabase(config, 'RUNTIME_DATABASE_URL', 'DATABASE_URL'))
     const usage = recordUsage(db)
+    const clock = parts.clock ?? new Clock()
     const cache = new KeyCache(config.CACHE_MAX_KEYS)
-    const oauth = oauthOf(db)
-    const { feed, streams } = followChanges([cache, oauth.places, oauth.statusList])
-    const reader = new CredentialReader({ read: (ids) => findCredentials(db, ids), statements: COLD_STATEMENTS, limit: config.QUEUE_SIZE })
+    const followers: Follower[] = [cache]
+    const { feed, streams } = followChanges(followers, clock)
+    const ofOneHistory = holdToOneHistory({ feed, renewConnections: renew, log: app.log })
+    const oauth = oauthOf(db, ofOneHistory, clock)
+    const readRows = async (ids: readonly string[]) => (await ofOneHistory(() => findCredentials(db, ids))).found
+    const reader = new CredentialReader({ read: readRows, statements: COLD_STATEMENTS, limit: config.QUEUE_SIZE })
+    const rows = new Rows({ reader, feed, clock })
+    followers.push(rows, oauth.places, oauth.statusList)
     metrics.watch('mecha_keys_cached_keys', 'Keys held in memory', () => cache.size)
     metrics.watch('mecha_keys_reads_waiting', 'Keys that wait for the database', () => reader.pending)
     metrics.watch('mecha_keys_feed_fresh', '1 while the change feed vouches for what is held in memory', () => (feed.isFresh() ? 1 : 0))
-    const verifier = createVerifier({ db, roots, hasher, reader, cache, feed, usage, metrics, log: app.log })
+    const verifier = createVerifier({ db, roots, hasher, rows, ofOneHistory, cache, clock, feed, usage, metrics, log: app.log })
     metrics.watch('mecha_keys_change_streams', 'Streams of changes to gateways', () => streams.size)
-    const revocation = { db, verifier, cache, perMinute: config.REVOKE_TOKEN_RATE }
-    const nonces = { db, verifier, queueSize: config.QUEUE_SIZE }
-    await app.register(runtimePlane({ verifier, feed, streams, revocation, nonces, usage, oauth: { ...oauth, verifier }, config }))
+    const findChangedOf = (held: readonly HeldVersion[], orgId: string | null) => ofOneHistory(() => findChanged(db, held, orgId))
+    const revalidation = new Revalidation({ cache, findChanged: findChangedOf, afterMs: config.REVALIDATE_AFTER * 1000, log: app.log })
+    app.addHook('onReady', async () => revalidation.start())
+    app.addHook('onClose', async () => revalidation.stop())
+    const revocation = { db, verifier, ofOneHistory, invalidate: (ids: readonly string[]) => invalidate(followers, ids), perMinute: config.REVOKE_TOKEN_RATE }
+    const nonces = { db, verifier, ofOneHistory, queueSize: config.QUEUE_SIZE }
+    await app.register(runtimePlane({ verifier, clock, feed, streams, revocation, nonces, usage, findChanged: findChangedOf, oauth: { ...oauth, verifier }, config }))
     onDraining.push(() => streams.end())
     if (config.AUTHZ_LISTEN) authz = await openDoor(verifier)
   }
@@ -161,19 +185,21 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   }
 
   /** What signs, and what tells of the end of what was signed. */
-  function oauthOf(db: Kysely<Database>): Omit<OAuthParts, 'verifier'> {
+  function oauthOf(db: Kysely<Database>, ofOneHistory: OfOneHistory, clock: Clock): Omit<OAuthParts, 'verifier'> {
     const issuer = () => config.PUBLIC_URL ?? listeningUrl(app, config)
-    const keyring = new Keyring({ read: () => findSigningKeys(db), roots, reloadMs: SIGNING_KEYS_RELOAD_MS, log: app.log })
-    const statusList = new StatusList({ read: () => findStatuses(db), keyring, issuer, maxStalenessMs: config.REVOCATION_MAX_STALENESS * 1000 })
-    const places = new StatusPlaces((id) => findStatusPlace(db, id), config.CACHE_MAX_KEYS)
+    const keyring = new Keyring({ read: () => ofOneHistory(() => findSigningKeys(db)), roots, reloadMs: SIGNING_KEYS_RELOAD_MS, clock, log: app.log })
+    const readStatuses = () => ofOneHistory(() => findStatuses(db))
+    const statusList = new StatusList({ read: readStatuses, keyring, issuer, maxStalenessMs: config.REVOCATION_MAX_STALENESS * 1000, clock })
+    const findPlace = async (id: string) => (await ofOneHistory(() => findStatusPlace(db, id))).place
+    const places = new StatusPlaces(findPlace, config.CACHE_MAX_KEYS)
     return { keyring, statusList, places, issuer, ttlSeconds: config.TOKEN_TTL }
   }
 
   /** The feed that keeps true what is held in memory, on a connection of its own, and passes on to gateways what is theirs. */
-  function followChanges(held: readonly Pick<KeyCache, 'outdate' | 'outdateAll'>[]): { feed: Feed; streams: ChangeStreams } {
+  function followChanges(followers: readonly Follower[], clock: Clock): { feed: Feed; streams: ChangeStreams } {
     const staleness = config.REVOCATION_MAX_STALENESS * 1000
     const pollMs = Math.min(1000, staleness / 4)
-    const feed = new Feed({
+    const feed: Feed = new Feed({
       url: requireDatabase(config, 'DATABASE_DIRECT_URL', 'RUNTIME_DATABASE_URL', 'DATABASE_URL'),
       replicaId: randomUUID(),
       pollMs,
@@ -181,18 +207,18 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
       maxStalenessMs: staleness,
       retentionMs: FEED_RETENTION_MS,
       onChanges(changes) {
-        const ids = changes.map(({ id }) => id)
-        held.forEach((one) => one.outdate(ids))
+        invalidate(followers, changes.map(({ id }) => id))
         streams.changed(changes)
       },
       onReset() {
-        held.forEach((one) => one.outdateAll())
+        for (const follower of followers) follower.invalidateAll()
         streams.closeAll()
       },
       onConfirmed: () => streams.confirmed(),
+      clock,
       log: app.log,
     })
-    const streams = new ChangeStreams({ feed, max: config.CHANGE_STREAMS_MAX, heartbeatMs: pollMs })
+    const streams: ChangeStreams = new ChangeStreams({ feed, clock, max: config.CHANGE_STREAMS_MAX, heartbeatMs: pollMs })
     app.addHook('onReady', async () => feed.start())
     // Before the server waits for what is under way: a stream ends when it is told to.
     app.addHook('preClose', async () => streams.end())
@@ -222,8 +248,8 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   }
 
   /** A plane's own login, counted, watched by readiness, and closed after everything that uses it. */
-  function openPlane(plane: 'control' | 'runtime', url: string): Kysely<Database> {
-    const db = openDatabase({
+  function openPlane(plane: 'control' | 'runtime', url: string): OpenPool {
+    const pool = openPool({
       url,
       size: config.DATABASE_POOL_SIZE,
       timeoutMs: config.DATABASE_TIMEOUT * 1000,
@@ -231,11 +257,15 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
       onQuery: () => metrics.queries.inc({ plane }),
       onError: (error) => app.log.warn({ err: error }, 'an idle database connection was lost'),
     })
-    newHashVersion ??= hashVersion(db)
-    checks[`database_${plane}`] = () => databaseTrouble(db)
-    app.addHook('onClose', () => db.destroy())
-    return db
+    newHashVersion ??= hashVersion(pool.db)
+    checks[`database_${plane}`] = () => databaseTrouble(pool.db)
+    app.addHook('onClose', () => pool.db.destroy())
+    return pool
   }
+}
+
+function invalidate(followers: readonly Follower[], ids: readonly string[]): void {
+  for (const follower of followers) follower.invalidate(ids)
 }
 
 /** A server, which tells a proxy that asks `/v1/authz` nothing that it cannot take. */

@@ -1,7 +1,7 @@
 /** One pool per plane, with a bound on everything that could wait. */
 
 import { Kysely, PostgresDialect, PostgresDriver, type DatabaseConnection, type PostgresDialectConfig } from 'kysely'
-import { Client, Pool, type ClientBase } from 'pg'
+import { Client, Pool, type ClientBase, type PoolClient } from 'pg'
 import type { Database } from './tables.js'
 
 export interface PoolOptions {
@@ -29,9 +29,23 @@ export async function commitDurably(client: Pick<ClientBase, 'query'>): Promise<
   await client.query(`SET ${DURABLE_COMMIT.name} = ${DURABLE_COMMIT.value}`)
 }
 
+/** A database handle over a pool, and a way to be rid of the connections that the pool has. */
+export interface OpenPool {
+  readonly db: Kysely<Database>
+  /** From now on nothing is asked on a connection that is open at this moment: it may lead to another server than a new one. */
+  readonly renew: () => void
+}
+
 /** A database handle over a pool of its own. `destroy()` ends it. */
 export function openDatabase(options: PoolOptions): Kysely<Database> {
+  return openPool(options).db
+}
+
+export function openPool(options: PoolOptions): OpenPool {
   const { timeoutMs, onQuery } = options
+  /** Connections that were opened before they were to be renewed, by when that was. */
+  const openedIn = new WeakMap<PoolClient, number>()
+  let generation = 0
   const pool = new Pool({
     Client: ImpatientClient,
     connectionString: options.url,
@@ -45,13 +59,26 @@ export function openDatabase(options: PoolOptions): Kysely<Database> {
     onConnect: commitDurably,
   })
   pool.on('error', (error) => options.onError?.(error))
-  // The pool listens to idle connections alone. One that breaks in use fails its statement, and the next one on it:
-  // that is how it is told, and nobody listening would end the process.
-  pool.on('connect', (client) => client.on('error', () => {}))
-  return new Kysely<Database>({
-    dialect: new TruthfulDialect({ pool }),
+  pool.on('connect', (client) => {
+    openedIn.set(client, generation)
+    // The pool listens to idle connections alone. One that breaks in use fails its statement, and the next one on it:
+    // that is how it is told, and nobody listening would end the process.
+    client.on('error', () => {})
+  })
+
+  async function connect(): Promise<PoolClient> {
+    for (;;) {
+      const client = await pool.connect()
+      if (openedIn.get(client) === generation) return client
+      client.release(true)
+    }
+  }
+
+  const db = new Kysely<Database>({
+    dialect: new TruthfulDialect({ pool: { connect, end: () => pool.end() } }),
     ...(onQuery && { log: () => onQuery() }),
   })
+  return { db, renew: () => void generation++ }
 }
 
 /**

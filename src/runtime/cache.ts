@@ -3,7 +3,7 @@
  * and nothing that gives it away: the digest's key is this process's own and dies with it. One entry for each real key,
  * so guesses cannot fill it.
  *
- * A change does not throw an entry away but makes it outdated: its row has to be read again, while the digest still
+ * A change does not throw an entry away but invalidates it: its row has to be read again, while the digest still
  * proves the secret for as long as the row's hash is the one that argon2 once proved it against.
  */
 
@@ -13,6 +13,7 @@ import type { Token } from '../key/token.js'
 import { validAnswer } from './answer.js'
 import { createDigest, isSameDigest } from '../key/digest.js'
 import type { Headers } from './send.js'
+import type { Read } from './rows.js'
 import type { CredentialRow, FoundCredential } from './store.js'
 import type { Use } from './usage.js'
 
@@ -30,6 +31,8 @@ export interface CachedKey extends Use {
   readonly created_at: number
   readonly expires_at: number | null
   readonly revoked_at: number | null
+  /** Which version of the row it is: another one after every change, whoever makes it. */
+  readonly version: number
   /** What verify answers while a Mecha key is valid. */
   readonly answer: string
   /** What authz answers then: made when it is first asked for. */
@@ -38,16 +41,6 @@ export interface CachedKey extends Use {
   used: boolean
   /** Whether nothing has changed since the row was read, as far as the change feed has told. */
   current: boolean
-}
-
-/** A read of the database that somebody works with. What changes meanwhile spoils it. */
-export interface Read {
-  readonly id: string
-  readonly found: Promise<FoundCredential | undefined>
-  spoiled: boolean
-  users: number
-  /** What came of it. */
-  key?: CachedKey
 }
 
 /** Where the id stands in a key: 26 characters before the `_` before the last 60. */
@@ -60,9 +53,6 @@ export class KeyCache {
   readonly #entries: LRUCache<string, CachedKey>
   /** Keys made here that are not good, by id: one digest each. A row can come back by hand, so they are forgotten soon. */
   readonly #refused = new LRUCache<string, string>({ max: 10_000, ttl: 10_000 })
-  readonly #reads = new Set<Read>()
-  /** Those of them that are not spoiled, by id: another one who wants the same need not ask again. */
-  readonly #joinable = new Map<string, Read>()
 
   constructor(max: number) {
     this.#entries = new LRUCache({ max })
@@ -88,28 +78,7 @@ export class KeyCache {
     return this.#entries.get(encodeId(id))
   }
 
-  /**
-   * Announces a read before it is sent, or joins one that somebody works with and that is not spoiled.
-   *
-   * @param mayJoin whether there is a feed to spoil what is overtaken
-   */
-  beginRead(id: string, mayJoin: boolean, send: () => Promise<FoundCredential | undefined>): Read {
-    const read = (mayJoin && this.#joinable.get(id)) || { id, found: send(), spoiled: false, users: 0 } satisfies Read
-    if (read.users++ === 0) {
-      this.#reads.add(read)
-      this.#joinable.set(id, read)
-    }
-    return read
-  }
-
-  /** This user has done with the read what it wanted. */
-  endRead(read: Read): void {
-    if (--read.users > 0) return
-    this.#reads.delete(read)
-    this.#endJoining(read)
-  }
-
-  /** Keeps a key whose read was not spoiled: once, however many work with it. */
+  /** Keeps a key whose read was not overtaken: once, however many work with it. */
   keep(read: Read, { row, used }: FoundCredential, digest: string): CachedKey {
     if (!read.key) this.#entries.set(encodeId(row.id), (read.key = entryOf(row, used, digest)))
     return read.key
@@ -126,17 +95,13 @@ export class KeyCache {
     return digest !== undefined && this.#isDigestOf(text, digest)
   }
 
-  /** A read that turned out to be from before a change that nobody has told of yet: nobody joins it any more. */
-  spoil(read: Read): void {
-    if (read.key) read.key.current = false
-    read.spoiled = true
-    this.#endJoining(read)
+  /** Keys that are kept and current, for whoever compares them with the database. */
+  *current(): Generator<CachedKey> {
+    for (const entry of this.#entries.values()) if (entry.current) yield entry
   }
 
-  /** Outdates keys that changed, and spoils reads of them. */
-  outdate(ids: readonly string[]): void {
-    const changed = new Set(ids)
-    for (const read of this.#reads) if (changed.has(read.id)) this.spoil(read)
+  /** These keys changed: their rows have to be read again. */
+  invalidate(ids: readonly string[]): void {
     for (const id of ids.map(encodeId)) {
       const entry = this.#entries.peek(id)
       if (entry) entry.current = false
@@ -145,14 +110,9 @@ export class KeyCache {
   }
 
   /** Anything may have changed. */
-  outdateAll(): void {
-    for (const read of this.#reads) this.spoil(read)
+  invalidateAll(): void {
     for (const entry of this.#entries.values()) entry.current = false
     this.#refused.clear()
-  }
-
-  #endJoining(read: Read): void {
-    if (this.#joinable.get(read.id) === read) this.#joinable.delete(read.id)
   }
 
   #isDigestOf(text: string, digest: string): boolean {
@@ -161,9 +121,9 @@ export class KeyCache {
 }
 
 function entryOf(row: CredentialRow, used: boolean, digest: string): CachedKey {
-  const { id, kind, org_id, mecha, scopes, hash, enabled, created_at, expires_at, revoked_at } = row
+  const { id, kind, org_id, mecha, scopes, hash, enabled, created_at, expires_at, revoked_at, version } = row
   return {
-    digest, id, kind, org_id, mecha, scopes, hash, enabled,
+    digest, id, kind, org_id, mecha, scopes, hash, enabled, version,
     created_at: created_at.getTime(),
     expires_at: expires_at && expires_at.getTime(),
     revoked_at: revoked_at && revoked_at.getTime(),

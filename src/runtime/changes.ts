@@ -20,7 +20,7 @@ const DESCRIPTION = [
   'Server-sent events, for as long as the gateway listens. Three kinds:',
   '`reset` `{}`: any key may have changed. The first event of a stream, unless `Last-Event-ID` says where to go on and that can be done to the letter.',
   '`changed` `{"key_ids": ["key_…"]}`: these keys of the organization were revoked, disabled or changed in any other way. Drop what is held of them.',
-  '`confirmed` `{"confirmed_ms": 1200, "database_time": "…"}`, every second or more often: everything that was committed up to `confirmed_ms` milliseconds after the stream was opened has been told, and `database_time` was the time then, by which keys expire. Count from when the stream was **asked for** and not from when this arrived, so that nothing that waits on the way looks younger than it is; do not rely on what is held for longer than the bound after that moment.',
+  '`confirmed` `{"confirmed_ms": 1200, "database_time": "…", "history": "…"}`, every second or more often: everything that was committed up to `confirmed_ms` milliseconds after the stream was opened has been told, and `database_time` was the time then, by which keys expire. Count from when the stream was **asked for** and not from when this arrived, so that nothing that waits on the way looks younger than it is; do not rely on what is held for longer than the bound after that moment. `history` names the history of the database that the replica follows, as `X-Feed-History` does with an answer: what was answered out of another one must not be held.',
   'A replica that has lost the feed itself confirms nothing, and ends its streams. A stream also ends when its gateway is revoked or does not read: come back with `Last-Event-ID`, with any replica.',
 ].join('\n\n')
 

@@ -7,17 +7,23 @@
  *
  * One connection is one history. After it is lost, the database may have been restarted or failed over, and may give
  * numbers of transactions that it had given before: nothing learnt on another connection is compared with this one's.
- * But for one way to tell that another connection's history is the same: each holds an advisory lock, shared and named
- * by a number that the first of them drew. Locks end with their server, so one that is held now is of no other history.
+ * Each poll names the history that it is of ({@link HISTORY}), and so does everything else that is read from the
+ * database: what is of another history than the feed's is not used ({@link isOfHistory}).
+ *
+ * Gateways come back with a position of another connection. Whether its snapshot can be compared is told by an advisory
+ * lock that each follower holds, shared and named by a number that the first of them drew: locks end with their server,
+ * and with its crash, so one that is held now is of no run from before.
  */
 
-import { randomInt } from 'node:crypto'
+import { hash, randomBytes, randomInt } from 'node:crypto'
 import type { Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyBaseLogger } from 'fastify'
 import { Client } from 'pg'
-import { commitDurably } from '../db/pool.js'
+import { HISTORY } from '../db/history.js'
+import { commitDurably, SERVER_TIMEOUTS } from '../db/pool.js'
 import type { CredentialKind } from '../key/id.js'
+import type { Clock } from './clock.js'
 
 /** A credential that changed, as its row is now. */
 export interface Change {
@@ -47,6 +53,7 @@ export interface FeedParts {
   readonly onReset: () => void
   /** Everything that was committed before a poll was sent has been told. */
   readonly onConfirmed: () => void
+  readonly clock: Clock
   readonly log: FastifyBaseLogger
 }
 
@@ -55,6 +62,9 @@ interface Page {
   /** Which transactions were over, as PostgreSQL writes it. */
   readonly snapshot: string
   readonly now: Date
+  readonly history: string
+  /** Whether changes that the poll before did not see may have been removed. */
+  readonly is_swept: boolean
   /** An id that is `null` is every key. */
   readonly changed: readonly (Change | { readonly id: null })[]
 }
@@ -68,10 +78,12 @@ const RECONNECT_MS = 1000
 const MAX_AWAY_MS = 600_000
 /** More changes than this are not told one by one to a follower who was away. */
 const MAX_MISSED = 10_000
-/** History, database's time and snapshot; the numbers in base 36. */
-const POSITION = /^([0-9a-z]{1,6})\.([0-9a-z]{1,10})\.(\d{1,20}:\d{1,20}:[\d,]*)$/
-/** First word of the advisory locks that name a history: `mech` in ASCII. */
-const HISTORY_LOCK = 0x6d656368
+/** Token of the history, number of the server's run, database's time and snapshot; the numbers in base 36. */
+const POSITION = /^([\w-]{11})\.([0-9a-z]{1,6})\.([0-9a-z]{1,10})\.(\d{1,20}:\d{1,20}:[\d,]*)$/
+/** First word of the advisory locks that name a run of the server: `mech` in ASCII. */
+const RUN_LOCK = 0x6d656368
+/** Longest wait for a poll that is to say which history is the feed's. */
+const DOUBT_MS = 1000
 
 /** What a snapshot did not see. The first condition is for the index. */
 const UNSEEN = 'xid >= pg_snapshot_xmin($1::pg_snapshot) AND NOT pg_visible_in_snapshot(xid, $1::pg_snapshot)'
@@ -79,53 +91,67 @@ const UNSEEN = 'xid >= pg_snapshot_xmin($1::pg_snapshot) AND NOT pg_visible_in_s
 const WHOSE = `
   SELECT coalesce(json_agg(json_build_object('id', key_id, 'kind', (SELECT kind FROM keys WHERE id = key_id), 'org_id', (SELECT org_id FROM keys WHERE id = key_id))), '[]')`
 
+/** Whether changes may have been removed that a snapshot did not see. */
+const IS_SWEPT = 'coalesce((SELECT swept_below > pg_snapshot_xmin($1::pg_snapshot) FROM change_horizon), true)'
+
 /** One statement, so that what is found and what was seen are of one snapshot. */
 const POLL = `
-  SELECT pg_current_snapshot()::text AS snapshot, clock_timestamp() AS now,
+  SELECT pg_current_snapshot()::text AS snapshot, clock_timestamp() AS now, ${HISTORY} AS history, ${IS_SWEPT} AS is_swept,
          (${WHOSE} FROM (SELECT DISTINCT key_id FROM changes WHERE ${UNSEEN}) unseen) AS changed`
 
-/** Histories that somebody on this server is in at this moment. Locks are gone with a crash, and are not on a standby. */
-const HISTORIES = `
-  SELECT objid::bigint::int AS history FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database AND datname = current_database()
-  WHERE locktype = 'advisory' AND classid = ${HISTORY_LOCK} AND objsubid = 2 AND granted`
-const JOIN_HISTORY = `SELECT pg_advisory_lock_shared(${HISTORY_LOCK}, $1)`
+/** Runs of this server that somebody follows at this moment. Locks are gone with a crash, and are not on a standby. */
+const RUNS = `
+  SELECT objid::bigint::int AS run FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database AND datname = current_database()
+  WHERE locktype = 'advisory' AND classid = ${RUN_LOCK} AND objsubid = 2 AND granted`
+const JOIN_RUN = `SELECT pg_advisory_lock_shared(${RUN_LOCK}, $1)`
 
-/** What somebody missed who comes back: all of it, or so much that it is too much. Nothing where the history is another one. */
+/** What somebody missed who comes back: all of it, or so much that it is too much. Nothing where that cannot be said. */
 const MISSED = `
-  SELECT (${WHOSE} FROM (SELECT key_id FROM changes WHERE ${UNSEEN} LIMIT ${MAX_MISSED + 1}) unseen) AS changed
-  WHERE $2 IN (${HISTORIES})`
+  SELECT ${HISTORY} AS history, (${WHOSE} FROM (SELECT key_id FROM changes WHERE ${UNSEEN} LIMIT ${MAX_MISSED + 1}) unseen) AS changed
+  WHERE $2 IN (${RUNS}) AND NOT ${IS_SWEPT}`
 
-const CONFIRM = `
-  INSERT INTO replicas (id, snapshot, seen_at) VALUES ($1, $2::pg_snapshot, clock_timestamp())
-  ON CONFLICT (id) DO UPDATE SET snapshot = excluded.snapshot, seen_at = excluded.seen_at`
+const CONFIRM = 'SELECT confirm_feed($1, $2, $3::pg_snapshot, $4, $5)'
+const LEAVE = 'SELECT leave_feed($1, $2)'
 
 /** What was over when this snapshot was taken, every follower has seen by now, or will start anew. */
-const SWEEP_CHANGES = 'DELETE FROM changes WHERE xid < pg_snapshot_xmin($1::pg_snapshot)'
-/** Those who have been silent for long are not coming back under the same id. */
-const SWEEP_REPLICAS = "DELETE FROM replicas WHERE seen_at < clock_timestamp() - interval '1 hour'"
+const SWEEP = 'SELECT sweep_changes($1::pg_snapshot)'
 
 export class Feed {
-  /** When the poll that last succeeded was sent, on the monotonic clock. */
+  /** When the poll that last succeeded was sent. */
   #confirmedAt = -Infinity
+  /** How often the clock had jumped when it was sent. */
+  #confirmedJumps = -1
   /** The database's clock at that poll. */
   #databaseTime = 0
+  /** Whether something was read that is of another history. Until the two agree again, nothing is vouched for. */
+  #isInDoubt = false
+  #doubtedAt = -Infinity
+  /** Those who wait for a poll to say which history is the feed's. */
+  #doubting: { readonly at: number; readonly resolve: () => void }[] = []
   #client: Client | undefined
-  /** What connections have in common that see the same history: only their snapshots can be compared with this one's. */
-  #history = 0
+  /** The run of the server that this connection is of: only snapshots of one run can be compared. */
+  #run = 0
   /** The last of those who came back and wait for what they missed. */
   #asked: Promise<unknown> = Promise.resolve()
   /** What has been told last. */
   #page: Page | undefined
+  /** What the last poll named, of this connection or of one before. */
+  #history: string | undefined
+  #historyToken = ''
   #stopped = false
   #wake = () => {}
   /** A wake-up that came while nobody slept. */
   #woken = false
   #running: Promise<void> | undefined
+  /** Proves to the database that this replica's row is its own. */
+  readonly #secret = randomBytes(32)
 
-  constructor(private readonly parts: FeedParts) {}
+  constructor(private readonly parts: FeedParts) {
+    parts.clock.onJump(() => this.#poke())
+  }
 
   start(): void {
-    this.#running = this.#run()
+    this.#running = this.#followUntilStopped()
   }
 
   /** Ends, and takes this replica out of the count. */
@@ -137,21 +163,59 @@ export class Feed {
   }
 
   /**
-   * Whether everything that was committed `maxStalenessMs` ago or earlier has been applied. Counts from before the poll
-   * was sent, on a clock that goes on while a process is stopped.
+   * Whether everything that was committed `maxStalenessMs` ago or earlier has been applied, and what is read from the
+   * database is of the feed's history. Counts from before the poll was sent.
+   *
+   * @param at a reading of the clock, made now: a jump that nobody has read yet is not known
    */
-  isFresh(at = performance.now()): boolean {
-    return at - this.#confirmedAt <= this.parts.maxStalenessMs
+  isFresh(at = this.parts.clock.now()): boolean {
+    return at - this.#confirmedAt <= this.parts.maxStalenessMs && this.#confirmedJumps === this.parts.clock.jumps && !this.#isInDoubt
   }
 
-  /** When everything that has been told was asked for: {@link isFresh} counts from then, on the monotonic clock. */
+  /** When everything that has been told was asked for: {@link isFresh} counts from then. */
   get confirmedAt(): number {
     return this.#confirmedAt
   }
 
+  /** A short name of the history that is followed, for others who compare; empty before the first poll. */
+  get historyToken(): string {
+    return this.#historyToken
+  }
+
+  /**
+   * Whether something that was read from the database may be used: it is of the history that the feed is of, or was of
+   * before its connection was lost. Before it ever had one, there is nothing to hold it against.
+   */
+  isOfHistory(history: string): boolean {
+    if (this.#history === undefined) return true
+    if (history !== this.#history) return false
+    this.#isInDoubt = false
+    return true
+  }
+
+  /**
+   * Something was read that is of another history. Nothing is vouched for until something is read that is of the feed's;
+   * and the feed looks at once where it is itself, for it may be behind. Where that has not helped for a second, it
+   * connects anew: its own connection may be the one that leads to the wrong server.
+   *
+   * @returns when a poll that was sent from now on is over, or a second has passed
+   */
+  async doubt(): Promise<void> {
+    const at = this.parts.clock.now()
+    if (!this.#isInDoubt) this.#doubtedAt = at
+    else if (at - this.#doubtedAt > DOUBT_MS) {
+      this.#doubtedAt = at
+      if (this.#client) socketOf(this.#client).destroy()
+    }
+    this.#isInDoubt = true
+    const polled = new Promise<void>((resolve) => this.#doubting.push({ at, resolve }))
+    this.#poke()
+    await Promise.race([polled, sleep(DOUBT_MS, undefined, { ref: false })])
+  }
+
   /** What has been told so far, for {@link missedSince} of any replica; `undefined` before the first poll. */
   get position(): string | undefined {
-    return this.#page && [this.#history.toString(36), this.#page.now.getTime().toString(36), this.#page.snapshot].join('.')
+    return this.#page && [this.#historyToken, this.#run.toString(36), this.#page.now.getTime().toString(36), this.#page.snapshot].join('.')
   }
 
   /**
@@ -169,12 +233,12 @@ export class Feed {
 
   async #missedSince(position: string): Promise<readonly Change[] | undefined> {
     const client = this.#client
-    const [, history, time, snapshot] = POSITION.exec(position) ?? []
-    if (!client || !this.#page || !history || Math.abs(this.now() - parseInt(time!, 36)) > MAX_AWAY_MS) return undefined
+    const [, token, run, time, snapshot] = POSITION.exec(position) ?? []
+    if (!client || !this.#page || token !== this.#historyToken || Math.abs(this.now() - parseInt(time!, 36)) > MAX_AWAY_MS) return undefined
     // A snapshot that is none is refused by the database: nobody was given it here.
-    const { rows } = await client.query<Pick<Page, 'changed'>>(MISSED, [snapshot, parseInt(history, 36)]).catch(() => ({ rows: [] }))
+    const { rows } = await client.query<Pick<Page, 'changed' | 'history'>>(MISSED, [snapshot, parseInt(run!, 36)]).catch(() => ({ rows: [] }))
     const [missed] = rows
-    if (!missed || missed.changed.length > MAX_MISSED || client !== this.#client) return undefined
+    if (!missed || missed.history !== this.#page.history || missed.changed.length > MAX_MISSED || client !== this.#client) return undefined
     const changes = distinct(missed.changed)
     return changes.every((change): change is Change => change.id !== null) ? changes : undefined
   }
@@ -183,17 +247,17 @@ export class Feed {
    * The database's time in milliseconds, from its last answer and the time since the question: at most a round trip
    * fast, and never slow, so that no key outlives its end here. Nobody's setting of a clock on this machine moves it.
    */
-  now(at = performance.now()): number {
+  now(at = this.parts.clock.now()): number {
     return this.#databaseTime + (at - this.#confirmedAt)
   }
 
   /** Connects, follows until something breaks, and connects again. */
-  async #run(): Promise<void> {
+  async #followUntilStopped(): Promise<void> {
     for (let failures = 0; !this.#stopped; ) {
       try {
         await this.#connect()
         await this.#follow(() => (failures = 0))
-        await this.#client?.query('DELETE FROM replicas WHERE id = $1', [this.parts.replicaId])
+        await this.#client?.query(LEAVE, [this.parts.replicaId, this.#secret])
       } catch (error) {
         if (failures++ === 0 && !this.#stopped) this.parts.log.warn({ err: error }, 'the change feed was lost; connecting again')
       } finally {
@@ -209,49 +273,63 @@ export class Feed {
       connectionString: url,
       application_name: 'mecha-keys feed',
       connectionTimeoutMillis: timeoutMs,
-      query_timeout: timeoutMs,
+      // What is given up here must not go on there: a locked table would gather one connection after another.
+      ...Object.fromEntries(SERVER_TIMEOUTS.map((name) => [name, timeoutMs])),
+      query_timeout: timeoutMs + 500,
       keepAlive: true,
     })
     this.#client = client
-    const wake = () => {
-      this.#woken = true
-      this.#wake()
-    }
+    const wake = () => this.#poke()
     client.on('notification', wake).on('error', wake).on('end', wake)
     await client.connect()
     await commitDurably(client)
     await client.query('LISTEN mecha_keys_changes')
-    const { rows } = await client.query<{ history: number }>(`${HISTORIES} ORDER BY 1 LIMIT 1`)
-    this.#history = rows[0]?.history ?? randomInt(1, 2 ** 31 - 1)
-    await client.query(JOIN_HISTORY, [this.#history])
+    const { rows } = await client.query<{ run: number }>(`${RUNS} ORDER BY 1 LIMIT 1`)
+    this.#run = rows[0]?.run ?? randomInt(1, 2 ** 31 - 1)
+    await client.query(JOIN_RUN, [this.#run])
   }
 
   /** Polls until told to stop: when notified, and every so often. */
   async #follow(onPolled: () => void): Promise<void> {
+    const { clock, retentionMs, replicaId, maxStalenessMs } = this.parts
     /** The snapshot below which to sweep, when it is old enough. */
     let old: { readonly at: number; readonly snapshot: string } | undefined
     while (!this.#stopped) {
-      const sentAt = performance.now()
+      const sentAt = clock.now()
+      const sentJumps = clock.jumps
       const last: Page | undefined = this.#page
       const page = await this.#poll(last?.snapshot)
-      const isContinuous = last !== undefined && sentAt - this.#confirmedAt < this.parts.retentionMs
-      this.#page = page
-      if (!isContinuous || page.changed.some(({ id }) => id === null)) this.parts.onReset()
-      else if (page.changed.length > 0) this.parts.onChanges(page.changed as Change[])
-      await this.#query(CONFIRM, [this.parts.replicaId, page.snapshot])
+      this.#take(page, last, last !== undefined && sentAt - this.#confirmedAt < retentionMs)
+      await this.#query(CONFIRM, [replicaId, this.#secret, page.snapshot, page.history, Math.ceil(maxStalenessMs)])
       // Not before that is written: a receipt counts on it that who has been silent for the bound is not fresh.
       this.#databaseTime = page.now.getTime()
       this.#confirmedAt = sentAt
+      this.#confirmedJumps = sentJumps
+      this.#doubting = this.#doubting.filter(({ at, resolve }) => at > sentAt || void resolve())
       this.parts.onConfirmed()
       onPolled()
       old ??= { at: sentAt, snapshot: page.snapshot }
-      if (sentAt - old.at >= this.parts.retentionMs) {
-        await this.#query(SWEEP_CHANGES, [old.snapshot])
-        await this.#query(SWEEP_REPLICAS)
+      if (sentAt - old.at >= retentionMs) {
+        await this.#query(SWEEP, [old.snapshot])
         old = undefined
       }
       await this.#sleep(this.parts.pollMs)
     }
+  }
+
+  /** Tells what a poll found. */
+  #take(page: Page, last: Page | undefined, isRecent: boolean): void {
+    if (page.history !== this.#history) this.#historyToken = hash('sha256', page.history, 'base64url').slice(0, 11)
+    this.#history = page.history
+    const isContinuous = isRecent && page.history === last?.history && !page.is_swept
+    this.#page = page
+    if (isContinuous && page.changed.every((change): change is Change => change.id !== null)) {
+      if (page.changed.length > 0) this.parts.onChanges(page.changed)
+      return
+    }
+    // What is read from now on is held against this page: nothing that was read before is left to be in doubt.
+    this.#isInDoubt = false
+    this.parts.onReset()
   }
 
   /** The first poll of a connection asks for nothing: it is followed by a reset. */
@@ -265,6 +343,12 @@ export class Feed {
     return this.#client.query<Row>(statement, values)
   }
 
+  /** Polls now, or as soon as what is under way is over. */
+  #poke(): void {
+    this.#woken = true
+    this.#wake()
+  }
+
   /** Says goodbye, and does not wait for an answer: the other end may be gone. */
   async #disconnect(): Promise<void> {
     const client = this.#client
@@ -273,7 +357,7 @@ export class Feed {
     if (!client) return
     client.removeAllListeners('notification').removeAllListeners('end')
     await Promise.race([client.end().catch(() => {}), sleep(100, undefined, { ref: false })])
-    ;(client as unknown as { connection: { stream: Socket } }).connection.stream.destroy()
+    socketOf(client).destroy()
   }
 
   /** Sleeps until woken, for `ms` at most. */
@@ -288,6 +372,10 @@ export class Feed {
       })
     this.#woken = false
   }
+}
+
+function socketOf(client: Client): Socket {
+  return (client as unknown as { connection: { stream: Socket } }).connection.stream
 }
 
 function distinct<T extends { readonly id: unknown }>(changes: readonly T[]): T[] {

@@ -10,6 +10,7 @@ import { boundRequests } from '../http/bound.js'
 import { answer, responses } from '../http/schemas.js'
 import { parsePublicId } from '../key/id.js'
 import { requireGateway } from './callers.js'
+import type { OfOneHistory } from './one-history.js'
 import { MAX_NONCE_TTL, MIN_NONCE_TTL, NonceBody, NonceTaken } from './schemas.js'
 import { takeNonce } from './store.js'
 import type { Verifier } from './verifier.js'
@@ -17,11 +18,12 @@ import type { Verifier } from './verifier.js'
 export interface NonceParts {
   readonly db: Kysely<Database>
   readonly verifier: Verifier
+  readonly ofOneHistory: OfOneHistory
   /** Most requests at once. */
   readonly queueSize: number
 }
 
-export function nonceRoutes({ db, verifier, queueSize }: NonceParts): FastifyPluginAsyncTypebox {
+export function nonceRoutes({ db, verifier, ofOneHistory, queueSize }: NonceParts): FastifyPluginAsyncTypebox {
   return async (app) => {
     boundRequests(app, queueSize)
     requireGateway(app, verifier)
@@ -43,14 +45,15 @@ export function nonceRoutes({ db, verifier, queueSize }: NonceParts): FastifyPlu
       async ({ body, gateway }, reply) => {
         const time = parseTimestamp(body.expires_at)
         if (time === undefined) throw invalid('body.expires_at', 'format', 'must be a time of RFC 3339')
-        const outcome = await takeNonce(db, {
+        const nonce = {
           keyId: parsePublicId('mecha', body.key_id)!,
           orgId: gateway.org_id,
           digest: hash('sha256', body.nonce, 'buffer'),
           expiresAt: new Date(time),
           minTtl: MIN_NONCE_TTL,
           maxTtl: MAX_NONCE_TTL,
-        })
+        }
+        const { outcome } = await ofOneHistory(() => takeNonce(db, nonce))
         if (outcome === 'no_key') throw notFound()
         if (outcome === 'untimely') throw invalid('body.expires_at', 'range', `must be later than now, and ${MAX_NONCE_TTL} seconds from now at most`)
         if (outcome === 'taken_before') throw new Problem('nonce_reused', 'The request that carries it was sent before, or another one with the same nonce.')

@@ -8,7 +8,7 @@ import type { Database } from '../db/tables.js'
 import { Problem } from '../errors.js'
 import { FORM, speakOAuth } from '../http/oauth.js'
 import { answer, oauthResponses } from '../http/schemas.js'
-import type { KeyCache } from './cache.js'
+import type { OfOneHistory } from './one-history.js'
 import { Revoked, RevokeTokenBody } from './schemas.js'
 import { revokeByHolder, type Holder } from './store.js'
 import type { Verifier, Waiting } from './verifier.js'
@@ -16,7 +16,9 @@ import type { Verifier, Waiting } from './verifier.js'
 export interface RevokeTokenParts {
   readonly db: Kysely<Database>
   readonly verifier: Verifier
-  readonly cache: KeyCache
+  readonly ofOneHistory: OfOneHistory
+  /** Drops what is known of keys (UUIDs) from memory. */
+  readonly invalidate: (ids: readonly string[]) => void
   /** Most calls of one address in a minute. */
   readonly perMinute: number
 }
@@ -72,13 +74,13 @@ export function revokeTokenRoutes(parts: RevokeTokenParts): FastifyPluginAsyncTy
   }
 }
 
-async function endHeld({ db, verifier, cache }: RevokeTokenParts, presented: string, holder: Holder, caller: Waiting): Promise<void> {
+async function endHeld({ db, verifier, ofOneHistory, invalidate }: RevokeTokenParts, presented: string, holder: Holder, caller: Waiting): Promise<void> {
   for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
     const key = await verifier.proveHeld(presented, caller)
     if (!key || key.revoked_at !== null) return
-    const isOver = await revokeByHolder(db, key, holder)
-    // Here at once, whenever the feed brings it; and what it was proved against is not what it is now.
-    cache.outdate([key.id])
+    const { isOver } = await ofOneHistory(() => revokeByHolder(db, key, holder))
+    // Invalidate locally without waiting for the feed: what it was proved against is not what it is now.
+    invalidate([key.id])
     if (isOver) return
   }
   throw new Problem('database_unavailable', 'The key is being changed. Try again in a moment.', { headers: { 'retry-after': '1' } })

@@ -9,16 +9,18 @@ import { answerOf } from './answer.js'
 import { authzRoutes } from './authz.js'
 import { decorateCallers, requireGateway } from './callers.js'
 import { changesRoutes, type ChangesParts } from './changes.js'
+import type { Clock } from './clock.js'
 import type { Feed } from './feed.js'
 import { nonceRoutes, type NonceParts } from './nonces.js'
 import type { OAuthParts } from './oauth/parts.js'
 import { oauthRoutes } from './oauth/routes.js'
+import { revalidateRoutes, type RevalidateParts } from './revalidate.js'
 import { revokeTokenRoutes, type RevokeTokenParts } from './revoke-token.js'
 import { MAX_BATCH, VerifyAnswer, VerifyBatchAnswer, VerifyBatchBody, VerifyBody } from './schemas.js'
 import { createSender, type Headers, type Send } from './send.js'
 import { usageRoutes } from './usage-routes.js'
 import type { UsageRecorder } from './usage.js'
-import type { Verifier } from './verifier.js'
+import type { Verdict, Verifier } from './verifier.js'
 
 /** Bytes: every batch that the schema takes, whatever is asked of its keys. */
 const BATCH_BODY_LIMIT = 1024 * 1024
@@ -31,11 +33,14 @@ const ASKING = [
 const VERIFY = [
   'With `Prefer: freshness` (RFC 7240), `X-Feed-Age` says how many milliseconds ago everything that had been committed was known here.',
   'Who holds answers and follows `/v1/changes` may hold one only if it is not older than the last change that was told of its key: it may come from another replica than the stream.',
+  '`X-Feed-History` names the history of the database that it was answered out of: it has to be that of the stream. `X-Key-Version` names the version of the key, for `/v1/revalidate`.',
 ].join(' ')
 
 export interface RuntimeParts extends ChangesParts {
   readonly verifier: Verifier
-  readonly feed: Pick<Feed, 'isFresh' | 'missedSince' | 'confirmedAt' | 'now'>
+  readonly clock: Clock
+  readonly feed: Pick<Feed, 'isFresh' | 'missedSince' | 'confirmedAt' | 'historyToken' | 'now'>
+  readonly findChanged: RevalidateParts['findChanged']
   readonly revocation: RevokeTokenParts
   readonly nonces: NonceParts
   readonly usage: UsageRecorder
@@ -56,6 +61,7 @@ export function runtimePlane(parts: RuntimeParts): FastifyPluginAsyncTypebox {
     await app.register(revokeTokenRoutes(parts.revocation))
     await app.register(nonceRoutes(parts.nonces))
     await app.register(usageRoutes(parts))
+    await app.register(revalidateRoutes(parts))
     await app.register(authzRoutes({ verifier, send, unavailable: config.AUTHZ_UNAVAILABLE }))
     await app.register(oauthRoutes(oauth, config.PUBLIC_URL))
   }
@@ -63,15 +69,20 @@ export function runtimePlane(parts: RuntimeParts): FastifyPluginAsyncTypebox {
 
 const JSON_TYPE: Headers = ['content-type', 'application/json; charset=utf-8']
 
-function verifyRoutes({ verifier, feed }: RuntimeParts, send: Send): FastifyPluginAsyncTypebox {
+function verifyRoutes({ verifier, clock, feed }: RuntimeParts, send: Send): FastifyPluginAsyncTypebox {
   return async (app) => {
     requireGateway(app, verifier)
 
+    function tell(reply: FastifyReply, verdict: Verdict): void {
+      send(reply, JSON_TYPE, answerOf(verdict))
+    }
+
     /** For who holds answers and follows the changes of another replica: whether what was told there is in this one. */
-    function sendWithAge(reply: FastifyReply, type: Headers, text: string): void {
+    function tellWithFreshness(reply: FastifyReply, verdict: Verdict): void {
       // Up to a whole number, and none before there is a feed.
-      const age = String(Math.ceil(performance.now() - feed.confirmedAt))
-      send(reply, [...type, 'x-feed-age', age, 'preference-applied', 'freshness'], text)
+      const age = String(Math.ceil(clock.now() - feed.confirmedAt))
+      const version = typeof verdict === 'string' ? [] : ['x-key-version', String(verdict.version)]
+      send(reply, [...JSON_TYPE, 'x-feed-age', age, 'x-feed-history', feed.historyToken, ...version, 'preference-applied', 'freshness'], answerOf(verdict))
     }
 
     app.post(
@@ -88,10 +99,10 @@ function verifyRoutes({ verifier, feed }: RuntimeParts, send: Send): FastifyPlug
         },
       },
       ({ body, gateway, headers }, reply) => {
-        const tell = headers.prefer === 'freshness' ? sendWithAge : send
+        const answer = headers.prefer === 'freshness' ? tellWithFreshness : tell
         const verdict = verifier.verifyKey(body.key, gateway, body, reply)
-        if (!(verdict instanceof Promise)) return tell(reply, JSON_TYPE, answerOf(verdict))
-        return verdict.then((late) => tell(reply, JSON_TYPE, answerOf(late)))
+        if (!(verdict instanceof Promise)) return answer(reply, verdict)
+        return verdict.then((late) => answer(reply, late))
       },
     )
 

@@ -88,6 +88,29 @@ export const UsageTaken = Type.Object({}, { title: 'UsageTaken', description: 'N
 
 export const NonceTaken = Type.Object({}, { title: 'NonceTaken', description: 'Nothing more to say: the request may pass' })
 
+/** Keys in one comparison, at most. */
+export const MAX_REVALIDATED = 1000
+
+export const RevalidateBody = Type.Object(
+  {
+    keys: Type.Array(
+      Type.Object(
+        {
+          key_id: keyId('Id of the key, as verify tells it'),
+          version: Type.String({ pattern: '^[!-~]{1,64}$', 'x-rule': 'must have 1 to 64 printable ASCII characters', description: 'What `X-Key-Version` said when the key was verified', examples: ['48151623'] }),
+        },
+        { additionalProperties: false },
+      ),
+      { minItems: 1, maxItems: MAX_REVALIDATED, description: 'The keys' },
+    ),
+  },
+  { additionalProperties: false, examples: [{ keys: [{ key_id: 'key_01jd9p5v3fe8rr2k7m4q9wx0zt', version: '48151623' }] }] },
+)
+export const Revalidated = Type.Object(
+  { changed: Type.Array(Type.String(), { description: 'Ids of those that have changed, or that this gateway knows nothing of' }) },
+  { title: 'Revalidated' },
+)
+
 export const Valid = Type.Object({
   valid: Type.Literal(true),
   key_id: Type.String({ description: 'Id of the key', examples: ['key_01jd9p5v3fe8rr2k7m4q9wx0zt'] }),

@@ -1,13 +1,17 @@
 /** What the runtime plane asks of the database, under a role that can do nothing else. */
 
 import { sql, type Kysely } from 'kysely'
+import { HISTORY } from '../db/history.js'
 import type { Database, KeyRow } from '../db/tables.js'
 
 /** A row of `keys` as verify needs it. */
 export type CredentialRow = Pick<
   KeyRow,
   'id' | 'kind' | 'org_id' | 'mecha' | 'scopes' | 'metadata' | 'hash' | 'pepper_root' | 'enabled' | 'created_at' | 'expires_at' | 'revoked_at'
->
+> & {
+  /** The transaction that wrote this version of the row: another one after every change. */
+  readonly version: number
+}
 
 /** A row, and what is true of it only at the moment of reading. */
 export interface FoundCredential {
@@ -17,27 +21,57 @@ export interface FoundCredential {
   readonly now: Date
 }
 
+/** What a statement brings besides what was asked: which history it is of ({@link HISTORY}). */
+export interface OfHistory {
+  readonly history: string
+}
+const history = sql<string>`${sql.raw(HISTORY)}`
+
+const COLUMNS = ['id', 'kind', 'org_id', 'mecha', 'scopes', 'metadata', 'hash', 'pepper_root', 'enabled', 'created_at', 'expires_at', 'revoked_at'] as const
+
 /** The rows of some keys: of those that there are, in any order. */
-export async function findCredentials(db: Kysely<Database>, ids: readonly string[]): Promise<FoundCredential[]> {
+export async function findCredentials(db: Kysely<Database>, ids: readonly string[]): Promise<OfHistory & { readonly found: FoundCredential[] }> {
+  // One row at least, whether there is a key or not: it names the history.
   const rows = await db
-    .selectFrom('keys')
-    .select(['id', 'kind', 'org_id', 'mecha', 'scopes', 'metadata', 'hash', 'pepper_root', 'enabled', 'created_at', 'expires_at', 'revoked_at'])
-    .select([sql<boolean>`EXISTS (SELECT FROM key_usage WHERE key_id = id)`.as('used'), sql<Date>`clock_timestamp()`.as('now')])
-    .where('id', '=', sql<string>`ANY(${ids}::uuid[])`)
+    .selectFrom(sql<OfHistory & { now: Date }>`(SELECT ${history} AS history, clock_timestamp() AS now)`.as('answer'))
+    .leftJoin('keys', (join) => join.on('keys.id', '=', sql<string>`ANY(${ids}::uuid[])`))
+    .select(['answer.history', 'answer.now', ...COLUMNS])
+    .select([sql<boolean>`EXISTS (SELECT FROM key_usage WHERE key_id = id)`.as('used'), sql<number>`keys.xmin::text::float8`.as('version')])
     .execute()
-  return rows.map(({ used, now, ...row }) => ({ row, used, now }))
+  const found = rows.flatMap(({ used, now, history: _history, ...row }) => (row.id === null ? [] : [{ row: row as CredentialRow, used, now }]))
+  return { history: rows[0]!.history, found }
+}
+
+/** A key in a version that somebody holds of it. */
+export interface HeldVersion {
+  readonly id: string
+  readonly version: number
 }
 
 /**
- * Records that a key has been used for the first time. The row is held while that is written, so that an
+ * Which of some keys are not, or no longer, there in the version that is held of them.
+ *
+ * @param orgId whose keys are known to who asks; `null` for everybody's
+ */
+export async function findChanged(db: Kysely<Database>, held: readonly HeldVersion[], orgId: string | null): Promise<OfHistory & { readonly changed: string[] }> {
+  const { rows } = await sql<OfHistory & { changed: string[] }>`
+    SELECT ${history} AS history, ARRAY(
+      SELECT held.id::text FROM unnest(${held.map(({ id }) => id)}::uuid[], ${held.map(({ version }) => version)}::float8[]) AS held (id, version)
+      LEFT JOIN keys ON keys.id = held.id AND (${orgId}::text IS NULL OR org_id = ${orgId})
+      WHERE keys.xmin::text::float8 IS DISTINCT FROM held.version) AS changed`.execute(db)
+  return rows[0]!
+}
+
+/**
+ * Records that a key has been used for the first time. The row is locked while that is written, so that an
  * `Idempotency-Key` cannot replace its secret in between: either the use or the replacement comes first.
  *
  * @param by the gateway (UUID) that asked, if one did
- * @returns `false` when what decides about the key is no longer as it was read; read it again
+ * @returns `isLive: false` when what decides about the key is no longer as it was read; read it again
  */
-export async function claimFirstUse(db: Kysely<Database>, row: CredentialRow, by: string | null): Promise<boolean> {
+export async function claimFirstUse(db: Kysely<Database>, row: CredentialRow, by: string | null): Promise<OfHistory & { readonly isLive: boolean }> {
   const { id, hash, enabled, expires_at } = row
-  const { rows } = await sql<{ id: string }>`
+  const { rows } = await sql<OfHistory & { is_live: boolean }>`
     WITH live AS (
       SELECT id FROM keys
       WHERE id = ${id} AND hash = ${hash} AND enabled = ${enabled} AND expires_at IS NOT DISTINCT FROM ${expires_at} AND revoked_at IS NULL
@@ -47,19 +81,21 @@ export async function claimFirstUse(db: Kysely<Database>, row: CredentialRow, by
       SELECT id, clock_timestamp(), clock_timestamp(), ${by}::uuid FROM live
       ON CONFLICT (key_id) DO NOTHING
     )
-    SELECT id FROM live`.execute(db)
-  return rows.length === 1
+    SELECT ${history} AS history, EXISTS (SELECT FROM live) AS is_live`.execute(db)
+  const { history: of, is_live: isLive } = rows[0]!
+  return { history: of, isLive }
 }
 
 /**
  * {@link claimFirstUse} of many rows in one statement. It waits for no key that somebody is changing, and takes the others
- * in the order of their ids, so that it can hold up nobody who holds it up: such a key has a statement of its own.
+ * in the order of their ids, so that it can hold up nobody who holds it up: what it passed over has to be claimed alone.
  *
- * @returns for each row, in their order, whether what decides about the key is still as it was read
+ * @param by the gateway (UUID) that asked
+ * @returns places of the rows that are still as they were read, and now are claimed
  */
-export async function claimFirstUses(db: Kysely<Database>, rows: readonly CredentialRow[], by: string): Promise<boolean[]> {
+export async function claimFirstUses(db: Kysely<Database>, rows: readonly CredentialRow[], by: string): Promise<OfHistory & { readonly claimed: number[] }> {
   const seen = JSON.stringify(rows.map(({ id, hash, enabled, expires_at }, place) => ({ place, id, hash, enabled, expires_at })))
-  const { rows: live } = await sql<{ place: number }>`
+  const { rows: answers } = await sql<OfHistory & { claimed: number[] }>`
     WITH live AS (
       SELECT place, keys.id
       FROM keys JOIN jsonb_to_recordset(${seen}::jsonb) AS seen (place int, id uuid, hash text, enabled boolean, expires_at timestamptz)
@@ -72,9 +108,8 @@ export async function claimFirstUses(db: Kysely<Database>, rows: readonly Creden
       SELECT id, clock_timestamp(), clock_timestamp(), ${by}::uuid FROM live
       ON CONFLICT (key_id) DO NOTHING
     )
-    SELECT place FROM live`.execute(db)
-  const claimed = new Set(live.map(({ place }) => place))
-  return Promise.all(rows.map(async (row, place) => claimed.has(place) || claimFirstUse(db, row, by)))
+    SELECT ${history} AS history, ARRAY(SELECT place FROM live) AS claimed`.execute(db)
+  return answers[0]!
 }
 
 /** Who ends a key by presenting it, as far as is known of them. */
@@ -86,11 +121,13 @@ export interface Holder {
 /**
  * Revokes a key whose secret was proved against this hash, and writes that its holder did, in one transaction.
  *
- * @returns whether the key is over, by this call or otherwise; `false` when its hash is another one by now
+ * @returns whether the key is over, by this call or otherwise; not when its hash is another one by now
  */
-export async function revokeByHolder(db: Kysely<Database>, { id, hash }: Pick<KeyRow, 'id' | 'hash'>, { requestId, address }: Holder): Promise<boolean> {
-  const { rows } = await sql<{ is_over: boolean }>`SELECT revoke_by_holder(${id}, ${hash}, ${requestId}, ${address}) AS is_over`.execute(db)
-  return rows[0]!.is_over
+export async function revokeByHolder(db: Kysely<Database>, { id, hash }: Pick<KeyRow, 'id' | 'hash'>, { requestId, address }: Holder): Promise<OfHistory & { readonly isOver: boolean }> {
+  const { rows } = await sql<OfHistory & { is_over: boolean }>`
+    SELECT ${history} AS history, revoke_by_holder(${id}, ${hash}, ${requestId}, ${address}) AS is_over`.execute(db)
+  const { history: of, is_over: isOver } = rows[0]!
+  return { history: of, isOver }
 }
 
 /** Replaces a hash by a better one of the same secret, unless the row has changed since. */
@@ -125,8 +162,8 @@ export type NonceOutcome = 'taken' | 'taken_before' | 'untimely' | 'no_key'
  * Takes a nonce unless it has been taken: of many who ask at once, whichever replica they ask, one does. It is kept until no
  * gateway accepts the request any more, and what has expired is swept; see `take_nonce` in the migrations.
  */
-export async function takeNonce(db: Kysely<Database>, { keyId, orgId, digest, expiresAt, minTtl, maxTtl }: Nonce): Promise<NonceOutcome> {
-  const { rows } = await sql<{ outcome: NonceOutcome }>`
-    SELECT take_nonce(${keyId}::uuid, ${orgId}::text, ${digest}::bytea, ${expiresAt}::timestamptz, ${minTtl}::integer, ${maxTtl}::integer) AS outcome`.execute(db)
-  return rows[0]!.outcome
+export async function takeNonce(db: Kysely<Database>, { keyId, orgId, digest, expiresAt, minTtl, maxTtl }: Nonce): Promise<OfHistory & { readonly outcome: NonceOutcome }> {
+  const { rows } = await sql<OfHistory & { outcome: NonceOutcome }>`
+    SELECT ${history} AS history, take_nonce(${keyId}::uuid, ${orgId}::text, ${digest}::bytea, ${expiresAt}::timestamptz, ${minTtl}::integer, ${maxTtl}::integer) AS outcome`.execute(db)
+  return rows[0]!
 }

@@ -9,10 +9,12 @@ import type { ServerResponse } from 'node:http'
 import type { Gateway } from '../auth/gateways.js'
 import { overloaded } from '../errors.js'
 import { publicId } from '../key/id.js'
+import type { Clock } from './clock.js'
 import type { Change, Feed } from './feed.js'
 
 export interface StreamsParts {
-  readonly feed: Pick<Feed, 'position' | 'confirmedAt' | 'now' | 'isFresh'>
+  readonly feed: Pick<Feed, 'position' | 'confirmedAt' | 'historyToken' | 'now' | 'isFresh'>
+  readonly clock: Clock
   /** Most streams at once. One gateway may have half of them. */
   readonly max: number
   /** How often the feed is confirmed at least while it is well. */
@@ -22,7 +24,6 @@ export interface StreamsParts {
 interface Stream {
   readonly gateway: Gateway
   readonly raw: ServerResponse
-  /** On the monotonic clock. */
   readonly openedAt: number
 }
 
@@ -77,7 +78,7 @@ export class ChangeStreams {
    */
   open(gateway: Gateway, raw: ServerResponse, headers: Readonly<Record<string, string>>, missed: readonly Change[] | undefined): void {
     if (raw.destroyed || this.#isEnded) return void raw.destroy()
-    const stream = { gateway, raw, openedAt: performance.now() }
+    const stream = { gateway, raw, openedAt: this.parts.clock.now() }
     raw.on('close', () => this.#streams.delete(stream)).on('error', () => {})
     this.#streams.add(stream)
     // The connection ends with the stream: one that is idle after it would keep a process from ending.
@@ -102,7 +103,7 @@ export class ChangeStreams {
 
   /** Passes on that everything has been told; not each time, for the feed is polled as often as something changes. */
   confirmed(): void {
-    const at = performance.now()
+    const at = this.parts.clock.now()
     if (at - this.#beatAt < this.parts.heartbeatMs / 2) return
     this.#beatAt = at
     for (const stream of this.#streams) this.#confirm(stream)
@@ -141,6 +142,7 @@ export class ChangeStreams {
       // Down to a whole number: never later than it was.
       confirmed_ms: Math.floor(feed.confirmedAt - stream.openedAt),
       database_time: new Date(feed.now(feed.confirmedAt)).toISOString(),
+      history: feed.historyToken,
     }
     this.#write(stream, this.#message('confirmed', confirmation))
   }

@@ -2,7 +2,7 @@
  * The engine that verifies Mecha keys and gateway credentials alike.
  *
  * A key that was verified before is answered from memory, without a query, argon2 or a promise: one keyed digest, one
- * comparison, one look at the clock. The change feed says what is outdated, and vouches for the rest. Anything else
+ * comparison, one look at the clock. The change feed says what has changed, and vouches for the rest. Anything else
  * takes the cold path: checksum, tag, row, hash.
  */
 
@@ -20,11 +20,13 @@ import type { CredentialKind } from '../key/id.js'
 import type { Roots } from '../key/roots.js'
 import { bareToken, isTaggedByUs, parseToken, type Token } from '../key/token.js'
 import { refusalOf, type Demand, type RefusalCode } from '../key/verdict.js'
-import type { CachedKey, KeyCache, Read } from './cache.js'
+import type { CachedKey, KeyCache } from './cache.js'
 import { createChecks } from './checks.js'
+import type { Clock } from './clock.js'
 import type { Feed } from './feed.js'
 import { gatherFirstUses } from './first-uses.js'
-import type { CredentialReader } from './reader.js'
+import type { OfOneHistory } from './one-history.js'
+import type { Read, Rows } from './rows.js'
 import { claimFirstUse, claimFirstUses, replaceHash, type CredentialRow, type FoundCredential } from './store.js'
 import type { UsageRecorder } from './usage.js'
 
@@ -32,8 +34,10 @@ export interface VerifierParts {
   readonly db: Kysely<Database>
   readonly roots: Roots
   readonly hasher: Hasher
-  readonly reader: CredentialReader
+  readonly rows: Rows
+  readonly ofOneHistory: OfOneHistory
   readonly cache: KeyCache
+  readonly clock: Clock
   readonly feed: Pick<Feed, 'isFresh' | 'now'>
   readonly usage: UsageRecorder
   readonly metrics: Metrics
@@ -57,11 +61,10 @@ export interface Asked extends Demand {
 export type Verdict = CachedKey | RefusalCode
 export type Verifier = ReturnType<typeof createVerifier>
 
-/** A key, the read that it was proved against, and what may still spoil it. */
+/** A key, and the row that it was proved against. */
 interface Proven {
   readonly key: CachedKey
   readonly found: FoundCredential
-  readonly read: Read
 }
 
 /** Who asks, whom no credential needs to tell: about the keys of an organization or of all, and as which gateway or as none. */
@@ -72,11 +75,8 @@ export interface Asker {
 const NO_GATEWAY: Asker = { id: null, org_id: null }
 const NO_DEMAND: Demand = {}
 
-/** How often a row that changes while it is worked with is read again: each time, something was really changed. */
-const ATTEMPTS = 10
-
 export function createVerifier(parts: VerifierParts) {
-  const { db, roots, hasher, reader, cache, feed, usage, metrics, log } = parts
+  const { db, roots, hasher, rows, ofOneHistory, cache, clock, feed, usage, metrics, log } = parts
   const proofs = createChecks<boolean>()
   const firstUses = createChecks<boolean>()
   const improving = new Set<string>()
@@ -94,7 +94,7 @@ export function createVerifier(parts: VerifierParts) {
   async function verifyKeys(asked: readonly Asked[], gateway: Gateway, { signal }: Waiting): Promise<Verdict[]> {
     // Every key that waits for something listens to it.
     setMaxListeners(0, signal)
-    const firstUses = gatherFirstUses(asked.length, (rows) => claimFirstUses(db, rows, gateway.id))
+    const firstUses = gatherFirstUses(asked.length, (all) => claimAll(all, gateway.id))
     const caller = { signal, claim: firstUses.claim }
     const verdicts = asked.map(async ({ key, ...demand }) => {
       try {
@@ -120,14 +120,14 @@ export function createVerifier(parts: VerifierParts) {
 
   /** Whether a Mecha key is good, by its id (UUID): for who holds what was made of the key when it was verified. */
   async function isGood(id: string, gateway: Gateway): Promise<boolean> {
-    const at = performance.now()
+    const at = clock.now()
     const held = cache.findById(id)
     const isFresh = feed.isFresh(at)
     if (isFresh && held?.current) return held.kind === 'mecha' && !refuse(held, feed.now(at), gateway, NO_DEMAND)
-    const found = await reader.read(id).catch((error: unknown) => {
+    const isGoodRow = (found: FoundCredential | undefined) => found?.row.kind === 'mecha' && !refuse(found.row, found.now.getTime(), gateway, NO_DEMAND)
+    return rows.withRow(id, isGoodRow).catch((error: unknown) => {
       throw held && !isFresh && isUnavailable(error) ? feedStale() : error
     })
-    return found?.row.kind === 'mecha' && !refuse(found.row, found.now.getTime(), gateway, NO_DEMAND)
   }
 
   /**
@@ -146,7 +146,7 @@ export function createVerifier(parts: VerifierParts) {
 
   function check(presented: string, kind: CredentialKind, caller: Waiting, asker: Asker, demand: Demand): Verdict | Promise<Verdict> {
     const text = bareToken(presented)
-    const at = performance.now()
+    const at = clock.now()
     const isFresh = feed.isFresh(at)
     const held = cache.find(text)
     if (isFresh && held?.current && held.kind === kind) {
@@ -171,39 +171,49 @@ export function createVerifier(parts: VerifierParts) {
 
   /** The cold path: what is read goes together with what others read, and is decided by the database's clock. */
   function checkInDatabase(token: Token, kind: CredentialKind, caller: Waiting, asker: Asker, demand: Demand): Promise<Verdict> {
-    const { signal, claim = (row) => firstUses.join(row.hash, signal, () => claimFirstUse(db, row, asker.id)) } = caller
-    return withProven<Verdict>(token, signal, async (proven) => {
+    const { signal, claim = (row) => firstUses.join(row.hash, signal, () => claimOne(row, asker.id)) } = caller
+    return withProven<Verdict>(token, signal, async (proven, read) => {
       if (!proven) return 'unknown'
-      const { key, found, read } = proven
-      const now = found.now.getTime()
-      const code = key.kind === kind ? refuse(key, now, asker, demand) : 'unknown'
-      if (code) return noted(key, code, now)
+      const { key, found } = proven
+      // By the time that it is now: argon2 or a first use may have been waited for until the key's end.
+      const decide = () => (key.kind === kind ? refuse(key, timeOf(found, read), asker, demand) : 'unknown')
+      const code = decide()
+      if (code) return noted(key, code, timeOf(found, read))
       key.used ||= await claim(found.row)
       // What changed while this was waited for counts as well.
-      if (!key.used || read.spoiled) return undefined
-      usage.seen(key, now, asker.id)
+      if (!key.used || read.isOvertaken) return undefined
+      const late = decide()
+      if (late) return noted(key, late, timeOf(found, read))
+      usage.seen(key, timeOf(found, read), asker.id)
       void improveHash(found.row, token)
       return key
     })
   }
 
   /** Gives a key that was proved against its row, or nothing when there is none; again for as long as `use` gives nothing back. */
-  async function withProven<T>(token: Token, signal: AbortSignal, use: (proven?: Proven) => T | undefined | Promise<T | undefined>): Promise<T> {
-    for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
-      const read = cache.beginRead(token.id, feed.isFresh(), () => reader.read(token.id))
-      try {
-        const found = await read.found
-        const digest = found && (await prove(token, found.row, signal))
-        if (read.spoiled) continue
-        if (!digest) cache.refuse(token)
-        const result = await use(digest ? { key: cache.keep(read, found, digest), found, read } : undefined)
-        if (result !== undefined) return result
-        cache.spoil(read)
-      } finally {
-        cache.endRead(read)
-      }
-    }
-    throw new Problem('database_unavailable', 'The key is being changed. Try again in a moment.', { headers: { 'retry-after': '1' } })
+  function withProven<T>(token: Token, signal: AbortSignal, use: (proven: Proven | undefined, read: Read) => T | undefined | Promise<T | undefined>): Promise<T> {
+    return rows.withRow<T>(token.id, async (found, read) => {
+      const digest = found && (await prove(token, found.row, signal))
+      if (read.isOvertaken) return undefined
+      if (!digest) cache.refuse(token)
+      return use(digest ? { key: cache.keep(read, found, digest), found } : undefined, read)
+    })
+  }
+
+  /** The database's time in milliseconds, from when a row was read and what has passed since it was asked for: never slow. */
+  function timeOf({ now }: FoundCredential, { askedAt }: Read): number {
+    return now.getTime() + (clock.now() - askedAt)
+  }
+
+  /** Records a first use; `false` when the row has changed since it was read. */
+  async function claimOne(row: CredentialRow, by: string | null): Promise<boolean> {
+    return (await ofOneHistory(() => claimFirstUse(db, row, by))).isLive
+  }
+
+  /** Records first uses together, and one by one those of keys that somebody is changing. */
+  async function claimAll(all: readonly CredentialRow[], by: string): Promise<boolean[]> {
+    const claimed = new Set((await ofOneHistory(() => claimFirstUses(db, all, by))).claimed)
+    return Promise.all(all.map(async (row, place) => claimed.has(place) || claimOne(row, by)))
   }
 
   /** The digest of a token that belongs to the row: by argon2, or by having been proved against the same hash before. */

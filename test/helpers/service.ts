@@ -4,7 +4,7 @@ import { generateKeyPairSync, randomBytes } from 'node:crypto'
 import { Writable } from 'node:stream'
 import type { FastifyInstance, InjectOptions } from 'fastify'
 import type { Test } from 'tap'
-import { buildApp } from '../../src/app.js'
+import { buildApp, type AppParts } from '../../src/app.js'
 import { signOperatorToken } from '../../src/auth/operators.js'
 import { SCOPES, type Scope } from '../../src/auth/scopes.js'
 import { loadConfig, type Environment, type Settings } from '../../src/config.js'
@@ -65,12 +65,12 @@ export function testEnvironment(database: TestDatabase, environment: Environment
   }
 }
 
-export async function startService(t: Test, environment: Environment = {}, given?: TestDatabase): Promise<Service> {
+export async function startService(t: Test, environment: Environment = {}, given?: TestDatabase, parts: AppParts = {}): Promise<Service> {
   const database = given ?? (await emptyDatabase())
   const config = loadConfig(testEnvironment(database, environment))
   const lines: string[] = []
   const logDestination = new Writable({ write: (line, _encoding, done) => (lines.push(String(line)), done()) })
-  const { app, authz, startDraining } = await buildApp(config, { logDestination })
+  const { app, authz, startDraining } = await buildApp(config, { logDestination, ...parts })
   t.teardown(() => app.close())
 
   let gatewayOfAcme: Promise<string> | undefined

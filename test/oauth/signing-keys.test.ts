@@ -8,6 +8,7 @@ import { maintainSigningKeys, rotateSigningKeys } from '../../src/control/signin
 import { openDatabase } from '../../src/db/pool.js'
 import { deriveRoot, rootsOf } from '../../src/key/roots.js'
 import { KEEP, LEAD, makeSigningKey } from '../../src/key/signing.js'
+import { Clock } from '../../src/runtime/clock.js'
 import { Keyring } from '../../src/runtime/oauth/keyring.js'
 import { findSigningKeys } from '../../src/runtime/oauth/store.js'
 import { emptyDatabase, type TestDatabase } from '../helpers/database.js'
@@ -110,7 +111,7 @@ t.test('a replica that is running notices a rotation', async (t) => {
   const service = await startService(t)
   const { db } = service.database
   const roots = rootsOf(service.config.ROOT_SECRETS!)
-  const keyring = new Keyring({ read: () => findSigningKeys(db), roots, reloadMs: 1, log: service.app.log })
+  const keyring = new Keyring({ read: () => findSigningKeys(db), roots, reloadMs: 1, clock: new Clock(), log: service.app.log })
   t.equal((await keyring.keys()).published.length, 1)
   await rotateSigningKeys({ db, roots }, author, {})
   await eventually(async () => (await keyring.keys()).published.length === 2)
@@ -125,7 +126,7 @@ t.test('keys are read again only when they are old enough, and serve on while th
   t.teardown(() => db.destroy())
   let reads = 0
   const read = () => (reads++, findSigningKeys(db))
-  const parts = { roots: rootsOf(service.config.ROOT_SECRETS!), log: service.app.log }
+  const parts = { roots: rootsOf(service.config.ROOT_SECRETS!), clock: new Clock(), log: service.app.log }
   const lasting = new Keyring({ read, ...parts, reloadMs: 60_000 })
   await Promise.all(Array.from({ length: 10 }, () => lasting.keys()))
   await lasting.keys()
@@ -180,7 +181,7 @@ t.test('a signing key of a root secret that a replica was not given: what came b
   const lines: string[] = []
   const log = { error: (line: string) => lines.push(line) } as unknown as typeof service.app.log
   const read = () => (reads++, findSigningKeys(database.db))
-  const keyring = new Keyring({ read, roots: rootsOf([old]), reloadMs: 0, log })
+  const keyring = new Keyring({ read, roots: rootsOf([old]), reloadMs: 0, clock: new Clock(), log })
   t.match(await keyring.keys(), { signer: { kid: first!.kid }, published: [{ kid: first!.kid }] })
   await eventually(async () => (await keyring.keys(), reads > 2))
   t.same(lines, [`signing key ${next.kid} is sealed under the root secret ${next.root}, which is not configured`], 'told once')
@@ -196,7 +197,7 @@ t.test('a replica that has opened a key keeps it when it is sealed under a root 
   const service = await startService(t, { ROOT_SECRETS: old, PUBLIC_URL })
   const { db } = service.database
   let reads = 0
-  const keyring = new Keyring({ read: () => (reads++, findSigningKeys(db)), roots: rootsOf([old]), reloadMs: 0, log: service.app.log })
+  const keyring = new Keyring({ read: () => (reads++, findSigningKeys(db)), roots: rootsOf([old]), reloadMs: 0, clock: new Clock(), log: service.app.log })
   const { signer } = await keyring.keys()
   await maintainSigningKeys({ db, roots: rootsOf([young, old]) }, author)
   t.match(await rowsOf(service.database), [{ root: deriveRoot(young).id }])

@@ -6,6 +6,7 @@ import { SignJWT, type JWTPayload } from 'jose'
 import { Problem } from '../../errors.js'
 import type { Roots } from '../../key/roots.js'
 import { endedBy, MAX_KEYS_AGE, MAX_TOKEN_TTL, openSigningKey, RootUnknown, signerAt, soundOf, type SigningKey } from '../../key/signing.js'
+import type { Clock } from '../clock.js'
 import type { FoundSigningKey } from './store.js'
 
 export interface KeyringParts {
@@ -13,6 +14,7 @@ export interface KeyringParts {
   readonly roots: Roots
   /** Age from which keys are read again. */
   readonly reloadMs: number
+  readonly clock: Clock
   readonly log: FastifyBaseLogger
 }
 
@@ -28,8 +30,10 @@ export interface SigningKeys {
 interface Held {
   /** Without those that are damaged: for everybody it is as if they were not there. */
   readonly keys: readonly (FoundSigningKey & { readonly key: SigningKey | undefined })[]
-  /** When they were asked for, on the monotonic clock, and on the database's. */
+  /** When they were asked for, and on the database's clock. */
   readonly readAt: number
+  /** How often the clock had jumped by then. */
+  readonly jumps: number
   readonly databaseTime: number
 }
 
@@ -54,7 +58,7 @@ export class Keyring {
    */
   async keys(): Promise<SigningKeys> {
     const { keys, databaseTime, readAt } = await this.#current()
-    const now = databaseTime + (performance.now() - readAt)
+    const now = databaseTime + (this.parts.clock.now() - readAt)
     const tooOldToSign = new Set(endedBy(keys, now + MAX_TOKEN_TTL * 1000))
     const signer = signerAt(keys.filter((one) => one.key && !tooOldToSign.has(one)), now)?.key
     if (!signer) throw unavailable()
@@ -65,10 +69,12 @@ export class Keyring {
 
   async #current(): Promise<Held> {
     const held = this.#held
-    const age = held ? performance.now() - held.readAt : Infinity
+    const { clock } = this.parts
+    const at = clock.now()
+    const age = held && held.jumps === clock.jumps ? at - held.readAt : Infinity
     if (held && age < this.parts.reloadMs) return held
     if (!held || age > MAX_KEYS_AGE * 1000) return this.#read()
-    if (performance.now() < this.#retryAt) return held
+    if (at < this.#retryAt) return held
     return Promise.race([this.#read().catch(() => held), sleep(PATIENCE_MS, held, { ref: false })])
   }
 
@@ -78,12 +84,13 @@ export class Keyring {
   }
 
   async #readNow(): Promise<Held> {
-    const readAt = performance.now()
+    const readAt = this.parts.clock.now()
+    const { jumps } = this.parts.clock
     this.#retryAt = readAt + PATIENCE_MS
     const { keys, now } = await this.parts.read()
     if (keys.length === 0) throw unavailable()
     const sound = soundOf(keys, this.parts.roots, ({ kid }) => this.#report(kid, `signing key ${kid} is not as it was made`))
-    this.#held = { keys: sound.map((stored) => ({ ...stored, key: this.#opened(stored) })), readAt, databaseTime: now.getTime() }
+    this.#held = { keys: sound.map((stored) => ({ ...stored, key: this.#opened(stored) })), readAt, jumps, databaseTime: now.getTime() }
     return this.#held
   }
 

@@ -9,6 +9,8 @@ type FindPlace = (keyId: string) => Promise<number>
 export class StatusPlaces {
   readonly #known: LRUCache<string, number>
   readonly #asking = createChecks<number>()
+  /** How often something was told to have changed: what was asked before is not kept after. */
+  #invalidations = 0
 
   constructor(
     private readonly find: FindPlace,
@@ -23,17 +25,20 @@ export class StatusPlaces {
   }
 
   /** Keys that changed: one that came back from the dead may have lost its place. */
-  outdate(keyIds: readonly string[]): void {
+  invalidate(keyIds: readonly string[]): void {
+    this.#invalidations++
     for (const id of keyIds) this.#known.delete(id)
   }
 
-  outdateAll(): void {
+  invalidateAll(): void {
+    this.#invalidations++
     this.#known.clear()
   }
 
   async #ask(keyId: string, signal: AbortSignal): Promise<number> {
+    const invalidations = this.#invalidations
     const place = await this.#asking.join(keyId, signal, () => this.find(keyId))
-    this.#known.set(keyId, place)
+    if (invalidations === this.#invalidations) this.#known.set(keyId, place)
     return place
   }
 }

@@ -6,6 +6,7 @@
 import { createHash } from 'node:crypto'
 import { promisify } from 'node:util'
 import { deflate, constants } from 'node:zlib'
+import type { Clock } from '../clock.js'
 import { signJwt, type Keyring } from './keyring.js'
 import type { Statuses } from './store.js'
 
@@ -16,6 +17,7 @@ export interface StatusListParts {
   readonly issuer: () => string
   /** Longest time after which a change has to be in the list: `REVOCATION_MAX_STALENESS`. */
   readonly maxStalenessMs: number
+  readonly clock: Clock
 }
 
 /** The list, signed, and how it may be kept. */
@@ -41,7 +43,7 @@ const compress = promisify(deflate)
 export const STATUS_LIST_PATH = '/.well-known/token-status'
 
 export class StatusList {
-  #held: { readonly token: StatusListToken; readonly readAt: number; readonly changes: number } | undefined
+  #held: { readonly token: StatusListToken; readonly readAt: number; readonly jumps: number; readonly changes: number } | undefined
   #building: Promise<StatusListToken> | undefined
   /** How many changes of keys the feed has told of. */
   #changes = 0
@@ -49,11 +51,11 @@ export class StatusList {
   constructor(private readonly parts: StatusListParts) {}
 
   /** Something has changed: what is held may not be true any more. */
-  outdate(): void {
+  invalidate(): void {
     this.#changes++
   }
 
-  outdateAll(): void {
+  invalidateAll(): void {
     this.#changes++
   }
 
@@ -65,8 +67,9 @@ export class StatusList {
    */
   current(): Promise<StatusListToken> {
     const held = this.#held
-    const { maxStalenessMs } = this.parts
-    const age = held ? performance.now() - held.readAt : Infinity
+    const { maxStalenessMs, clock } = this.parts
+    const at = clock.now()
+    const age = held && held.jumps === clock.jumps ? at - held.readAt : Infinity
     const holds = held?.changes === this.#changes ? maxStalenessMs / 2 : Math.min(REBUILD_MS, maxStalenessMs / 4)
     if (held && age < holds) return Promise.resolve(held.token)
     this.#building ??= this.#build().finally(() => (this.#building = undefined))
@@ -74,8 +77,9 @@ export class StatusList {
   }
 
   async #build(): Promise<StatusListToken> {
-    const { read, keyring, issuer, maxStalenessMs } = this.parts
-    const readAt = performance.now()
+    const { read, keyring, issuer, maxStalenessMs, clock } = this.parts
+    const readAt = clock.now()
+    const { jumps } = clock
     const changes = this.#changes
     const [statuses, { signer }] = await Promise.all([read(), keyring.keys()])
     const lst = (await compress(bitsOf(statuses), { level: constants.Z_BEST_COMPRESSION })).toString('base64url')
@@ -87,7 +91,7 @@ export class StatusList {
     })
     const etag = `"${createHash('sha256').update(jwt).digest('base64url')}"`
     const token = { jwt, etag, maxAge: Math.ceil(seconds / 2) }
-    this.#held = { token, readAt, changes }
+    this.#held = { token, readAt, jumps, changes }
     return token
   }
 }

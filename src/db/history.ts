@@ -1,0 +1,12 @@
+/**
+ * Which history a statement was answered from. Two servers that were one (a primary and the standby that was promoted beside
+ * it) answer the same statements differently, and so does one server before and after a restore: what was learnt from
+ * one says nothing about the other.
+ */
+
+/**
+ * A text that is the same for statements of one history, as SQL: when the server was started, and the files of the two tables
+ * that the feed stands on. A file's name holds the database's oid, and changes when its table is made anew, as a restore
+ * does. It also changes with a rewrite (VACUUM FULL), which costs followers what they hold and nothing else.
+ */
+export const HISTORY = `concat_ws(' ', extract(epoch FROM pg_postmaster_start_time()), pg_relation_filepath('keys'), pg_relation_filepath('changes'))`

@@ -1,0 +1,55 @@
+/** `POST /v1/revalidate`: a gateway that holds answers asks whether their keys are still what they were, whatever it was told. */
+
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { answer, responses } from '../http/schemas.js'
+import { parsePublicId, publicId } from '../key/id.js'
+import { requireGateway } from './callers.js'
+import type { Feed } from './feed.js'
+import { MAX_REVALIDATED, RevalidateBody, Revalidated } from './schemas.js'
+import type { HeldVersion } from './store.js'
+import type { Verifier } from './verifier.js'
+
+export interface RevalidateParts {
+  readonly verifier: Verifier
+  readonly feed: Pick<Feed, 'historyToken'>
+  /** Asks the database itself, and not what is in memory here. */
+  readonly findChanged: (held: readonly HeldVersion[], orgId: string | null) => Promise<{ readonly changed: readonly string[] }>
+}
+
+/** Bytes: the most keys, with a version that is as long as it may be. */
+const BODY_LIMIT = 256 * 1024
+
+export function revalidateRoutes({ verifier, feed, findChanged }: RevalidateParts): FastifyPluginAsyncTypebox {
+  return async (app) => {
+    requireGateway(app, verifier)
+    app.post(
+      '/v1/revalidate',
+      {
+        bodyLimit: BODY_LIMIT,
+        schema: {
+          tags: ['runtime'],
+          operationId: 'revalidateKeys',
+          summary: `Which of up to ${MAX_REVALIDATED} keys are no longer what they were when they were verified?`,
+          description: 'Compares the versions that `X-Key-Version` named with the database itself. Keys that are unknown, or of another organization, count as changed. For who holds answers: compare each from time to time, and drop what has changed.',
+          security: [{ gateway: [] }],
+          body: RevalidateBody,
+          response: responses(
+            { 200: answer('The keys that have changed', Revalidated) },
+            'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
+          ),
+        },
+      },
+      async ({ body, gateway }, reply) => {
+        const held = body.keys.map(({ key_id, version }) => ({ id: parsePublicId('mecha', key_id)!, version: versionOf(version) }))
+        const { changed } = await findChanged(held, gateway.org_id)
+        void reply.headers({ 'cache-control': 'no-store', 'x-feed-history': feed.historyToken })
+        return { changed: changed.map((id) => publicId('mecha', id)) }
+      },
+    )
+  }
+}
+
+/** What is no version of ours is the version of no key. */
+function versionOf(text: string): number {
+  return /^\d{1,10}$/.test(text) ? Number(text) : -1
+}
