@@ -104,14 +104,27 @@ async function trustedIssuers(config: Settings): Promise<Map<string, Issuer>> {
 /** The key set's address is looked up once (OpenID Connect Discovery 1.0, section 4), and again until that works. */
 function remoteKeys(issuer: string, config: Settings): JWTVerifyGetKey {
   let keys: Promise<JWTVerifyGetKey> | undefined
+  /** When they were last asked for, on both clocks. */
+  let fetched = { at: Infinity, wall: -Infinity }
   const options = {
     timeoutDuration: FETCH_TIMEOUT_MS,
     cooldownDuration: config.OIDC_JWKS_COOLDOWN * 1000,
     cacheMaxAge: config.OIDC_JWKS_MAX_AGE * 1000,
-    [customFetch]: fetchOrUnavailable,
+    async [customFetch](url: string, init: RequestInit) {
+      const asked = { at: performance.now(), wall: Date.now() }
+      const response = await fetchOrUnavailable(url, init)
+      fetched = asked
+      return response
+    },
   }
   const find = async () => createRemoteJWKSet(new URL(config.OIDC_JWKS_URL ?? (await discoverJwksUrl(issuer))), options)
   return async (header, token) => {
+    // Their age is counted by the wall clock alone. Where that was set back, a key that was withdrawn would count for that
+    // much longer, and a new one would not be looked for.
+    if (performance.now() - fetched.at > options.cacheMaxAge || Date.now() < fetched.wall) {
+      keys = undefined
+      fetched = { at: Infinity, wall: -Infinity }
+    }
     // Requests that come while it is looked up wait for the same answer: they cannot pile up on a slow issuer.
     keys ??= find().catch((error: unknown) => {
       keys = undefined

@@ -89,9 +89,9 @@ async function stopOrphan(): Promise<void> {
 }
 
 async function isGone(pid: number | undefined, mark: string): Promise<boolean> {
-  const deadline = Date.now() + PATIENCE_MS
+  const deadline = performance.now() + PATIENCE_MS
   while (pid && commandOf(pid).includes(mark)) {
-    if (Date.now() > deadline) return false
+    if (performance.now() > deadline) return false
     await sleep(50)
   }
   return true

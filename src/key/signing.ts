@@ -114,6 +114,15 @@ export function signerAt<K extends Timed>(keys: readonly K[], now: number): K | 
   return keys.filter((key) => key.signs_from.getTime() <= now).reduce<K | undefined>((latest, key) => (latest && latest.signs_from >= key.signs_from ? latest : key), undefined)
 }
 
+/**
+ * The instant by which the signing one of all keys is chosen: now, or the beginning of the first of them. Earlier than that is
+ * only a clock that was set back, and somebody has to sign meanwhile.
+ */
+export function signingTime(keys: readonly Timed[], now: number): number {
+  const beginnings = keys.map((key) => key.signs_from.getTime())
+  return keys.length > 0 ? Math.max(now, Math.min(...beginnings)) : now
+}
+
 /** Those of some keys that nothing alive was signed with, and that sign no more. */
 export function endedBy<K extends Timed>(keys: readonly K[], now: number): K[] {
   const signer = signerAt(keys, now - KEEP * 1000)

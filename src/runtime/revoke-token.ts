@@ -6,6 +6,7 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { Kysely } from 'kysely'
 import type { Database } from '../db/tables.js'
 import { Problem } from '../errors.js'
+import { callCounts } from '../http/call-counts.js'
 import { FORM, speakOAuth } from '../http/oauth.js'
 import { answer, oauthResponses } from '../http/schemas.js'
 import type { OfOneHistory } from './one-history.js'
@@ -41,7 +42,7 @@ export function revokeTokenRoutes(parts: RevokeTokenParts): FastifyPluginAsyncTy
     await app.register(rateLimit, {
       max: parts.perMinute,
       timeWindow: 60_000,
-      cache: COUNTED_ADDRESSES,
+      store: callCounts(COUNTED_ADDRESSES),
       addHeadersOnExceeding: { 'x-ratelimit-limit': false, 'x-ratelimit-remaining': false, 'x-ratelimit-reset': false },
       addHeaders: { 'x-ratelimit-limit': false, 'x-ratelimit-remaining': false, 'x-ratelimit-reset': false, 'retry-after': false },
       errorResponseBuilder: (_request, { ttl }) =>

@@ -5,21 +5,26 @@ import type { FastifyBaseLogger } from 'fastify'
 import { newId } from '../../key/id.js'
 import { maintainSigningKeys, type SigningParts } from './keys.js'
 
-/** Between two looks when all is well, and after one that failed. */
+/** Between two looks when all is well, unless said otherwise, and after one that failed. */
 const PERIOD_MS = 3_600_000
 const RETRY_MS = 5000
 /** A start does not wait for a database that is away. */
 const PATIENCE_MS = 1000
 /** Longest wait for a look under way when the service ends. What it had begun in a transaction is undone. */
 const STOP_TIMEOUT_MS = 1000
+/** How far two clocks may drift apart: far less than what is kept beyond its life. */
+const TOLERANCE_MS = 60_000
 
 export class SigningKeeper {
   readonly #end = new AbortController()
+  /** The database's clock when the first look was over, and when that was. */
+  #first: { readonly now: number; readonly at: number } | undefined
   #running: Promise<void> | undefined
 
   constructor(
     private readonly parts: SigningParts,
     private readonly log: FastifyBaseLogger,
+    private readonly periodMs = PERIOD_MS,
   ) {}
 
   /** Looks at once, and from then on. Resolves when the first look is over, or takes long. */
@@ -37,16 +42,26 @@ export class SigningKeeper {
   async #goOn(first: Promise<boolean>): Promise<void> {
     let isWell = await first
     for (;;) {
-      const aborted = await sleep(isWell ? PERIOD_MS : RETRY_MS, false, { signal: this.#end.signal, ref: false }).catch(() => true)
+      const aborted = await sleep(isWell ? this.periodMs : RETRY_MS, false, { signal: this.#end.signal, ref: false }).catch(() => true)
       if (aborted) return
       isWell = await this.#look()
     }
   }
 
+  /**
+   * The latest that it can be by the time that has passed since the first look. If the database's clock jumps ahead, what was
+   * exchanged for a key that has ended is still alive elsewhere: its place in the status list must not be another key's.
+   */
+  #latest(): number {
+    return this.#first ? this.#first.now + (performance.now() - this.#first.at) + TOLERANCE_MS : Infinity
+  }
+
   /** Whether it went well. */
   async #look(): Promise<boolean> {
     try {
-      await maintainSigningKeys(this.parts, { actor: 'service', requestId: newId(), address: 'local' }, this.log)
+      const author = { actor: 'service', requestId: newId(), address: 'local' }
+      const now = await maintainSigningKeys(this.parts, author, { log: this.log, latest: this.#latest() })
+      this.#first ??= { now: now.getTime(), at: performance.now() }
       return true
     } catch (error) {
       this.log.warn({ err: error }, 'signing keys could not be looked after; trying again')

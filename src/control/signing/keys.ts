@@ -5,7 +5,7 @@ import type { Kysely, Transaction } from 'kysely'
 import type { Database, Metadata } from '../../db/tables.js'
 import { inTransaction } from '../../db/transaction.js'
 import type { Roots } from '../../key/roots.js'
-import { endedBy, LEAD, makeSigningKey, resealSigningKey, RootUnknown, signerAt, soundOf, type SigningAlgorithm } from '../../key/signing.js'
+import { endedBy, LEAD, makeSigningKey, resealSigningKey, RootUnknown, signerAt, signingTime, soundOf, type SigningAlgorithm } from '../../key/signing.js'
 import type { Author } from '../parts.js'
 import { insertEvents, readClock } from '../store.js'
 import { deleteSigningKeys, freeStatusPlaces, insertSigningKey, listSigningKeys, lockSigningKeys, replaceSeal, type SigningKeyRow } from './store.js'
@@ -32,22 +32,32 @@ export interface Rotation {
   readonly compromised?: boolean | undefined
 }
 
+export interface MaintenanceOptions {
+  readonly log?: FastifyBaseLogger
+  /** The latest that it can be, in milliseconds, whatever the database's clock says: what has not ended by then stays. */
+  readonly latest?: number
+}
+
 /**
  * What has to be done from time to time: makes the first key if there is none, seals the others anew under the newest
  * root secret, deletes those that have ended, and frees places of the status list. Any number of processes may do it
  * at once. A key whose root secret is not configured stays as it is. One that is damaged stays as well, and counts for nothing:
  * the others do what they did before it was made.
+ *
+ * @returns the database's clock
  */
-export async function maintainSigningKeys({ db, roots }: SigningParts, author: Author, log?: FastifyBaseLogger): Promise<void> {
-  await inTransaction(db, async (trx) => {
+export async function maintainSigningKeys({ db, roots }: SigningParts, author: Author, { log, latest = Infinity }: MaintenanceOptions = {}): Promise<Date> {
+  const now = await inTransaction(db, async (trx) => {
     const keys = soundOf(await lockSigningKeys(trx), roots, ({ kid }, error) => log?.error({ kid, cause: (error as Error).message }, 'a signing key is not as it was made'))
     const now = await readClock(trx)
     if (keys.length === 0) await addKey(trx, author, now, { ...makeSigningKey('EdDSA', roots[0]), signs_from: now })
-    const ended = endedBy(keys, now.getTime())
+    const ended = endedBy(keys, Math.min(now.getTime(), latest))
     await deleteSigningKeys(trx, ended.map(({ kid }) => kid))
     for (const key of keys) if (key.root !== roots[0].id && !ended.includes(key)) await reseal(trx, key, roots, log)
+    return now
   })
-  await freeStatusPlaces(db)
+  await freeStatusPlaces(db, new Date(Math.min(now.getTime(), latest)))
+  return now
 }
 
 /**
@@ -93,9 +103,9 @@ async function reseal(trx: Transaction<Database>, key: SigningKeyRow, roots: Roo
 }
 
 function viewsOf(keys: readonly SigningKeyRow[], now: Date): SigningKeyView[] {
-  const signer = signerAt(keys, now.getTime())
+  const signer = signerAt(keys, signingTime(keys, now.getTime()))
   return keys.map(({ kid, alg, signs_from, created_by }) => {
-    const role = signs_from > now ? 'next' : kid === signer?.kid ? 'signing' : 'past'
+    const role = kid === signer?.kid ? 'signing' : signs_from > now ? 'next' : 'past'
     return { kid, alg, role, signs_from, created_by }
   })
 }

@@ -5,7 +5,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import { SignJWT, type JWTPayload } from 'jose'
 import { Problem } from '../../errors.js'
 import type { Roots } from '../../key/roots.js'
-import { endedBy, MAX_KEYS_AGE, MAX_TOKEN_TTL, openSigningKey, RootUnknown, signerAt, soundOf, type SigningKey } from '../../key/signing.js'
+import { endedBy, MAX_KEYS_AGE, MAX_TOKEN_TTL, openSigningKey, RootUnknown, signerAt, signingTime, soundOf, type SigningKey } from '../../key/signing.js'
 import type { Clock } from '../clock.js'
 import type { FoundSigningKey } from './store.js'
 
@@ -60,7 +60,7 @@ export class Keyring {
     const { keys, databaseTime, readAt } = await this.#current()
     const now = databaseTime + (this.parts.clock.now() - readAt)
     const tooOldToSign = new Set(endedBy(keys, now + MAX_TOKEN_TTL * 1000))
-    const signer = signerAt(keys.filter((one) => one.key && !tooOldToSign.has(one)), now)?.key
+    const signer = signerAt(keys.filter((one) => one.key && !tooOldToSign.has(one)), signingTime(keys, now))?.key
     if (!signer) throw unavailable()
     const ended = new Set(endedBy(keys, now))
     const published = keys.flatMap((one) => (one.key && !ended.has(one) ? [one.key] : []))
