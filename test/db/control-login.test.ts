@@ -1,0 +1,209 @@
+/** With the control plane's database login, and not with the service: what the database refuses, whoever holds that login. */
+
+import { sql, type Kysely } from 'kysely'
+import t, { type Test } from 'tap'
+import { openDatabase } from '../../src/db/pool.js'
+import type { Database } from '../../src/db/tables.js'
+import { parsePublicId } from '../../src/key/id.js'
+import { KEEP, LEAD } from '../../src/key/signing.js'
+import { startService, type Service } from '../helpers/service.js'
+
+const DENIED = { code: '42501' }
+
+/** Runs statements in one transaction of the control plane's login. */
+type Write = (...statements: string[]) => Promise<void>
+
+async function login(t: Test): Promise<{ service: Service; write: Write; owner: Kysely<Database> }> {
+  const service = await startService(t)
+  const control = openDatabase({ url: service.database.control, size: 1, timeoutMs: 10_000, name: 'test' })
+  t.teardown(() => control.destroy())
+  const write: Write = (...statements) =>
+    control.transaction().execute(async (trx) => {
+      for (const statement of statements) await sql.raw(statement).execute(trx)
+    })
+  return { service, write, owner: service.database.db }
+}
+
+/** An event that the service would write of a key of acme, but for what is said otherwise. */
+function event(id: string, told: Partial<Record<'type' | 'at' | 'actor' | 'org_id' | 'mecha' | 'kind' | 'data', string>> = {}): string {
+  const { type = 'key.updated', at = 'now()', actor = 'builtin:mallory', org_id = 'acme', mecha = 'sales^acmecorp', kind = 'mecha', data = '{}' } = told
+  return `INSERT INTO events (at, type, org_id, key_id, kind, mecha, actor, request_id, address, data)
+    VALUES (${at}, '${type}', '${org_id}', '${id}', '${kind}', '${mecha}', '${actor}', 'request', '203.0.113.7', '${data}')`
+}
+const revoke = (id: string, by = 'builtin:mallory') => `UPDATE keys SET revoked_at = now(), revoked_by = '${by}' WHERE id = '${id}'`
+const rename = (id: string, name = 'other') => `UPDATE keys SET name = '${name}' WHERE id = '${id}'`
+const insert = (columns: string, values: string, from: string) => `INSERT INTO keys (${columns}) SELECT ${values} FROM keys WHERE id = '${from}'`
+const COPIED = 'kind, org_id, mecha, hash, tag_root, pepper_root, created_by'
+
+async function issued(service: Service): Promise<{ id: string; plaintext: string }> {
+  const { key, plaintext_key } = await service.issue()
+  return { id: parsePublicId('mecha', key.id)!, plaintext: plaintext_key }
+}
+
+t.test('an event tells of a change that its own transaction made, as it was made, and once', async (t) => {
+  const { service, write, owner } = await login(t)
+  const { id } = await issued(service)
+  const { id: other } = await issued(service)
+  for (const [what, ...statements] of [
+    ['of nothing', event(id)],
+    ['of no key', event('01890a5d-ac96-774b-bcce-b302099a8057')],
+    ['of another key', rename(other), event(id)],
+    ['of what changed nothing', `UPDATE keys SET name = name WHERE id = '${id}'`, event(id)],
+    ['of what was only locked', `SELECT FROM keys WHERE id = '${id}' FOR UPDATE`, event(id)],
+    ['of another kind of change', rename(id), event(id, { type: 'key.revoked' })],
+    ['of the same one twice', rename(id), event(id), event(id)],
+    ['of an issue that was told', rename(id), event(id), event(id, { type: 'key.issued', actor: 'builtin:alice' })],
+    ['of a type that there is not', rename(id), event(id, { type: 'key.forgiven' })],
+    ['by somebody else than the row says', revoke(id), event(id, { type: 'key.revoked', actor: 'builtin:bob' })],
+    ['for another organization', rename(id), event(id, { org_id: 'rival' })],
+    ['of another Mecha', rename(id), event(id, { mecha: 'buyer^acmecorp' })],
+    ['of a gateway', revoke(id), event(id, { type: 'gateway.revoked', kind: 'gateway' })],
+    ['of a signing key', `INSERT INTO events (at, type, kind, actor, request_id, address, data) SELECT now(), 'signing_key.created', 'signing_key', 'service', 'x', 'x', jsonb_build_object('kid', kid) FROM signing_keys`],
+    ['at a position', rename(id), event(id).replace('(at,', '(position, at,').replace('VALUES (', 'OVERRIDING SYSTEM VALUE VALUES (1000000, ')],
+  ] as const)
+    await t.rejects(write(...statements), DENIED, what)
+  t.same((await owner.selectFrom('events').select('type').orderBy('position').execute()).map(({ type }) => type), ['signing_key.created', 'key.issued', 'key.issued'])
+  await t.resolves(write(rename(id), event(id)), 'and of what was changed, it is written')
+  await t.resolves(write(revoke(id), event(id, { type: 'key.revoked' })))
+})
+
+t.test('no change of a key stays without its event', async (t) => {
+  const { service, write, owner } = await login(t)
+  const { id } = await issued(service)
+  const made = insert(`id, created_at, ${COPIED}`, `gen_random_uuid(), now(), ${COPIED}`, id)
+  for (const [what, ...statements] of [
+    ['a key', made],
+    ['a change', rename(id)],
+    ['an end', `UPDATE keys SET expires_at = now() + interval '1 hour' WHERE id = '${id}'`],
+    ['a revocation', revoke(id)],
+    ['a revocation that is told as a change', rename(id), event(id), revoke(id)],
+    ['another secret', `UPDATE keys SET hash = overlay(hash placing 'AAAA' from length(hash) - 3) WHERE id = '${id}'`],
+    ['a rename that comes later', rename(id), 'SET CONSTRAINTS ALL IMMEDIATE', event(id)],
+  ] as const)
+    await t.rejects(write(...statements), DENIED, what)
+  t.match(await owner.selectFrom('keys').selectAll().execute(), [{ id, name: null, revoked_at: null, expires_at: null }])
+})
+
+t.test('times are the database\'s: of an event, of a key and of a revocation', async (t) => {
+  const { service, write, owner } = await login(t)
+  const { id } = await issued(service)
+  const { rows: [before] } = await sql<{ now: Date }>`SELECT now()`.execute(owner)
+  const past = "'2001-01-01'"
+  const key = '01890a5d-ac96-774b-bcce-b302099a8057'
+  await write(rename(id), event(id, { at: past }))
+  await write(revoke(id).replace('now()', past), event(id, { type: 'key.revoked', at: "'2999-01-01'" }))
+  await write(insert(`id, created_at, ${COPIED}`, `'${key}', ${past}, ${COPIED}`, id), event(key, { type: 'key.issued', actor: 'builtin:alice', at: past }))
+  const times = [
+    ...(await owner.selectFrom('events').select('at').orderBy('position').offset(2).execute()).map(({ at }) => at),
+    (await owner.selectFrom('keys').select('created_at').where('id', '=', key).executeTakeFirstOrThrow()).created_at,
+    (await owner.selectFrom('keys').select('revoked_at').where('id', '=', id).executeTakeFirstOrThrow()).revoked_at!,
+  ]
+  t.equal(times.length, 5)
+  for (const time of times) t.ok(Math.abs(time.getTime() - before!.now.getTime()) < 60_000, time.toISOString())
+})
+
+t.test('what has ended is not lengthened, and what is rotated is so once', async (t) => {
+  const { service, write, owner } = await login(t)
+  const token = await service.token()
+  const end = (id: string, to: string) => `UPDATE keys SET expires_at = ${to} WHERE id = '${id}'`
+  const [expired, revoked, rotated, living, used] = [await issued(service), await issued(service), await issued(service), await issued(service), await issued(service)]
+  await owner.updateTable('keys').set({ expires_at: new Date(Date.now() - 60_000) }).where('id', '=', expired.id).execute()
+  await write(revoke(revoked.id), event(revoked.id, { type: 'key.revoked' }))
+  const publicId = (await service.call('GET', '/v1/keys', { token })).body.keys.find((key: any) => parsePublicId('mecha', key.id) === rotated.id).id
+  const successor = await service.call('POST', `/v1/keys/${publicId}/rotate`, { token, body: { overlap_seconds: 600 } })
+  t.equal(successor.status, 201)
+  await service.verify(used.plaintext)
+
+  for (const [what, id, statement] of [
+    ['expired, to later', expired.id, end(expired.id, "'2999-01-01'")],
+    ['expired, to never', expired.id, end(expired.id, 'NULL')],
+    ['expired, by a new name', expired.id, rename(expired.id)],
+    ['rotated, past its overlap', rotated.id, end(rotated.id, "expires_at + interval '1 second'")],
+    ['rotated, to never', rotated.id, end(rotated.id, 'NULL')],
+    ['ended long ago', living.id, end(living.id, "now() - interval '2 hours'")],
+    ['rotated again', rotated.id, `UPDATE keys SET rotated_to = '${living.id}' WHERE id = '${rotated.id}'`],
+    ['rotated to what was there', living.id, `UPDATE keys SET rotated_to = '${used.id}', expires_at = now() + interval '1 hour' WHERE id = '${living.id}'`],
+    ['the secret of a key that was used', used.id, `UPDATE keys SET hash = overlay(hash placing 'AAAA' from length(hash) - 3) WHERE id = '${used.id}'`],
+  ] as const) {
+    await t.rejects(write(statement, event(id)), DENIED, what)
+    await t.rejects(write(statement, event(id, { type: what.includes('secret') ? 'key.secret_replaced' : 'key.rotated' })), DENIED, what)
+  }
+  await t.rejects(write(end(revoked.id, "'2999-01-01'"), event(revoked.id)), /a revoked key cannot be changed/)
+  const copy = '01890a5d-ac96-774b-bcce-b302099a8057'
+  await t.rejects(write(insert(`id, created_at, rotated_from, ${COPIED}`, `'${copy}', now(), id, ${COPIED}`, living.id), event(copy, { type: 'key.issued', actor: 'builtin:alice' })), DENIED, 'a successor of what was not rotated')
+  await t.resolves(write(revoke(expired.id), event(expired.id, { type: 'key.revoked' })), 'an expired key can be revoked')
+  await t.resolves(write(end(rotated.id, "expires_at - interval '1 second'"), event(rotated.id)), 'a rotated key can end sooner')
+})
+
+t.test('a key is made living and not rotated; rows that are only locked do not change', async (t) => {
+  const { service, write } = await login(t)
+  const { id } = await issued(service)
+  await service.call('POST', '/v1/keys', { token: await service.token(), body: { mecha: 'sales^acmecorp' }, headers: { 'idempotency-key': 'x' } })
+  for (const column of ['enabled', 'revoked_at', 'revoked_by', 'revoke_reason', 'rotated_to'])
+    await t.rejects(write(insert(`id, created_at, ${column}, ${COPIED}`, `gen_random_uuid(), now(), ${column}, ${COPIED}`, id)), DENIED, column)
+  for (const statement of [
+    'UPDATE mechas SET created_at = created_at', "INSERT INTO mechas (handle, org_id, created_at) VALUES ('a^b', 'c', now())",
+    'UPDATE idempotency_keys SET expires_at = now()', 'DELETE FROM idempotency_keys',
+    `INSERT INTO idempotency_keys VALUES ('\\x00', '\\x00', '${id}', now() + interval '1 day')`,
+    "UPDATE replicas SET snapshot = snapshot", 'DELETE FROM replicas', 'DELETE FROM changes',
+  ])
+    await t.rejects(write(statement), DENIED, statement)
+  for (const table of ['mechas', 'idempotency_keys', 'keys']) await t.resolves(write(`SELECT FROM ${table} FOR UPDATE`), table)
+})
+
+t.test('a signing key is announced and told of, and goes when what it signed has ended or when it is told to be compromised', async (t) => {
+  const { write, owner } = await login(t)
+  const [first] = await owner.selectFrom('signing_keys').select('kid').execute()
+  const kid = 'x'.repeat(43)
+  const add = (signsFrom: string) => `INSERT INTO signing_keys SELECT '${kid}', alg, sealed, root, now(), 'cli:mallory', ${signsFrom} FROM (SELECT alg, sealed, root FROM signing_keys UNION ALL SELECT 'EdDSA', '', '' LIMIT 1) AS one`
+  const tell = (more = '{}') => `INSERT INTO events (at, type, kind, actor, request_id, address, data) VALUES (now(), 'signing_key.created', 'signing_key', 'cli:mallory', 'x', 'x', jsonb_build_object('kid', '${kid}') || '${more}')`
+  const lead = (seconds: number) => `now() + interval '${seconds} seconds'`
+  await t.rejects(write('DELETE FROM signing_keys'), DENIED, 'the only one')
+  await t.rejects(write('DELETE FROM signing_keys', add('now()'), tell()), DENIED, 'for another one, and nobody is told why')
+  await t.rejects(write(add(lead(LEAD + 1))), DENIED, 'without an event')
+  await t.rejects(write(add(lead(LEAD - 1)), tell()), DENIED, 'before others can have it')
+  await t.rejects(write(add(lead(LEAD + 1)), tell(), tell()), DENIED, 'told twice')
+  await t.resolves(write(add(lead(LEAD + 1)), tell()))
+  await t.rejects(write(`DELETE FROM signing_keys WHERE kid = '${kid}'`), DENIED, 'the next one')
+  const age = (seconds: number) => sql`UPDATE signing_keys SET signs_from = now() - make_interval(secs => ${seconds}) WHERE kid = ${kid}`.execute(owner)
+  await sql`UPDATE signing_keys SET signs_from = now() - interval '1 day' WHERE kid = ${first!.kid}`.execute(owner)
+  await age(KEEP - 60)
+  await t.rejects(write(`DELETE FROM signing_keys WHERE kid = '${first!.kid}'`), DENIED, 'what it signed last may be alive')
+  await age(KEEP + 1)
+  await t.rejects(write('DELETE FROM signing_keys'), DENIED, 'all of them')
+  await t.resolves(write(`DELETE FROM signing_keys WHERE kid = '${first!.kid}'`))
+})
+
+t.test('an index of the status list is freed when its key ended long ago, and given to no key', async (t) => {
+  const { service, write, owner } = await login(t)
+  const [{ id }, other] = [await issued(service), await issued(service)]
+  await sql`SELECT token_status_place(${id})`.execute(owner)
+  const free = 'UPDATE token_status SET key_id = NULL'
+  await t.rejects(write(free), DENIED, 'of a living key')
+  await t.rejects(write(`UPDATE token_status SET key_id = '${other.id}'`), DENIED)
+  await owner.updateTable('keys').set({ expires_at: sql<Date>`now() - make_interval(secs => ${KEEP - 60})` }).where('id', '=', id).execute()
+  await t.rejects(write(free), DENIED, 'a JWT of it may be alive')
+  await owner.updateTable('keys').set({ expires_at: sql<Date>`now() - make_interval(secs => ${KEEP + 1})` }).where('id', '=', id).execute()
+  await t.resolves(write(free))
+})
+
+t.test('a table of one\'s own under another name does not make one its owner', async (t) => {
+  const { service, write } = await login(t)
+  const { id } = await issued(service)
+  const mine = ['CREATE TEMPORARY TABLE pg_class AS SELECT oid, relowner FROM pg_catalog.pg_class', 'CREATE TEMPORARY TABLE keys (LIKE public.keys)', 'CREATE TEMPORARY TABLE events (LIKE public.events)']
+  await t.rejects(write(...mine, rename(id).replace('keys', 'public.keys')), DENIED)
+  await t.rejects(write(...mine, event(id).replace('events', 'public.events')), DENIED)
+  await t.rejects(write('SET LOCAL session_replication_role = replica'), DENIED)
+})
+
+t.test('the owner\'s writes stand: a revocation and its event by hand, and a holder\'s', async (t) => {
+  const { service, owner } = await login(t)
+  const [one, two] = [await issued(service), await issued(service)]
+  await owner.transaction().execute(async (trx) => {
+    await sql.raw(revoke(one.id, 'restore')).execute(trx)
+    await sql.raw(event(one.id, { type: 'key.revoked', actor: 'restore' })).execute(trx)
+  })
+  const holder = await service.call('POST', '/v1/revoke-token', { body: `token=${two.plaintext}`, headers: { 'content-type': 'application/x-www-form-urlencoded' } })
+  t.equal(holder.status, 200)
+  t.match(await owner.selectFrom('keys').select('revoked_by').orderBy('created_at').execute(), [{ revoked_by: 'restore' }, { revoked_by: 'holder' }])
+})
