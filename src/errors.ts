@@ -36,6 +36,7 @@ export const CATALOGUE = {
   overloaded: [503, 'More is asked for than can be done'],
   database_unavailable: [503, 'The database does not answer'],
   feed_stale: [503, 'Nothing vouches for what is held in memory'],
+  database_restored: [503, 'The database went back, and may have forgotten revocations'],
   issuer_unavailable: [503, 'The issuer of operator tokens does not answer'],
   root_secret_missing: [503, 'The key needs a root secret that this process was not given'],
   signing_key_unavailable: [503, 'There is no key to sign with'],
@@ -87,6 +88,11 @@ export function invalid(field: string, rule: string, message: string): Problem {
 /** More is asked for than can be done now. Nothing of it has been begun. What the database cancelled has the same code: see `db/outage.ts`. */
 export function overloaded(): Problem {
   return new Problem('overloaded', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
+}
+
+/** Nothing may be answered from the database until an operator has looked after it. */
+export function databaseRestored(): Problem {
+  return new Problem('database_restored', 'Nobody can say whether keys that were revoked are revoked still.', { headers: { 'retry-after': '1' } })
 }
 
 /** For the log: there is nobody to tell. */

@@ -17,6 +17,7 @@ import { VERSION } from './package-root.js'
 const serve = () => import('./commands/serve.js')
 const database = () => import('./commands/database.js')
 const events = () => import('./commands/events.js')
+const restore = () => import('./commands/restore.js')
 const client = () => import('./commands/client.js')
 const offline = () => import('./commands/offline.js')
 
@@ -62,6 +63,19 @@ program
   .option('--after <position>', 'leave out what was written out before', position)
   .option('--output <file>', 'a file, gone on with where it ends; standard output otherwise')
   .action(lazily(async () => (await events()).runEvents))
+
+const afterRestore = program.command('restore').description('after the database was restored from a back-up, as its owner')
+afterRestore
+  .command('replay')
+  .description('end again what was ended since the back-up, and accept the database')
+  .argument('<file>', 'what events --output has written')
+  .option('--json')
+  .action(lazily(async () => (await restore()).runRestoreReplay))
+afterRestore
+  .command('waive')
+  .description('accept the database as it is: keys that were revoked since the back-up are accepted again')
+  .option('--yes-revocations-may-be-lost', 'that this is known')
+  .action(lazily(async () => (await restore()).runRestoreWaive))
 
 program
   .command('root-secrets')

@@ -72,12 +72,12 @@ export async function lockMecha(trx: Transaction<Database>, handle: string, orgI
   return row !== undefined
 }
 
-/** Exact for a Mecha that is held. */
-export async function countLivingKeys(db: Kysely<Database>, mecha: string): Promise<HeldMecha> {
+/** Of a Mecha that is held. */
+export async function countLivingKeys(trx: Transaction<Database>, mecha: string): Promise<HeldMecha> {
   const { rows } = await sql<HeldMecha>`
     WITH clock AS MATERIALIZED (SELECT ${CLOCK} AS now)
     SELECT now, (SELECT count(*)::int FROM keys WHERE mecha = ${mecha} AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now)) AS living
-    FROM clock`.execute(db)
+    FROM clock`.execute(trx)
   return rows[0]!
 }
 
@@ -162,23 +162,11 @@ export async function revokeKey(trx: Transaction<Database>, id: string, revocati
   await trx.updateTable('keys').set(revocation).where('id', '=', id).execute()
 }
 
-/** Revokes so many of the keys of a Mecha that are neither revoked nor expired, the newest first; returns their ids. */
-export async function revokeKeysOfMecha(trx: Transaction<Database>, mecha: string, revocation: Revocation, limit: number): Promise<string[]> {
-  const living = trx
-    .selectFrom('keys').select('id').where('mecha', '=', mecha).where(isLiving(revocation.revoked_at))
-    .orderBy('created_at', 'desc').orderBy('id', 'desc').limit(limit).forUpdate()
-  const rows = await trx.updateTable('keys').set(revocation).where('id', 'in', living).returning('id').execute()
-  return rows.map((row) => row.id)
-}
-
-/**
- * One key for each transaction that has lately revoked keys of a Mecha: who has applied all changes of these has applied the
- * revocation of every key. What is no longer in the feed is older than any replica can be behind.
- */
-export async function findLatelyRevoked(db: Kysely<Database>, mecha: string): Promise<string[]> {
-  const { rows } = await sql<{ id: string }>`
-    SELECT DISTINCT ON (xid) keys.id FROM keys JOIN changes ON changes.key_id = keys.id
-    WHERE mecha = ${mecha} AND revoked_at > now() - interval '1 hour'`.execute(db)
+/** Revokes every key of a Mecha that is neither revoked nor expired; returns their ids. */
+export async function revokeKeysOfMecha(trx: Transaction<Database>, mecha: string, revocation: Revocation): Promise<string[]> {
+  const rows = await trx
+    .updateTable('keys').set(revocation).where('mecha', '=', mecha).where(isLiving(revocation.revoked_at))
+    .returning('id').execute()
   return rows.map((row) => row.id)
 }
 
@@ -187,13 +175,13 @@ export async function findLatelyRevoked(db: Kysely<Database>, mecha: string): Pr
 /**
  * How many replicas have confirmed the feed lately, and how many of them have applied every change of some keys. Every
  * one, and not the last: of two transactions, the one that began first may commit last. A change that is no longer in
- * the feed is older than any replica can be behind.
+ * the feed is older than any replica can be behind. Of a database that went back, nobody can say what was applied.
  */
 export async function countReplicas(db: Kysely<Database>, keyIds: readonly string[], withinSeconds: number): Promise<{ replicas: number; confirmed: number }> {
   const { rows } = await sql<{ replicas: number; confirmed: number }>`
     WITH changed AS (SELECT DISTINCT xid FROM changes WHERE key_id = ANY(${keyIds}::uuid[]))
     SELECT count(*)::int AS replicas,
-           (count(*) FILTER (WHERE NOT EXISTS (SELECT FROM changed WHERE NOT pg_visible_in_snapshot(xid, snapshot))))::int AS confirmed
+           (count(*) FILTER (WHERE restore_hold() IS NULL AND NOT EXISTS (SELECT FROM changed WHERE NOT pg_visible_in_snapshot(xid, snapshot))))::int AS confirmed
     FROM replicas WHERE seen_at > clock_timestamp() - make_interval(secs => ${withinSeconds})`.execute(db)
   return rows[0]!
 }

@@ -1,6 +1,7 @@
 /** Whether a plane can work with its database. */
 
 import { sql, type Kysely } from 'kysely'
+import { restoreHold } from './identity.js'
 import { pendingMigrations } from './migrate.js'
 import { databaseFailure } from './outage.js'
 import type { Database } from './tables.js'
@@ -13,7 +14,7 @@ export async function databaseTrouble(db: Kysely<Database>): Promise<string | un
   try {
     const pending = await pendingMigrations(db)
     if (pending.length > 0) return `run mecha-keys migrate: ${pending.join(', ')} missing`
-    return await whyReadOnly(db)
+    return (await whyReadOnly(db)) ?? (await restoreHold(db))
   } catch (error) {
     const failure = NOT_SET_UP.test(String((error as { code?: unknown }).code)) ? undefined : databaseFailure(error)
     if (failure === 'unavailable') return 'the database does not answer'

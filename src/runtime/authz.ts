@@ -174,6 +174,6 @@ const SCHEMA = {
         'X-Mecha-Key-Id': 'Id of the key',
       }),
     },
-    'unauthenticated', 'insufficient_scope', 'mecha_mismatch', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
+    'unauthenticated', 'insufficient_scope', 'mecha_mismatch', 'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded',
   ),
 }

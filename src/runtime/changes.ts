@@ -43,7 +43,7 @@ export function changesRoutes({ verifier, feed, streams }: ChangesParts): Fastif
           headers: Type.Object({ 'last-event-id': Type.Optional(Type.String({ maxLength: 2048, description: '`id` of the last event that was taken in' })) }),
           response: responses(
             { 200: { description: 'The stream', headers: { 'Cache-Control': { type: 'string', description: '`no-store`' } }, content: { 'text/event-stream': { schema: Type.String() } } } },
-            'invalid_request', 'unauthenticated', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
+            'invalid_request', 'unauthenticated', 'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded',
           ),
         },
       },

@@ -20,7 +20,7 @@ import type { Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyBaseLogger } from 'fastify'
 import { Client } from 'pg'
-import { HISTORY } from '../db/history.js'
+import { HISTORY, isHeld } from '../db/history.js'
 import { commitDurably, SERVER_TIMEOUTS } from '../db/pool.js'
 import type { CredentialKind } from '../key/id.js'
 import type { Clock } from './clock.js'
@@ -63,6 +63,9 @@ interface Page {
   readonly snapshot: string
   readonly now: Date
   readonly history: string
+  readonly timeline: string
+  /** How often this replica has confirmed the feed, as text; `null` when its row is not there. */
+  readonly beat: string | null
   /** Whether changes that the poll before did not see may have been removed. */
   readonly is_swept: boolean
   /** An id that is `null` is every key. */
@@ -97,6 +100,7 @@ const IS_SWEPT = 'coalesce((SELECT swept_below > pg_snapshot_xmin($1::pg_snapsho
 /** One statement, so that what is found and what was seen are of one snapshot. */
 const POLL = `
   SELECT pg_current_snapshot()::text AS snapshot, clock_timestamp() AS now, ${HISTORY} AS history, ${IS_SWEPT} AS is_swept,
+         current_timeline() AS timeline, (SELECT beat FROM replicas WHERE id = $2) AS beat,
          (${WHOSE} FROM (SELECT DISTINCT key_id FROM changes WHERE ${UNSEEN}) unseen) AS changed`
 
 /** Runs of this server that somebody follows at this moment. Locks are gone with a crash, and are not on a standby. */
@@ -112,6 +116,8 @@ const MISSED = `
 
 const CONFIRM = 'SELECT confirm_feed($1, $2, $3::pg_snapshot, $4, $5)'
 const LEAVE = 'SELECT leave_feed($1, $2)'
+/** Lets the database compare what it has with what this replica knows. */
+const RECALL = 'SELECT recall_feed($1, $2, $3, $4)'
 
 /** What was over when this snapshot was taken, every follower has seen by now, or will start anew. */
 const SWEEP = 'SELECT sweep_changes($1::pg_snapshot)'
@@ -138,6 +144,8 @@ export class Feed {
   /** What the last poll named, of this connection or of one before. */
   #history: string | undefined
   #historyToken = ''
+  /** The confirmation that followed the last change, and the timeline that it was made in: a database without it went back. */
+  #known: { readonly timeline: string; readonly beat: number } | undefined
   #stopped = false
   #wake = () => {}
   /** A wake-up that came while nobody slept. */
@@ -287,6 +295,7 @@ export class Feed {
     const { rows } = await client.query<{ run: number }>(`${RUNS} ORDER BY 1 LIMIT 1`)
     this.#run = rows[0]?.run ?? randomInt(1, 2 ** 31 - 1)
     await client.query(JOIN_RUN, [this.#run])
+    if (this.#known) await client.query(RECALL, [this.parts.replicaId, this.#secret, this.#known.timeline, this.#known.beat])
   }
 
   /** Polls until told to stop: when notified, and every so often. */
@@ -299,8 +308,20 @@ export class Feed {
       const sentJumps = clock.jumps
       const last: Page | undefined = this.#page
       const page = await this.#poll(last?.snapshot)
-      this.#take(page, last, last !== undefined && sentAt - this.#confirmedAt < retentionMs)
+      const isHeldBefore = last !== undefined && isHeld(last.history)
+      const isNews = this.#take(page, last, last !== undefined && sentAt - this.#confirmedAt < retentionMs)
+      if (isHeld(page.history) !== isHeldBefore) this.#tellHold(isHeldBefore)
+      if (isHeld(page.history)) {
+        // It confirms nothing, and goes on as soon as the database is accepted.
+        this.#confirmedAt = -Infinity
+        this.#doubting = this.#doubting.filter(({ at, resolve }) => at > sentAt || void resolve())
+        onPolled()
+        await this.#sleep(this.parts.pollMs)
+        continue
+      }
       await this.#query(CONFIRM, [replicaId, this.#secret, page.snapshot, page.history, Math.ceil(maxStalenessMs)])
+      const beat = Number(page.beat ?? 0) + 1
+      if (isNews || page.timeline !== this.#known?.timeline || beat < this.#known.beat) this.#known = { timeline: page.timeline, beat }
       // Not before that is written: a receipt counts on it that who has been silent for the bound is not fresh.
       this.#databaseTime = page.now.getTime()
       this.#confirmedAt = sentAt
@@ -317,24 +338,34 @@ export class Feed {
     }
   }
 
-  /** Tells what a poll found. */
-  #take(page: Page, last: Page | undefined, isRecent: boolean): void {
+  #tellHold(isOver: boolean): void {
+    if (isOver) this.parts.log.info('the database was accepted: answering again')
+    else this.parts.log.error('the database went back, and may have forgotten revocations: nothing is answered until mecha-keys restore replay FILE, or mecha-keys restore waive')
+  }
+
+  /**
+   * Tells what a poll found.
+   *
+   * @returns whether anything may have changed
+   */
+  #take(page: Page, last: Page | undefined, isRecent: boolean): boolean {
     if (page.history !== this.#history) this.#historyToken = hash('sha256', page.history, 'base64url').slice(0, 11)
     this.#history = page.history
     const isContinuous = isRecent && page.history === last?.history && !page.is_swept
     this.#page = page
     if (isContinuous && page.changed.every((change): change is Change => change.id !== null)) {
       if (page.changed.length > 0) this.parts.onChanges(page.changed)
-      return
+      return page.changed.length > 0
     }
     // What is read from now on is held against this page: nothing that was read before is left to be in doubt.
     this.#isInDoubt = false
     this.parts.onReset()
+    return true
   }
 
   /** The first poll of a connection asks for nothing: it is followed by a reset. */
   async #poll(since: string | undefined): Promise<Page> {
-    const { rows } = await this.#query<Page>(POLL, [since ?? null])
+    const { rows } = await this.#query<Page>(POLL, [since ?? null, this.parts.replicaId])
     return rows[0]!
   }
 

@@ -38,7 +38,7 @@ export function nonceRoutes({ db, verifier, ofOneHistory, queueSize }: NoncePart
           body: NonceBody,
           response: responses(
             { 201: answer('The nonce was taken by this call', NonceTaken) },
-            'invalid_request', 'malformed_body', 'unauthenticated', 'not_found', 'nonce_reused', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
+            'invalid_request', 'malformed_body', 'unauthenticated', 'not_found', 'nonce_reused', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded',
           ),
         },
       },

@@ -1,7 +1,8 @@
 /** What is read from the database has to be of the history that the feed follows: nothing would be told of its end otherwise. */
 
 import type { FastifyBaseLogger } from 'fastify'
-import { Problem } from '../errors.js'
+import { isHeld } from '../db/history.js'
+import { databaseRestored, Problem } from '../errors.js'
 import type { Feed } from './feed.js'
 
 export interface OneHistoryParts {
@@ -19,7 +20,7 @@ export type OfOneHistory = <T extends { readonly history: string }>(send: () => 
  * looked where it is itself; meanwhile nothing is answered from memory.
  *
  * @returns a function that throws Problem `feed_stale` where the two go on to disagree: one of them is at a server that is
- *   not, or no longer, the one that counts, and nobody can say which
+ *   not, or no longer, the one that counts, and nobody can say which; and `database_restored` where it is one that went back
  */
 export function holdToOneHistory({ feed, renewConnections, log }: OneHistoryParts): OfOneHistory {
   let isTold = false
@@ -28,6 +29,7 @@ export function holdToOneHistory({ feed, renewConnections, log }: OneHistoryPart
       const answer = await send()
       if (feed.isOfHistory(answer.history)) {
         isTold = false
+        if (isHeld(answer.history)) throw databaseRestored()
         return answer
       }
       if (!isTold) log.warn('the database answered out of another history than the change feed is of: its connections are dropped, and nothing is answered from memory until both agree')

@@ -35,7 +35,7 @@ export function revalidateRoutes({ verifier, feed, findChanged }: RevalidatePart
           body: RevalidateBody,
           response: responses(
             { 200: answer('The keys that have changed', Revalidated) },
-            'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
+            'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded',
           ),
         },
       },

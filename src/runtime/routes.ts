@@ -27,7 +27,7 @@ const BATCH_BODY_LIMIT = 1024 * 1024
 
 /** The problems of routes that ask about keys. */
 const ASKING = [
-  'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
+  'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded',
 ] satisfies ErrorCode[]
 
 const VERIFY = [

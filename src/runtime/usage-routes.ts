@@ -36,7 +36,7 @@ export function usageRoutes({ usage, verifier, feed }: UsageRoutesParts): Fastif
           body: UsageBody,
           response: responses(
             { 202: answer('It will be written with the next that are', UsageTaken) },
-            'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded',
+            'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded',
           ),
         },
       },

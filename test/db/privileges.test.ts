@@ -32,6 +32,7 @@ t.test('the runtime role can verify, note use and renew a hash, and nothing else
     'UPDATE key_refusals SET key_id = key_id', 'DELETE FROM key_refusals', 'TRUNCATE key_refusals',
     'INSERT INTO signing_keys SELECT * FROM signing_keys', 'UPDATE signing_keys SET sealed = sealed', 'UPDATE signing_keys SET signs_from = signs_from', 'DELETE FROM signing_keys', 'TRUNCATE signing_keys',
     'INSERT INTO token_status (idx) VALUES (7)', 'UPDATE token_status SET key_id = NULL', 'DELETE FROM token_status',
+    'UPDATE database_identity SET lost_at = NULL', 'DELETE FROM database_identity', "SELECT accept_database('x')",
     'CREATE TABLE mine (x int)', 'DELETE FROM kysely_migration', 'ALTER TABLE keys DISABLE TRIGGER ALL',
   ])
     await t.rejects(run(statement), denied, statement)
@@ -84,6 +85,7 @@ t.test('the control role cannot delete a key, re-point it, touch the audit trail
     'UPDATE signing_keys SET kid = kid', 'UPDATE signing_keys SET alg = alg', 'UPDATE signing_keys SET signs_from = signs_from', 'TRUNCATE signing_keys',
     'INSERT INTO token_status (idx) VALUES (7)', 'UPDATE token_status SET idx = idx', 'DELETE FROM token_status', 'SELECT token_status_place(id) FROM keys',
     'SELECT * FROM nonces', 'SELECT * FROM nonce_sweeps', "SELECT take_nonce(id, NULL, '', now(), 1, 1) FROM keys", "SELECT revoke_by_holder(id, hash, 'x', 'x') FROM keys",
+    'UPDATE database_identity SET lost_at = NULL', 'DELETE FROM database_identity', "SELECT accept_database('x')", "SELECT recall_feed(gen_random_uuid(), 'x', '1', 1)",
     'CREATE TABLE mine (x int)', 'DROP TABLE keys', 'ALTER TABLE events DISABLE TRIGGER ALL',
   ])
     await t.rejects(sql.raw(statement).execute(control), denied, statement)

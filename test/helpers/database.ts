@@ -39,6 +39,8 @@ export async function createDatabase(t: Pick<Test, 'teardown'>, options: { empty
   await admin.query(`CREATE DATABASE ${name} TEMPLATE ${options.empty ? 'template1' : template}`)
   const owner = urlFor(server, name)
   const db = openDatabase({ url: owner, size: 5, timeoutMs: 30_000, name: 'test owner' })
+  // A copy of a database is not the one that was accepted.
+  if (!options.empty) await sql`SELECT accept_database('test')`.execute(db)
   t.teardown(async () => {
     await db.destroy()
     await admin.query(`DROP DATABASE ${name} WITH (FORCE)`)

@@ -44,7 +44,7 @@ function introspectionRoutes(parts: OAuthParts): FastifyPluginAsyncTypebox {
           response: oauthResponses(
             { 200: { ...success, content: { ...success.content, [SIGNED_INTROSPECTION]: { schema: Type.String({ description: 'The same as a JWT' }) } } } },
             'invalid_request', 'unauthenticated', 'body_too_large', 'unsupported_media_type',
-            'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded', 'signing_key_unavailable',
+            'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded', 'signing_key_unavailable',
           ),
         },
       },
@@ -72,7 +72,7 @@ function exchangeRoutes(parts: OAuthParts): FastifyPluginAsyncTypebox {
           response: oauthResponses(
             { 200: answer('The JWT', TokenAnswer) },
             'unsupported_grant_type', 'invalid_request', 'invalid_subject_token', 'invalid_scope', 'invalid_target', 'body_too_large', 'unsupported_media_type',
-            'database_unavailable', 'feed_stale', 'root_secret_missing', 'overloaded', 'signing_key_unavailable',
+            'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded', 'signing_key_unavailable',
           ),
         },
       },

@@ -1,0 +1,48 @@
+/** `restore`: after the database was restored from a back-up. */
+
+import { InvalidArgumentError } from 'commander'
+import type { Kysely } from 'kysely'
+import { requireDatabase, type Settings } from '../config.js'
+import { replayTrail, restoreAuthor, waiveReplay } from '../control/restore/replay.js'
+import { readTrail } from '../control/trail/file.js'
+import { openDatabase } from '../db/pool.js'
+import type { Database } from '../db/tables.js'
+import { withDatabaseSettings } from './database.js'
+import { print, userName } from './shared.js'
+
+/** Events that are read from the file at once. */
+const PAGE = 1000
+
+export async function runRestoreReplay(path: string, { json }: { json?: true }): Promise<void> {
+  await asOwner(async (db) => {
+    const replayed = await replayTrail(db, readTrail(path, PAGE), restoreAuthor())
+    const { events, since, revoked, disabled, shortened, signing_keys, gone } = replayed
+    print(json, replayed, () => [
+      `read ${events} events, ${since} of them from after the back-up`,
+      `ended again: ${revoked} revoked, ${disabled} disabled, ${shortened} with an earlier end, ${signing_keys} signing keys`,
+      ...(gone.length > 0 ? [`issued after the back-up and gone with it, ${gone.length}: issue new ones for ${gone.join(' ')}`] : []),
+      'the database is accepted',
+    ])
+  })
+}
+
+export async function runRestoreWaive({ yesRevocationsMayBeLost }: { yesRevocationsMayBeLost?: true }): Promise<void> {
+  if (!yesRevocationsMayBeLost)
+    throw new InvalidArgumentError('keys that were revoked since the back-up would be accepted again: if that is meant, say --yes-revocations-may-be-lost')
+  await asOwner(async (db) => {
+    await waiveReplay(db, { ...restoreAuthor(), actor: `cli:${userName()}` })
+    process.stdout.write('the database is accepted as it is\n')
+  })
+}
+
+async function asOwner(run: (db: Kysely<Database>) => Promise<void>): Promise<void> {
+  await withDatabaseSettings(async (config: Settings) => {
+    const url = requireDatabase(config, 'MIGRATE_DATABASE_URL', 'DATABASE_URL')
+    const db = openDatabase({ url, size: 1, timeoutMs: 600_000, name: 'mecha-keys restore' })
+    try {
+      await run(db)
+    } finally {
+      await db.destroy()
+    }
+  })
+}

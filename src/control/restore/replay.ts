@@ -1,0 +1,211 @@
+/**
+ * After a restore: ends again what had been ended since the back-up, as the audit trail tells that was kept elsewhere,
+ * and accepts the database.
+ *
+ * Only ends are replayed: revocations, earlier ends, and switching off. What was issued since is gone, and nothing
+ * accepts it; what was widened since stays as narrow as it was in the back-up.
+ */
+
+import type { Kysely } from 'kysely'
+import type { Database, Metadata } from '../../db/tables.js'
+import { ConfigError } from '../../errors.js'
+import { newId, parsePublicId, publicId, type CredentialKind } from '../../key/id.js'
+import type { Author } from '../parts.js'
+import { insertEvents, readClock, type NewEvent } from '../store.js'
+import type { TrailEvent } from '../trail/follow.js'
+import { acceptDatabase, deleteCompromised, findKnown, findLives, hasEvents, lockLives, passPosition, updateLives, type EndedLife, type Life } from './store.js'
+
+export interface Replayed {
+  /** Events in the file. */
+  readonly events: number
+  /** Those of them that the back-up does not have. */
+  readonly since: number
+  readonly revoked: number
+  readonly disabled: number
+  /** Keys whose end was moved back to where it had been moved. */
+  readonly shortened: number
+  /** Signing keys that had been given up as compromised. */
+  readonly signing_keys: number
+  /** Keys and gateways that were issued after the back-up and had not been revoked: they are gone, and their holders need new ones. */
+  readonly gone: readonly string[]
+}
+
+/** What the trail says of a key since the back-up. */
+interface Told {
+  readonly kind: CredentialKind
+  enabled?: boolean
+  expires_at?: Date | null
+  revoked?: Pick<EndedLife, 'revoked_at' | 'revoked_by' | 'revoke_reason'>
+}
+
+/** Keys of one transaction. */
+const PIECE = 500
+/** How often a piece is begun anew that got in the way of somebody else's transaction. */
+const ATTEMPTS = 10
+const SECRET_REPLACED = 'the secret was replaced after the back-up'
+
+/**
+ * Replays what a file of events tells. May be repeated: what is ended already stays as it is.
+ *
+ * @param pages the events, from the oldest on
+ * @throws ConfigError when they do not go together with the database's own
+ */
+export async function replayTrail(db: Kysely<Database>, pages: AsyncIterable<readonly TrailEvent[]>, author: Author): Promise<Replayed> {
+  const told = new Map<string, Told>()
+  const compromised: string[] = []
+  let [events, since, highest] = [0, 0, 0n]
+  for await (const page of pages) {
+    const known = await findKnown(db, page)
+    for (const event of page) {
+      if (BigInt(event.id) > highest) highest = BigInt(event.id)
+      if (!known.has(event.id)) take(event, told, compromised)
+    }
+    events += page.length
+    since += page.length - known.size
+  }
+  if (since === events && (events === 0 || (await hasEvents(db))))
+    throw new ConfigError('the file has no event in common with the database: it begins after the back-up, or is of another database')
+  await passPosition(db, String(highest))
+
+  const ids = [...told.keys()]
+  const there = new Map<string, Life>()
+  for (let i = 0; i < ids.length; i += PIECE) for (const life of await findLives(db, ids.slice(i, i + PIECE))) there.set(life.id, life)
+  const counts = { revoked: 0, disabled: 0, shortened: 0 }
+  for (const [orgId, idsOfOrg] of byOrganization(there.values()))
+    for (let i = 0; i < idsOfOrg.length; i += PIECE) {
+      const ended = await endPiece(db, orgId, idsOfOrg.slice(i, i + PIECE), told, author)
+      for (const name of ['revoked', 'disabled', 'shortened'] as const) counts[name] += ended[name]
+    }
+  const gone = ids.filter((id) => !there.has(id) && !told.get(id)!.revoked).map((id) => publicId(told.get(id)!.kind, id))
+  const signing_keys = await endSigningKeys(db, compromised)
+  const replayed = { events, since, ...counts, signing_keys, gone }
+  await accept(db, author, 'replay', { ...replayed, gone: gone.length })
+  return replayed
+}
+
+/** Accepts the database with whatever a restore undid in it. */
+export async function waiveReplay(db: Kysely<Database>, author: Author): Promise<void> {
+  await accept(db, author, 'waive', {})
+}
+
+function take({ type, key_id, at, actor, data }: TrailEvent, told: Map<string, Told>, compromised: string[]): void {
+  if (type === 'signing_key.created' && Array.isArray(data['compromised'])) compromised.push(...(data['compromised'] as string[]))
+  const kind = key_id?.startsWith('gw_') ? 'gateway' : 'mecha'
+  const id = key_id && parsePublicId(kind, key_id)
+  if (!id) return
+  const key = told.get(id) ?? { kind }
+  told.set(id, key)
+  const changes = (data['changes'] ?? {}) as Record<string, { readonly to: Metadata[string] } | undefined>
+  switch (type) {
+    case 'key.updated':
+      if (changes['enabled']) key.enabled = changes['enabled'].to === true
+      if (changes['expires_at']) key.expires_at = dateOf(changes['expires_at'].to)
+      break
+    case 'key.rotated':
+      key.expires_at = dateOf(data['ends_at'] ?? null)
+      break
+    case 'key.revoked':
+    case 'gateway.revoked':
+      key.revoked ??= { revoked_at: new Date(at), revoked_by: actor, revoke_reason: typeof data['reason'] === 'string' ? data['reason'] : null }
+      break
+    // The back-up has the secret from before, which must not come alive, and nobody has the hash of the one after.
+    case 'key.secret_replaced':
+      key.revoked ??= { revoked_at: new Date(at), revoked_by: 'restore', revoke_reason: SECRET_REPLACED }
+      break
+  }
+}
+
+/** Ends some keys of an organization, and writes that, in one transaction. */
+async function endPiece(db: Kysely<Database>, orgId: string | null, ids: readonly string[], told: ReadonlyMap<string, Told>, author: Author) {
+  return repeated(() =>
+    db.transaction().execute(async (trx) => {
+      const lives = await lockLives(trx, ids)
+      const now = await readClock(trx)
+      const [ended, events]: [EndedLife[], NewEvent[]] = [[], []]
+      const counts = { revoked: 0, disabled: 0, shortened: 0 }
+      for (const life of lives) {
+        const end = endOf(life, told.get(life.id)!)
+        if (!end) continue
+        const { was, type, data } = describe(life, end)
+        ended.push(end)
+        for (const name of was) counts[name]++
+        events.push({ at: now, type, key_id: life.id, kind: life.kind, mecha: life.mecha, actor: author.actor, request_id: author.requestId, address: author.address, data: JSON.parse(JSON.stringify(data)) as Metadata })
+      }
+      await updateLives(trx, ended)
+      await insertEvents(trx, orgId, events)
+      return counts
+    }),
+  )
+}
+
+/** What becomes of a key, or nothing when it has ended as much already. */
+function endOf(life: Life, { revoked, enabled, expires_at }: Told): EndedLife | undefined {
+  if (life.revoked_at) return undefined
+  const kept = { id: life.id, enabled: life.enabled, expires_at: life.expires_at, revoked_at: null, revoked_by: null, revoke_reason: null }
+  if (revoked) return { ...kept, ...revoked }
+  const isShortened = expires_at && (!life.expires_at || expires_at < life.expires_at)
+  const isDisabled = enabled === false && life.enabled
+  if (!isShortened && !isDisabled) return undefined
+  return { ...kept, enabled: life.enabled && !isDisabled, expires_at: isShortened ? expires_at : life.expires_at }
+}
+
+function describe(life: Life, end: EndedLife) {
+  if (end.revoked_at) {
+    const data = { reason: end.revoke_reason, revoked_at: end.revoked_at, revoked_by: end.revoked_by }
+    return { was: ['revoked'] as const, type: life.kind === 'mecha' ? 'key.revoked' : 'gateway.revoked', data }
+  }
+  const isShortened = end.expires_at?.getTime() !== life.expires_at?.getTime()
+  const isDisabled = end.enabled !== life.enabled
+  const changes = {
+    ...(isShortened && { expires_at: { from: life.expires_at, to: end.expires_at } }),
+    ...(isDisabled && { enabled: { from: life.enabled, to: end.enabled } }),
+  }
+  const was = [...(isShortened ? (['shortened'] as const) : []), ...(isDisabled ? (['disabled'] as const) : [])]
+  return { was, type: 'key.updated', data: { changes } }
+}
+
+/** A signing key that was given up signs nothing that is believed: without one, the control plane makes the next. */
+async function endSigningKeys(db: Kysely<Database>, kids: readonly string[]): Promise<number> {
+  if (kids.length === 0) return 0
+  return db.transaction().execute(async (trx) => (await deleteCompromised(trx, kids)).length)
+}
+
+async function accept(db: Kysely<Database>, { actor, requestId, address }: Author, how: 'replay' | 'waive', counts: Metadata): Promise<void> {
+  await db.transaction().execute(async (trx) => {
+    await acceptDatabase(trx, `${how} by ${actor}`)
+    const now = await readClock(trx)
+    await insertEvents(trx, null, [
+      { at: now, type: 'database.accepted', key_id: null, kind: 'database', mecha: null, actor, request_id: requestId, address, data: { how, ...counts } },
+    ])
+  })
+}
+
+function byOrganization(lives: Iterable<Life>): Map<string | null, string[]> {
+  const ids = new Map<string | null, string[]>()
+  for (const { org_id, id } of lives) {
+    const same = ids.get(org_id)
+    if (same) same.push(id)
+    else ids.set(org_id, [id])
+  }
+  return ids
+}
+
+/** Again where somebody else's transaction was in the way: deadlocks are nobody's fault. */
+async function repeated<T>(run: () => Promise<T>): Promise<T> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await run()
+    } catch (error) {
+      if (attempt === ATTEMPTS || !/^40/.test(String((error as { code?: unknown }).code))) throw error
+    }
+  }
+}
+
+/** Whoever runs the replay. */
+export function restoreAuthor(): Author {
+  return { actor: 'restore', requestId: newId(), address: 'local' }
+}
+
+function dateOf(value: Metadata[string]): Date | null {
+  return typeof value === 'string' ? new Date(value) : null
+}
