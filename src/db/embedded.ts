@@ -32,18 +32,20 @@ export interface EmbeddedOptions {
   readonly share?: boolean
   /** Settings for the server, as `name=value`. */
   readonly flags?: readonly string[]
+  /** Variables for the server, beside those of this process. */
+  readonly environment?: Readonly<Record<string, string>>
 }
 
 const KEEPER = join(dirname(fileURLToPath(import.meta.url)), 'postgres-keeper.js')
 const START_TIMEOUT_MS = 60_000
 const STOP_TIMEOUT_MS = 10_000
 
-export async function startEmbedded({ dataDir, share, flags = [] }: EmbeddedOptions): Promise<EmbeddedDatabase> {
+export async function startEmbedded({ dataDir, share, flags = [], environment = {} }: EmbeddedOptions): Promise<EmbeddedDatabase> {
   const dir = join(resolve(dataDir), 'postgres')
   const passwords = readPasswords(dataDir)
   const running = share ? runningPort(dir) : undefined
   if (running) return { urls: urlsOf(running, passwords), stop: async () => {} }
-  const { child, port } = await startKeeper(dir, passwords.owner, flags)
+  const { child, port } = await startKeeper({ dir, flags, environment }, passwords.owner)
   return {
     urls: urlsOf(port, passwords),
     async stop() {
@@ -56,11 +58,12 @@ export async function startEmbedded({ dataDir, share, flags = [] }: EmbeddedOpti
   }
 }
 
-async function startKeeper(dir: string, password: string, flags: readonly string[]) {
+async function startKeeper(options: { dir: string } & Required<Pick<EmbeddedOptions, 'flags' | 'environment'>>, password: string) {
+  const { dir } = options
   const identity = identityFor(dir)
   mkdirSync(dir, { recursive: true, mode: 0o700 })
   if (identity.owner) chownSync(dir, identity.owner.uid, identity.owner.gid)
-  const [command, ...args] = [...identity.command, process.execPath, KEEPER, JSON.stringify({ dir, flags })]
+  const [command, ...args] = [...identity.command, process.execPath, KEEPER, JSON.stringify(options)]
   const child = spawn(command, args, {
     detached: true,
     stdio: ['pipe', 'pipe', 'inherit'],

@@ -19,7 +19,7 @@ import { freePort } from './free-port.js'
 /** Longest wait for a database, or its keeper, that is on its way out. */
 const PATIENCE_MS = 8_000
 
-const { dir, flags } = JSON.parse(process.argv[2]!) as { dir: string; flags: string[] }
+const { dir, flags, environment } = JSON.parse(process.argv[2]!) as { dir: string; flags: string[]; environment: Record<string, string> }
 const data = join(dir, 'data')
 const initialised = join(dir, 'initialised')
 const keeperPid = join(dir, 'keeper.pid')
@@ -28,6 +28,7 @@ let log = ''
 process.umask(0o077)
 // initdb takes the password from a file, which the library makes in the folder for temporary files.
 process.env['TMPDIR'] = dir
+Object.assign(process.env, environment)
 
 const input = createInterface(process.stdin)
 const released = once(input, 'close')

@@ -1,145 +1,254 @@
-/** Three replicas behind no balancer, one PostgreSQL that keeps what it is told to keep, and a wire in between. */
+/**
+ * Three replicas and two gateways with the SDK, as processes of their own, one PostgreSQL that keeps what it is told to
+ * keep, and wires in between: each replica has one for its control plane's pool, its runtime plane's pool and its feed.
+ */
 
 import { spawn, type ChildProcess } from 'node:child_process'
 import { generateKeyPairSync, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { connect, createServer, type AddressInfo, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { Client } from 'pg'
 import { signOperatorToken } from '../../src/auth/operators.js'
 import { SCOPES } from '../../src/auth/scopes.js'
 import { loadConfig } from '../../src/config.js'
-import { startEmbedded, type EmbeddedDatabase } from '../../src/db/embedded.js'
 import { freePort } from '../../src/db/free-port.js'
 import { ensureLogin } from '../../src/db/logins.js'
 import { migrate } from '../../src/db/migrate.js'
 import { openDatabase } from '../../src/db/pool.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
-import { layWire } from '../helpers/wire.js'
+import { layWire, type Wire } from '../helpers/wire.js'
+import { BOUND_MS } from './checker.js'
+import { suspendable, wallClock, type WallClock } from './clocks.js'
+import { SoakDatabase } from './database.js'
 
 export const REPLICAS = 3
-/** `REVOCATION_MAX_STALENESS` of the replicas. */
-export const BOUND_MS = 3000
+/** The first asks whichever replica a balancer gives it, the other one replica. */
+export const GATEWAYS = 2
 export const ORGANIZATION = 'soak'
 /** Longest wait for something to come back: a bound, and no expectation. */
 const PATIENCE_MS = 60_000
+const GATEWAY_PROCESS = join(PACKAGE_ROOT, 'dist', 'test', 'helpers', 'gateway-process.js')
+
+export const LINKS = ['control', 'runtime', 'feed'] as const
+export type Link = (typeof LINKS)[number]
+
+/** What can be stopped, and come back as if its machine had been suspended. */
+export interface Suspendable {
+  /** SIGSTOP. */
+  stop(): void
+  /** SIGCONT. Where the machine was suspended, the process's monotonic clock has stood still meanwhile. */
+  continue(as: 'stopped' | 'suspended'): void
+}
+
+export interface Replica extends Suspendable {
+  readonly url: string
+  readonly authzUrl: string
+  readonly clock: WallClock
+  readonly wires: Readonly<Record<Link, Wire>>
+  /** Whether it is known to be out of order: changes are asked of others, as a balancer would have it. */
+  isOut: boolean
+  /** Resolves when it listens. */
+  start(): Promise<void>
+  kill(): Promise<void>
+}
+
+export interface Gateway extends Suspendable {
+  /** What `verify` comes to: `valid`, a refusal's code, or why nobody knows. */
+  ask(key: string): Promise<string>
+  /** Its connections go dead; new ones pass. */
+  strand: () => void
+}
 
 export type Cluster = Awaited<ReturnType<typeof startCluster>>
 
 export async function startCluster() {
-  const dataDir = mkdtempSync(join(tmpdir(), 'mecha-keys-soak-'))
-  let postgres: EmbeddedDatabase | undefined = await startEmbedded({ dataDir })
-  const urls = postgres.urls
-  await prepare(urls.owner, urls.control, urls.runtime)
-  const endWire: (() => unknown)[] = []
-  const wire = await layWire({ teardown: (end: () => unknown) => endWire.push(end) }, urls.owner)
+  const folder = mkdtempSync(join(tmpdir(), 'mecha-keys-soak-'))
+  const endings: (() => unknown)[] = []
+  const t = { teardown: (end: () => unknown) => void endings.push(end) }
+  const databaseClock = wallClock(join(folder, 'database-clock'))
+  const first = await SoakDatabase.start(databaseClock.environment)
+  await prepare(first)
   const environment = {
-    DATABASE_URL: wire.through(urls.control), RUNTIME_DATABASE_URL: wire.through(urls.runtime), DATABASE_TIMEOUT: '5s',
-    REVOCATION_MAX_STALENESS: `${BOUND_MS / 1000}s`, MAX_ACTIVE_KEYS_PER_MECHA: '1000', LOG_LEVEL: 'silent', BUILTIN_ISSUER: 'on',
-    ROOT_SECRETS: randomBytes(32).toString('base64url'),
+    DATABASE_TIMEOUT: '5s', REVOCATION_MAX_STALENESS: `${BOUND_MS / 1000}s`, MAX_ACTIVE_KEYS_PER_MECHA: '10000', REVOKE_TOKEN_RATE: '1000000',
+    AUTHZ_UNAVAILABLE: '503', LOG_LEVEL: 'warn', BUILTIN_ISSUER: 'on', ROOT_SECRETS: randomBytes(32).toString('base64url'),
     BUILTIN_ISSUER_KEY: generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }).toString(),
   }
-  const ports: number[] = []
-  while (ports.length < REPLICAS) ports.push(await freePort())
-  const replicas = ports.map((port) => startReplica(environment, port))
-  const addresses = ports.map((port) => `http://127.0.0.1:${port}`)
+  const config = loadConfig({ ...environment, DATABASE_URL: first.urls.control })
+  const replicas: Replica[] = []
+  const children = new Set<ChildProcess>()
+  replicas.push(...(await Promise.all(Array.from({ length: REPLICAS }, (_, i) => layReplica(i)))))
+  const gateways: Gateway[] = []
+
+  async function layReplica(i: number): Promise<Replica> {
+    const [port, authzPort] = [await freePort(), await freePort()]
+    const clock = wallClock(join(folder, `clock-${i}`))
+    const suspension = join(folder, `suspended-${i}`)
+    const wires = { control: await layWire(t, first.urls.owner), runtime: await layWire(t, first.urls.owner), feed: await layWire(t, first.urls.owner) }
+    const log = openSync(join(folder, `replica-${i}.log`), 'a')
+    let child: ChildProcess
+    const replica = {
+      url: `http://127.0.0.1:${port}`, authzUrl: `http://127.0.0.1:${authzPort}`, clock, wires,
+      isOut: false,
+      async start() {
+        writeFileSync(suspension, '0')
+        child = spawn(process.execPath, [...suspendable(suspension), join(PACKAGE_ROOT, 'dist', 'src', 'main.js'), 'serve'], {
+          env: {
+            PATH: process.env['PATH'], NODE_ENV: 'production', ...environment, ...clock.environment, SUSPENDED_MS: suspension, PORT: String(port), AUTHZ_LISTEN: `127.0.0.1:${authzPort}`,
+            DATABASE_URL: wires.control.through(first.urls.control), RUNTIME_DATABASE_URL: wires.runtime.through(first.urls.runtime), DATABASE_DIRECT_URL: wires.feed.through(first.urls.runtime),
+          },
+          stdio: ['ignore', log, log],
+        })
+        children.add(child)
+        await until(() => isOk(`${replica.url}/livez`), folder)
+      },
+      async kill() {
+        child.kill('SIGKILL')
+        await once(child, 'exit')
+        children.delete(child)
+      },
+      ...suspensions(() => child, suspension),
+    }
+    await replica.start()
+    return replica
+  }
 
   const cluster = {
-    urls: addresses,
-    operator: await signOperatorToken(loadConfig(environment), { org: ORGANIZATION, scopes: SCOPES, subject: 'soak', ttlSeconds: 86_400 }),
+    folder,
+    replicas,
+    gateways,
+    databaseClock,
+    /** The one that writes are acknowledged by. */
+    database: first,
+    operator: await signOperatorToken(config, { org: ORGANIZATION, scopes: SCOPES, subject: 'soak', ttlSeconds: 86_400 }),
+    /** The ways to the database: of one kind or all, of some replicas or all. */
+    wires: (link: Link | 'all' = 'all', of: readonly Replica[] = replicas): Wire[] => of.flatMap(({ wires }) => (link === 'all' ? Object.values(wires) : [wires[link]])),
 
-    /** Resolves when a replica, or every one, is ready and its feed vouches for what it holds. */
-    async recovered(which = addresses): Promise<void> {
-      const end = performance.now() + PATIENCE_MS
-      while (!(await Promise.all(which.map(isWell))).every(Boolean)) {
-        if (performance.now() > end) throw new Error('the replicas do not recover')
-        await sleep(20)
-      }
+    /** Starts the gateways, with their credential. */
+    async startGateways(credential: string): Promise<void> {
+      const balancer = await layBalancer(t, replicas)
+      const direct = await layWire(t, replicas[1]!.url)
+      gateways.push(startGateway(balancer.url, balancer, credential), startGateway(direct.through(replicas[1]!.url), direct, credential))
+    },
+
+    /** Resolves when every replica is ready and its feed vouches for what it has cached; to how long that took, in milliseconds. */
+    async recovered(): Promise<number> {
+      const start = performance.now()
+      await until(async () => (await Promise.all(replicas.map(({ url }) => isWell(url)))).every(Boolean), folder)
+      return performance.now() - start
     },
 
     /** Ends the database, in order or by SIGKILL, and starts it again on what it had written. */
     async restartDatabase(how: 'in order' | 'SIGKILL'): Promise<void> {
-      if (how === 'SIGKILL') {
-        const [pid] = readFileSync(join(dataDir, 'postgres', 'data', 'postmaster.pid'), 'utf8').split('\n')
-        process.kill(Number(pid), 'SIGKILL')
-      }
-      await postgres?.stop()
-      postgres = undefined
-      for (const end = performance.now() + PATIENCE_MS; !postgres; ) {
-        // Backends of a postmaster that was killed hold its memory until they have noticed.
-        postgres = await startEmbedded({ dataDir }).catch((error: unknown) => {
-          if (performance.now() > end) throw error
-          return undefined
-        })
-      }
-      wire.leadTo(postgres.urls.owner)
+      await cluster.database.stop(how)
+      await cluster.database.start()
+      for (const wire of cluster.wires()) wire.leadTo(cluster.database.urls.owner)
     },
 
-    /** Ends all connections to the database, for good until the wire is restored, or for this moment. */
-    cutConnections(): void {
-      wire.cut()
-    },
-    restoreConnections(): void {
-      wire.restore()
-    },
-
-    async killReplica(i: number): Promise<void> {
-      replicas[i]!.kill('SIGKILL')
-      await once(replicas[i]!, 'exit')
-    },
-    startReplica(i: number): void {
-      replicas[i] = startReplica(environment, ports[i]!)
-    },
-    stopReplica: (i: number) => void replicas[i]!.kill('SIGSTOP'),
-    continueReplica: (i: number) => void replicas[i]!.kill('SIGCONT'),
-
-    /** Asks the database itself. */
-    async query(statement: string): Promise<Record<string, unknown>[]> {
-      const client = new Client({ connectionString: postgres!.urls.owner })
-      await client.connect()
-      const { rows } = await client.query<Record<string, unknown>>(statement)
-      await client.end()
-      return rows
-    },
-
-    async end(): Promise<void> {
-      for (const replica of replicas) {
-        if (replica.exitCode !== null || replica.signalCode !== null) continue
-        const exited = once(replica, 'exit')
-        replica.kill('SIGKILL')
+    /** @param isKept whether the replicas' logs are */
+    async end({ isKept }: { isKept: boolean }): Promise<void> {
+      for (const child of children) {
+        if (child.exitCode !== null || child.signalCode !== null) continue
+        const exited = once(child, 'exit')
+        child.kill('SIGKILL')
         await exited
       }
-      for (const end of endWire) end()
-      await postgres?.stop()
-      rmSync(dataDir, { recursive: true, force: true })
+      for (const end of endings) end()
+      await cluster.database.remove()
+      if (!isKept) rmSync(folder, { recursive: true, force: true })
     },
   }
+
+  function startGateway(url: string, { strand }: Pick<Gateway, 'strand'>, credential: string): Gateway {
+    const suspension = join(folder, `suspended-gateway-${gateways.length}-${children.size}`)
+    const child = spawn(process.execPath, [...suspendable(suspension), GATEWAY_PROCESS, url, credential, String(BOUND_MS)], {
+      stdio: ['pipe', 'pipe', 'inherit'], env: { PATH: process.env['PATH'], SUSPENDED_MS: suspension },
+    })
+    children.add(child)
+    const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
+    return {
+      async ask(key) {
+        child.stdin.write(`${key}\n`)
+        const { value, done } = await lines.next()
+        if (done) throw new Error('a gateway ended')
+        return (JSON.parse(value) as { outcome: string }).outcome
+      },
+      strand: () => strand(),
+      ...suspensions(() => child, suspension),
+    }
+  }
+
   await cluster.recovered()
   return cluster
 }
 
-async function prepare(owner: string, control: string, runtime: string): Promise<void> {
-  const db = openDatabase({ url: owner, size: 1, timeoutMs: 60_000, name: 'soak' })
+/** What a gateway may be balanced over: each connection goes to the next replica that takes it. */
+async function layBalancer(t: { teardown: (end: () => unknown) => void }, replicas: readonly Replica[]) {
+  const open = new Set<Socket>()
+  let next = 0
+  let isStranded = new AbortController()
+  const proxy = createServer((near) => {
+    near.on('error', () => {})
+    const whenOpened = isStranded.signal
+    const tryNext = (left: number) => {
+      const far = connect(Number(new URL(replicas[next++ % replicas.length]!.url).port), '127.0.0.1')
+      far.once('error', () => (left > 1 ? tryNext(left - 1) : near.destroy())).once('connect', () => {
+        for (const [from, into] of [[near, far], [far, near]] as const) {
+          open.add(from)
+          from.on('error', () => {}).on('close', () => (open.delete(from), into.destroy()))
+          from.on('data', (bytes) => whenOpened.aborted || into.write(bytes))
+        }
+      })
+    }
+    tryNext(replicas.length)
+  }).listen(0, '127.0.0.1')
+  await once(proxy, 'listening')
+  t.teardown(() => (open.forEach((socket) => socket.destroy()), proxy.close()))
+  return {
+    url: `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`,
+    strand: () => (isStranded.abort(), void (isStranded = new AbortController())),
+  }
+}
+
+function suspensions(process: () => ChildProcess, file: string): Suspendable {
+  let stoppedAt = 0
+  return {
+    stop() {
+      process().kill('SIGSTOP')
+      stoppedAt = performance.now()
+    },
+    continue(as) {
+      if (as === 'suspended') writeFileSync(file, String(Number(readFileSync(file, 'utf8')) + performance.now() - stoppedAt))
+      process().kill('SIGCONT')
+    },
+  }
+}
+
+async function prepare({ urls }: SoakDatabase): Promise<void> {
+  const db = openDatabase({ url: urls.owner, size: 1, timeoutMs: 60_000, name: 'soak' })
   await migrate(db)
-  await ensureLogin(db, 'control', control, 5000)
-  await ensureLogin(db, 'runtime', runtime, 5000)
+  await ensureLogin(db, 'control', urls.control, 5000)
+  await ensureLogin(db, 'runtime', urls.runtime, 5000)
   await db.destroy()
 }
 
-function startReplica(environment: Record<string, string>, port: number): ChildProcess {
-  return spawn(process.execPath, [join(PACKAGE_ROOT, 'dist', 'src', 'main.js'), 'serve'], {
-    env: { PATH: process.env['PATH'], NODE_ENV: 'production', ...environment, PORT: String(port) },
-    stdio: ['ignore', 'ignore', 'inherit'],
-  })
+async function isWell(url: string): Promise<boolean> {
+  return (await isOk(`${url}/readyz`)) && (await isOk(`${url}/metrics`, /\nmecha_keys_feed_fresh 1\n/))
 }
 
-async function isWell(url: string): Promise<boolean> {
+async function isOk(url: string, has = /(?:)/): Promise<boolean> {
   try {
-    const [ready, metrics] = await Promise.all(['/readyz', '/metrics'].map((path) => fetch(url + path, { signal: AbortSignal.timeout(2000) })))
-    return ready!.ok && (await metrics!.text()).includes('\nmecha_keys_feed_fresh 1\n')
+    const response = await fetch(url, { signal: AbortSignal.timeout(2000) })
+    return response.ok && has.test(await response.text())
   } catch {
     return false
   }
+}
+
+async function until(holds: () => Promise<boolean>, folder: string): Promise<void> {
+  for (const end = performance.now() + PATIENCE_MS; !(await holds()); await sleep(20))
+    if (performance.now() > end) throw new Error(`a replica does not recover; the logs are in ${folder}`)
 }
