@@ -40,6 +40,9 @@ export interface Known {
 
 type Recorded = Pick<Known, 'state' | 'since' | 'confirmed' | 'enabledAgain'>
 
+/** What was true of each key at some time. */
+export type Checkpoint = ReadonlyMap<Known, Pick<Known, 'state' | 'since'>>
+
 export interface Asked {
   /** What the record said when the question was sent. */
   readonly before: Recorded
@@ -108,17 +111,17 @@ export class Checker {
   }
 
   /** What the record says of all keys, for {@link restoring}. Nothing may be changing. */
-  checkpoint(): ReadonlyMap<Known, Known['state']> {
-    return new Map(this.keys.map((key) => [key, key.state]))
+  checkpoint(): Checkpoint {
+    return new Map(this.keys.map((key) => [key, { state: key.state, since: key.since }]))
   }
 
   /** A restore of what was true at a checkpoint begins. Nothing may be changing; the result says that it is over. */
-  restoring(checkpoint: ReadonlyMap<Known, Known['state']>): () => void {
+  restoring(checkpoint: Checkpoint): () => void {
     const gone = this.keys.filter((key) => !checkpoint.has(key) && !key.restoredOver)
     for (const key of this.keys) {
       const then = checkpoint.get(key)
-      if (then !== key.state) key.restoredOver = true
-      if (then === 'invalid' && key.state === 'valid') key.state = 'changing'
+      if (then?.since !== key.since) key.restoredOver = true
+      if (then?.state === 'invalid' && key.state === 'valid') key.state = 'changing'
     }
     for (const key of gone) if (!key.ended) key.state = 'changing'
     return () => {

@@ -31,7 +31,7 @@ export const GATEWAYS = 2
 export const ORGANIZATION = 'soak'
 /** Longest wait for something to come back: a bound, and no expectation. */
 const PATIENCE_MS = 60_000
-const GATEWAY_PROCESS = join(PACKAGE_ROOT, 'dist', 'test', 'helpers', 'gateway-process.js')
+const GATEWAY_PROCESS = join(PACKAGE_ROOT, 'dist', 'test', 'soak', 'gateway-process.js')
 
 export const LINKS = ['control', 'runtime', 'feed'] as const
 export type Link = (typeof LINKS)[number]

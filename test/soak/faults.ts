@@ -141,13 +141,14 @@ export const FAULTS = {
     about: 'an older backup is restored into the live database, in one transaction',
     happen: async ({ cluster: { database }, checker, gate }) => {
       const { dump, checkpoint } = await gate.whileClosed(async () => ({ dump: await database.dump(), checkpoint: checker.checkpoint() }))
-      await sleep(2000)
+      await sleep(LONG_MS)
       await gate.whileClosed(async () => {
         const isRestored = checker.restoring(checkpoint)
         const over = checker.keys.filter(({ state }) => state === 'invalid')
         await database.restore(dump, { revoked: over.filter(({ ended }) => ended).map(({ id }) => id), disabled: over.filter(({ ended }) => !ended).map(({ id }) => id) })
         isRestored()
       })
+      await sleep(LONG_MS)
     },
   },
   'replica-clock': {
