@@ -87,7 +87,7 @@ export const FAULTS = {
     happen: async (scene) => {
       const { cluster, random } = scene
       const wires = random(2) === 0 ? cluster.wires() : cluster.wires('all', [pick(scene)])
-      for (const wire of wires) wire.strand()
+      for (const wire of wires) wire.failAfter(0, 'silent')
       for (const gateway of cluster.gateways) if (random(2) === 0) gateway.strand()
     },
   },
@@ -247,7 +247,7 @@ async function pause(scene: Scene, as: 'stopped' | 'suspended'): Promise<void> {
   const replica = pick(scene)
   await whileOut(replica, async () => {
     replica.stop()
-    if (as === 'suspended') for (const wire of scene.cluster.wires('all', [replica])) wire.strand()
+    if (as === 'suspended') for (const wire of scene.cluster.wires('all', [replica])) wire.failAfter(0, 'silent')
     await sleep(LONG_MS)
   })
   replica.continue(as)
