@@ -28,6 +28,8 @@ export interface Known {
   state: 'valid' | 'invalid' | 'changing'
   /** Since when it is so. */
   since: number
+  /** What made it so. */
+  by: string
   /** Whether a receipt said that all replicas have applied what made it so. */
   confirmed: boolean
   /** Whether it was enabled again: a replica may hold for as long as the bound that it is disabled. */
@@ -38,7 +40,7 @@ export interface Known {
   restoredOver: boolean
 }
 
-type Recorded = Pick<Known, 'state' | 'since' | 'confirmed' | 'enabledAgain'>
+type Recorded = Pick<Known, 'state' | 'since' | 'by' | 'confirmed' | 'enabledAgain'>
 
 /** What was true of each key at some time. */
 export type Checkpoint = ReadonlyMap<Known, Pick<Known, 'state' | 'since'>>
@@ -88,7 +90,7 @@ export class Checker {
   readonly #start = performance.now()
 
   issued(id: string, plaintext: string, mecha: string): Known {
-    const known: Known = { id, plaintext, mecha, state: 'valid', since: performance.now(), confirmed: false, enabledAgain: false, ended: false, restoredOver: false }
+    const known: Known = { id, plaintext, mecha, state: 'valid', since: performance.now(), by: 'being issued', confirmed: false, enabledAgain: false, ended: false, restoredOver: false }
     this.keys.push(known)
     this.counts.issued++
     return known
@@ -99,8 +101,8 @@ export class Checker {
     key.state = 'changing'
   }
 
-  acknowledged(key: Known, state: 'valid' | 'invalid', { confirmed = false, ended = false } = {}): void {
-    Object.assign(key, { state, since: performance.now(), confirmed, ended, enabledAgain: state === 'valid' })
+  acknowledged(key: Known, state: 'valid' | 'invalid', by: string, { confirmed = false, ended = false } = {}): void {
+    Object.assign(key, { state, since: performance.now(), by, confirmed, ended, enabledAgain: state === 'valid' })
     this.recent.push(key)
     if (this.recent.length > RECENT) this.recent.shift()
   }
@@ -125,13 +127,13 @@ export class Checker {
     }
     for (const key of gone) if (!key.ended) key.state = 'changing'
     return () => {
-      for (const key of gone) if (!key.ended) Object.assign(key, { state: 'invalid', since: performance.now(), ended: true, confirmed: false })
+      for (const key of gone) if (!key.ended) Object.assign(key, { state: 'invalid', since: performance.now(), by: 'a restore', ended: true, confirmed: false })
     }
   }
 
   asked(key: Known, what: string, { isReplica = true } = {}): Asked {
-    const { state, since, confirmed, enabledAgain } = key
-    return { before: { state, since, confirmed, enabledAgain }, sentAt: performance.now(), isReplica, what }
+    const { state, since, by, confirmed, enabledAgain } = key
+    return { before: { state, since, by, confirmed, enabledAgain }, sentAt: performance.now(), isReplica, what }
   }
 
   /** Holds an answer against what the record said when it was asked for, unless that changed meanwhile. */
@@ -143,11 +145,11 @@ export class Checker {
     if (before.state !== key.state || before.since !== key.since || before.confirmed !== key.confirmed) return
     const ageMs = Math.round(sentAt - before.since)
     const isOld = ageMs > BOUND_MS
-    if (before.state === 'invalid' && valid && before.confirmed && isReplica) this.#failed('acceptedAfterReceipt', `${what} accepted ${key.id} ${ageMs} ms after a complete receipt`)
-    if (before.state === 'invalid' && valid && isOld) this.#failed('acceptedAfterBound', `${what} accepted ${key.id} ${ageMs} ms after it ended`)
+    if (before.state === 'invalid' && valid && before.confirmed && isReplica) this.#failed('acceptedAfterReceipt', `${what} accepted ${key.id} ${ageMs} ms after a complete receipt for ${before.by}`)
+    if (before.state === 'invalid' && valid && isOld) this.#failed('acceptedAfterBound', `${what} accepted ${key.id} ${ageMs} ms after it ended by ${before.by}`)
     // A new key is good at once: nobody has held anything else of it. One that was enabled again is within the bound.
     const mayBeDisabled = before.enabledAgain && !isOld && (code === undefined || code === 'disabled')
-    if (before.state === 'valid' && !valid && !mayBeDisabled) this.#failed('refusedThoughValid', `${what} refused ${key.id} as ${code ?? 'not good'}, ${ageMs} ms after it became good`)
+    if (before.state === 'valid' && !valid && !mayBeDisabled) this.#failed('refusedThoughValid', `${what} refused ${key.id} as ${code ?? 'not good'}, ${ageMs} ms after it became good by ${before.by}`)
   }
 
   /** Declares that something is out of order from now on, and returns what declares that it is over. */

@@ -144,7 +144,7 @@ export const FAULTS = {
       await sleep(LONG_MS)
       await gate.whileClosed(async () => {
         const isRestored = checker.restoring(checkpoint)
-        const over = checker.keys.filter(({ state }) => state === 'invalid')
+        const over = checker.keys.filter(({ state, restoredOver }) => state === 'invalid' && restoredOver)
         await database.restore(dump, { revoked: over.filter(({ ended }) => ended).map(({ id }) => id), disabled: over.filter(({ ended }) => !ended).map(({ id }) => id) })
         isRestored()
       })

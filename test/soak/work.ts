@@ -88,7 +88,7 @@ async function revoke(work: Work, key: Known): Promise<void> {
     const answer = await attempt(work, 'POST', `/v1/keys/${key.id}/revoke`, { reason: 'soak' })
     if (!answer) continue
     checker.counts.revoked++
-    checker.acknowledged(key, 'invalid', { ended: true, confirmed: isComplete(checker, answer) })
+    checker.acknowledged(key, 'invalid', 'being revoked', { ended: true, confirmed: isComplete(checker, answer) })
     return followUp(work, key)
   }
 }
@@ -110,7 +110,7 @@ async function revokeAll(work: Work, mecha: string, keys: readonly Known[]): Pro
     if (!answer) continue
     checker.counts.killed++
     const confirmed = isComplete(checker, answer)
-    for (const key of keys) checker.acknowledged(key, 'invalid', { ended: true, confirmed })
+    for (const key of keys) checker.acknowledged(key, 'invalid', 'the kill switch', { ended: true, confirmed })
     return
   }
 }
@@ -129,7 +129,7 @@ async function revokeByHolder(work: Work, key: Known): Promise<void> {
     return giveUp(work, key)
   }
   checker.counts.revokedByHolder++
-  checker.acknowledged(key, 'invalid', { ended: true })
+  checker.acknowledged(key, 'invalid', 'its holder', { ended: true })
 }
 
 async function setEnabled(work: Work, key: Known, enabled: boolean): Promise<void> {
@@ -138,7 +138,7 @@ async function setEnabled(work: Work, key: Known, enabled: boolean): Promise<voi
   const answer = await attempt(work, 'PATCH', `/v1/keys/${key.id}`, { enabled })
   if (!answer) return giveUp(work, key)
   checker.counts[enabled ? 'enabled' : 'disabled']++
-  checker.acknowledged(key, enabled ? 'valid' : 'invalid', { confirmed: !enabled && isComplete(checker, answer) })
+  checker.acknowledged(key, enabled ? 'valid' : 'invalid', enabled ? 'being enabled' : 'being disabled', { confirmed: !enabled && isComplete(checker, answer) })
 }
 
 async function rotate(work: Work, key: Known): Promise<Known[]> {
@@ -151,7 +151,7 @@ async function rotate(work: Work, key: Known): Promise<Known[]> {
     return []
   }
   checker.counts.rotated++
-  checker.acknowledged(key, 'invalid', { ended: true, confirmed: isComplete(checker, answer) })
+  checker.acknowledged(key, 'invalid', 'rotation', { ended: true, confirmed: isComplete(checker, answer) })
   return [checker.issued(answer.body.key.id, answer.body.plaintext_key, key.mecha)]
 }
 
