@@ -12,6 +12,9 @@
  * What is promised when an older backup is restored: what ended before stays ended, once the ends were replayed. Keys that
  * were issued since the backup are gone, and must be refused like ended ones. Whether a key that was disabled when the
  * backup was made and has been enabled since is good after it is not promised.
+ *
+ * What is promised when the database's clock is stepped: all but what ends by that clock. A rotated key ends when its overlap
+ * does, be that at once, and is good again when the clock goes back to before. So the soak rotates nothing meanwhile.
  */
 
 /** `REVOCATION_MAX_STALENESS` of the replicas, and `maxStalenessMs` of the gateways with the SDK. */

@@ -121,6 +121,8 @@ export async function startCluster() {
     replicas,
     gateways,
     databaseClock,
+    /** Whether the database's clock is what it was: see the record on what ends by it. */
+    isClockRight: true,
     /** The one that writes are acknowledged by. */
     database: first,
     operator: await signOperatorToken(config, { org: ORGANIZATION, scopes: SCOPES, subject: 'soak', ttlSeconds: 86_400 }),

@@ -24,6 +24,8 @@ interface Fault {
   readonly happen: (scene: Scene) => Promise<unknown>
 }
 
+/** Every process has taken a step of its clock by then. */
+const CLOCK_STEP_MS = 2000
 /** Long enough that a replica which heard nothing meanwhile has to refuse. */
 const LONG_MS = BOUND_MS * 1.5
 
@@ -141,7 +143,7 @@ export const FAULTS = {
     about: 'an older backup is restored into the live database, in one transaction',
     happen: async ({ cluster: { database }, checker, gate }) => {
       const { dump, checkpoint } = await gate.whileClosed(async () => ({ dump: await database.dump(), checkpoint: checker.checkpoint() }))
-      await sleep(LONG_MS)
+      await sleep(1500)
       await gate.whileClosed(async () => {
         const isRestored = checker.restoring(checkpoint)
         const over = checker.keys.filter(({ state, restoredOver }) => state === 'invalid' && restoredOver)
@@ -166,15 +168,19 @@ export const FAULTS = {
     about: "the database's wall clock is stepped and set right again, while a replica is cut off",
     needsFaketime: true,
     happen: async (scene) => {
-      const { cluster } = scene
+      const { cluster, gate, random } = scene
       const replica = pick(scene)
+      // Once what is under way is over: a rotation may be.
+      await gate.whileClosed(async () => void (cluster.isClockRight = false))
       await whileOut(replica, async () => {
         for (const wire of cluster.wires('all', [replica])) wire.cut()
-        cluster.databaseClock.step(12)
+        cluster.databaseClock.step(oneOf([12, -12, 3600, -3600], random))
         await sleep(LONG_MS)
       })
       for (const wire of cluster.wires('all', [replica])) wire.restore()
       cluster.databaseClock.step(0)
+      await sleep(CLOCK_STEP_MS)
+      cluster.isClockRight = true
     },
   },
 } satisfies Record<string, Fault>
