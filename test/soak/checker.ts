@@ -21,6 +21,8 @@
 export const BOUND_MS = 3000
 /** How long after the end of a fault every replica is ready again, with a feed that vouches for what it has cached. */
 export const RECOVERY_MS = 15_000
+/** How long after it a pool may still hand out a connection that went dead without a word: pg keeps an idle one for 10 s, and a statement on it takes 6 s to fail. */
+export const DEAD_CONNECTIONS_MS = 16_000
 
 /** A key as the record has it. Times are of this process's monotonic clock, in milliseconds. */
 export interface Known {
@@ -155,12 +157,12 @@ export class Checker {
     if (before.state === 'valid' && !valid && !mayBeDisabled) this.#failed('refusedThoughValid', `${what} refused ${key.id} as ${code ?? 'not good'}, ${ageMs} ms after it became good by ${before.by}`)
   }
 
-  /** Declares that something is out of order from now on, and returns what declares that it is over. */
-  outage(what: string): () => void {
+  /** Declares that something is out of order from now on, and returns what declares that it is over, or will be. */
+  outage(what: string): (inMs?: number) => void {
     const outage = { what, from: performance.now(), to: Infinity }
     this.#outages.push(outage)
     this.counts.outages++
-    return () => void (outage.to = performance.now())
+    return (inMs = 0) => void (outage.to = performance.now() + inMs)
   }
 
   /** A question that had no verdict: allowed only while something was out of order. */
@@ -189,7 +191,7 @@ export class Checker {
 
   #failed(kind: (typeof FAILURES)[number], complaint: string): void {
     this.counts[kind]++
-    const now = this.#outages.findLast(({ to }) => to === Infinity)?.what ?? this.#outages.at(-1)?.what
+    const now = this.#outages.at(-1)?.what
     const ofThisKind = this.complaints.filter((said) => said.startsWith(`${kind} `)).length
     if (ofThisKind * FAILURES.length < MAX_COMPLAINTS * 2) this.complaints.push(`${kind} at ${Math.round(performance.now() - this.#start)} ms (${now ?? 'no fault yet'}): ${complaint}`)
   }

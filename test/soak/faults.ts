@@ -5,7 +5,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { oneOf, shuffle, type Random } from './chance.js'
-import { BOUND_MS, RECOVERY_MS, type Checker } from './checker.js'
+import { BOUND_MS, DEAD_CONNECTIONS_MS, RECOVERY_MS, type Checker } from './checker.js'
 import { FAKETIME } from './clocks.js'
 import { LINKS, type Cluster, type Link, type Replica, type Suspendable } from './cluster.js'
 import type { SoakDatabase } from './database.js'
@@ -21,6 +21,7 @@ export interface Scene {
 interface Fault {
   readonly about: string
   readonly needsFaketime?: true
+  readonly leavesDeadConnections?: true
   readonly happen: (scene: Scene) => Promise<unknown>
 }
 
@@ -39,7 +40,7 @@ export const FAULTS = {
     },
   },
   'stop-replica': { about: 'a replica is stopped for longer than the bound', happen: (scene) => pause(scene, 'stopped') },
-  'suspend-replica': { about: "a replica's machine is suspended for longer than the bound, and its connections are forgotten", happen: (scene) => pause(scene, 'suspended') },
+  'suspend-replica': { about: "a replica's machine is suspended for longer than the bound, and its connections are forgotten", leavesDeadConnections: true, happen: (scene) => pause(scene, 'suspended') },
   'stop-gateway': { about: 'a gateway is stopped for longer than the bound', happen: (scene) => pauseGateway(scene, 'stopped') },
   'suspend-gateway': { about: "a gateway's machine is suspended for longer than the bound, and its connections are forgotten", happen: (scene) => pauseGateway(scene, 'suspended') },
   'restart-database': { about: 'the database is restarted', happen: ({ cluster }) => cluster.restartDatabase('in order') },
@@ -73,6 +74,7 @@ export const FAULTS = {
   },
   silence: {
     about: 'connections go silent in mid-transaction, for longer than the bound',
+    leavesDeadConnections: true,
     happen: async (scene) => {
       const replica = pick(scene)
       const wires = scene.random(2) === 0 ? scene.cluster.wires() : scene.cluster.wires('all', [replica])
@@ -86,6 +88,7 @@ export const FAULTS = {
   },
   'half-open': {
     about: 'open connections go dead without a word, and new ones pass',
+    leavesDeadConnections: true,
     happen: async (scene) => {
       const { cluster, random } = scene
       const wires = random(2) === 0 ? cluster.wires() : cluster.wires('all', [pick(scene)])
@@ -189,29 +192,30 @@ export type FaultName = keyof typeof FAULTS
 export const FAULT_NAMES = Object.keys(FAULTS) as FaultName[]
 
 export interface WreckOptions {
-  /** Which faults; all of them unless said otherwise. */
-  readonly only?: readonly FaultName[]
+  /** Which faults, in the order of the first round; all of them unless said otherwise. */
+  readonly only?: readonly FaultName[] | undefined
   readonly over: AbortSignal
   readonly say: (line: string) => void
 }
 
 /** One fault after another, each of them once before any comes again, until it is over. */
-export async function wreck(scene: Scene, { only = FAULT_NAMES, over, say }: WreckOptions): Promise<void> {
+export async function wreck(scene: Scene, { only, over, say }: WreckOptions): Promise<void> {
   const { cluster, checker, random } = scene
-  const names = only.filter((name) => FAKETIME !== undefined || !('needsFaketime' in FAULTS[name]))
-  for (const name of only) if (!names.includes(name)) say(`skipped: ${FAULTS[name].about} (libfaketime is not installed)`)
-  for (let order: FaultName[] = []; !over.aborted; ) {
+  const asked = only ?? shuffle([...FAULT_NAMES], random)
+  const names = asked.filter((name) => FAKETIME !== undefined || !('needsFaketime' in FAULTS[name]))
+  for (const name of asked) if (!names.includes(name)) say(`skipped: ${FAULTS[name].about} (libfaketime is not installed)`)
+  for (let order = [...names]; !over.aborted; ) {
     if (order.length === 0) order = shuffle([...names], random)
     await sleep(300 + random(700), undefined, { signal: over }).catch(() => {})
     if (over.aborted) return
-    const { about, happen }: Fault = FAULTS[order.pop()!]
+    const { about, happen, leavesDeadConnections }: Fault = FAULTS[order.shift()!]
     const end = checker.outage(about)
     const start = performance.now()
     await happen(scene)
     const happened = performance.now()
     const tookMs = await cluster.recovered()
     checker.recovered(about, tookMs)
-    end()
+    end(leavesDeadConnections ? DEAD_CONNECTIONS_MS : 0)
     say(`${about}: ${Math.round(happened - start)} ms, and all well ${Math.round(tookMs)} ms later`)
   }
 }

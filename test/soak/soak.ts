@@ -12,7 +12,7 @@ export interface SoakOptions {
   readonly seconds: number
   /** Of what is done in which order; how it falls together is up to the machine. */
   readonly seed: number
-  /** Which faults; all of them unless said otherwise. */
+  /** Which faults, in the order of the first round; all of them unless said otherwise. */
   readonly only?: readonly FaultName[] | undefined
   readonly say: (line: string) => void
 }
@@ -42,7 +42,7 @@ export async function soak({ seconds, seed, only, say }: SoakOptions): Promise<S
     const over = new AbortController()
     // One controller and no AbortSignal.any: what that makes can be collected as garbage while it is waited for.
     const timer = setTimeout(() => over.abort(), seconds * 1000)
-    const wrecking = wreck(work(), { ...(only && { only }), over: over.signal, say })
+    const wrecking = wreck(work(), { only, over: over.signal, say })
     const working = Promise.all([
       ...Array.from({ length: WORKERS }, (_, i) => change(work(), i, over.signal)),
       ...cluster.replicas.flatMap((replica) => Array.from({ length: ASKERS }, () => askReplica(work(), replica, over.signal))),
