@@ -83,7 +83,9 @@ export async function rotateKey(parts: ControlParts, caller: Caller, id: string,
     const expiresAt = expiryOfNew(request, now, config, old.expires_at ? lifeOf(old) : undefined)
     const endsAt = endOfOverlap(old, now, overlap)
     const key = await insertKey(trx, { ...newRow(caller, mecha, minted, now), ...detailsOf({ ...inheritable(old), ...request }), expires_at: expiresAt, rotated_from: id })
-    await updateKey(trx, id, { expires_at: endsAt, rotated_to: minted.id })
+    // An end that is acknowledged now has to hold even if the database's clock goes back: a time alone would not.
+    const isOver = endsAt <= now
+    await updateKey(trx, id, { expires_at: endsAt, rotated_to: minted.id, ...(isOver && { enabled: false }) })
     await audit(trx, caller, now, [
       { type: 'key.rotated', keyId: id, mecha, data: { rotated_to: publicId('mecha', minted.id), ends_at: endsAt.toISOString() } },
       { type: 'key.issued', keyId: minted.id, mecha, data: { rotated_from: publicId('mecha', id), expires_at: expiresAt?.toISOString() ?? null } },

@@ -33,6 +33,18 @@ t.test('201: an overlap of none ends the old key at once', async (t) => {
   t.match(await service.verify(body.plaintext_key), { valid: true })
 })
 
+t.test('a key that was ended at once stays ended when the database\'s clock goes back', async (t) => {
+  const service = await startService(t)
+  const token = await service.token()
+  const old = await service.issue()
+  await service.call('POST', `/v1/keys/${old.key.id}/rotate`, { token, body: { overlap_seconds: 0 } })
+  t.match((await service.call('GET', `/v1/keys/${old.key.id}`, { token })).body, { status: 'expired' })
+  // What a clock that goes back by an hour makes of its end.
+  await service.database.db.updateTable('keys').set({ expires_at: new Date(Date.now() + 3_600_000) }).where('rotated_to', 'is not', null).execute()
+  await applied(service.database)
+  t.same(await service.verify(old.plaintext_key), { valid: false, code: 'disabled' })
+})
+
 t.test('201: without a body the overlap is the setting\'s, and what the request says wins over what is inherited', async (t) => {
   const service = await startService(t, { ROTATE_DEFAULT_OVERLAP: '5m' })
   const token = await service.token()
