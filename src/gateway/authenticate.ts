@@ -2,7 +2,9 @@
 
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from 'node:http'
 import type { Duplex, Readable } from 'node:stream'
+import { moment, passed, whenPassed, type Moment } from './clock.js'
 import { bodyTooLarge, refusedKey, unavailable, withoutKey, type Refusal } from './refusals.js'
+import { callListener } from './report.js'
 import type { SignedVerdict } from './signed.js'
 import { VerifierUnavailable, type Demand, type RefusalCode, type Valid } from './verdict.js'
 import type { Verifier } from './verifier.js'
@@ -14,7 +16,8 @@ export type CloseReason = RefusalCode | Exclude<EndReason, 'changed'>
 export interface UpgradeOptions extends Demand {
   /**
    * Called once when the key that opened the socket is no longer good: for a last word, such as a close frame. The socket is
-   * destroyed a quarter of a second later at the latest, whether or not there is a listener.
+   * destroyed a quarter of a second later at the latest, whether or not there is a listener and whatever it does. What it
+   * throws goes to the verifier's `onError`.
    */
   readonly onEnd?: (reason: CloseReason) => void
 }
@@ -84,7 +87,9 @@ export async function authenticateUpgrade(verifier: Verifier, request: IncomingM
   }
   if (socket.destroyed) return undefined
   const release = keepVouched(verifier, key!, outcome, demand, (reason) => {
-    onEnd?.(reason)
+    // First of all: nothing that a listener does may keep the socket open.
+    destroySoon(socket)
+    if (onEnd) callListener((error) => verifier.report(error), onEnd, reason)
     close(socket)
   })
   socket.once('close', release)
@@ -113,52 +118,62 @@ async function identify(key: string | undefined, demand: Demand, ask: (key: stri
 }
 
 /**
- * Vouches for a key for as long as it is good: asks about it again whenever it changed, and within the bound. It holds the
- * key itself for that, as long as it is asked to; memory of the verifier's own has digests only.
+ * Vouches for a key for as long as it is good: asks the service about it whenever it changed, and whenever nothing else has
+ * vouched for it for a while. It holds the key itself for that, until it ends; memory of the verifier's own has digests only.
  *
+ * @param onEnd called once when the key is no longer good, or nobody can say for as long as the bound. What it throws goes to `onError`
  * @returns what ends it without a call
  */
 export function keepVouched(verifier: Verifier, key: string, { key_id: keyId }: Valid, demand: Demand, onEnd: (reason: CloseReason) => void): () => void {
   let isOver = false
   let release = verifier.watch(keyId, onWatchEnd)
 
-  function finish(reason: CloseReason): void {
-    if (isOver) return
+  function stop(): void {
     isOver = true
     release()
-    onEnd(reason)
+  }
+
+  function finish(reason: CloseReason): void {
+    if (isOver) return
+    stop()
+    callListener((error) => verifier.report(error), onEnd, reason)
   }
 
   function onWatchEnd({ reason, leftMs }: End): void {
-    if (reason !== 'changed') return finish(reason)
-    const late = setTimeout(() => finish('stale'), leftMs)
-    release = () => clearTimeout(late)
-    void askAgain(performance.now() + leftMs)
+    if (reason === 'expired' || reason === 'closed') return finish(reason)
+    if (leftMs <= 0) return finish('stale')
+    const since = moment()
+    release = whenPassed(since, leftMs, () => finish('stale'))
+    void askAgain(since, leftMs)
   }
 
-  async function askAgain(end: number): Promise<void> {
+  async function askAgain(since: Moment, leftMs: number): Promise<void> {
     while (!isOver) {
-      try {
-        const verdict = await verifier.verify(key, demand)
-        if (isOver) return
-        // The clock and not the timer, which may be behind it in a process that was stopped.
-        if (performance.now() > end) return finish('stale')
-        if (!verdict.valid) return finish(verdict.code)
+      const outcome = await outcomeOf()
+      if (isOver) return
+      // The clocks and not the timer, which may be behind them in a process that was stopped.
+      if (passed(since, moment()) > leftMs) return finish('stale')
+      if (outcome === 'valid') {
         release()
         release = verifier.watch(keyId, onWatchEnd)
         return
-      } catch (error) {
-        if (!(error instanceof VerifierUnavailable)) return finish('stale')
-        if (error.code === 'closed') return finish('closed')
-        await new Promise((resolve) => setTimeout(resolve, RETRY_MS * (0.5 + Math.random())))
       }
+      if (outcome !== 'nobody knows') return finish(outcome)
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS * (0.5 + Math.random())))
     }
   }
 
-  return () => {
-    isOver = true
-    release()
+  async function outcomeOf(): Promise<CloseReason | 'valid' | 'nobody knows'> {
+    try {
+      const verdict = await verifier.ask(key, demand)
+      return verdict.valid ? 'valid' : verdict.code
+    } catch (error) {
+      if (!(error instanceof VerifierUnavailable)) return 'stale'
+      return error.code === 'closed' ? 'closed' : 'nobody knows'
+    }
   }
+
+  return stop
 }
 
 /** All of a body, or `undefined` when it is longer than it may be; the rest of it is not kept. */
@@ -187,7 +202,11 @@ function writeRefusal(socket: Duplex, { status, headers, body }: Refusal): void 
 
 /** Lets what was written leave, and no more come in than fits into the time that this takes. */
 function close(socket: Duplex): void {
+  destroySoon(socket)
   socket.once('finish', () => socket.destroy())
   socket.end()
+}
+
+function destroySoon(socket: Duplex): void {
   setTimeout(() => socket.destroy(), LAST_WORD_MS).unref()
 }

@@ -10,38 +10,50 @@
 
 import { hash, randomBytes } from 'node:crypto'
 import { LRUCache } from 'lru-cache'
+import type { Moment } from './clock.js'
+import type { Use } from './usage.js'
 import type { Valid } from './verdict.js'
 
-export interface Held {
+export interface Held extends Use {
   /** 32 characters, a byte each. */
   readonly digest: string
   readonly verdict: Valid
   /** In milliseconds since 1970, or `Infinity`. */
   readonly expiresAt: number
-  /** When the service was asked, on this process's monotonic clock. */
-  readonly askedAt: number
   /** Whether it is not from before a change that has been told already. What is not is no answer to anybody else. */
   readonly isCurrent: boolean
+  /** What the service calls the row that the verdict was read from; `undefined` where it does not say. */
+  readonly version: string | undefined
+  /** When it was last known to be as the database has it. */
+  comparedAt: Moment
+}
+
+/** What a verdict that is to be kept rests on. */
+export interface Basis {
+  /** When the service was asked. */
+  readonly askedAt: Moment
+  /** How old it was when it was given, in milliseconds; `Infinity` where nobody can say, or it must not be held. */
+  readonly ageMs: number
+  readonly version: string | undefined
 }
 
 /** What is remembered of changes, in keys. */
 const MAX_CHANGES = 10_000
-/** Where the id stands in a key: 26 characters before the `_` before the last 60. */
-const ID_START = -87
-const ID_END = -61
 
 export class HeldKeys {
   /** 144 random bits. With a longer one, a key would take SHA-256 one block more, and a verify a fifth of its time. */
   readonly #secret = randomBytes(18).toString('base64url')
-  /** By the id's 26 characters. */
+  /** By their digests. Nobody who does not know the secret can make use of how long a look for one of them takes. */
   readonly #entries: LRUCache<string, Held>
-  /** When changes were told, by the id's 26 characters, oldest first. */
+  /** The same entries by the id's 26 characters, the one that was compared longest ago first. */
+  readonly #byId = new Map<string, Held>()
+  /** When changes were told on the monotonic clock, by the id's 26 characters, oldest first. */
   readonly #changedAt = new Map<string, number>()
   /** Any key may have changed up to this moment, which is all that is remembered of it. Nothing is known before the first word. */
   #floor = Infinity
 
   constructor(max: number) {
-    this.#entries = new LRUCache({ max })
+    this.#entries = new LRUCache({ max, dispose: ({ verdict }) => this.#byId.delete(idOf(verdict.key_id)) })
   }
 
   get size(): number {
@@ -53,44 +65,59 @@ export class HeldKeys {
     return hash('sha256', this.#secret + key, 'binary')
   }
 
-  /** The entry of exactly this key, compared in constant time. */
+  /** The entry of exactly this key, if it may be an answer. */
   find(key: string): Held | undefined {
-    const entry = this.#entries.get(idIn(key))
-    return entry?.isCurrent && isSame(this.digest(key), entry.digest) ? entry : undefined
+    const entry = this.#entries.get(this.digest(key))
+    return entry?.isCurrent ? entry : undefined
   }
 
   /** The entry of a key by its public id, current or not. */
   byId(keyId: string): Held | undefined {
-    return this.#entries.peek(idOf(keyId))
+    return this.#byId.get(idOf(keyId))
   }
 
-  /**
-   * Keeps a verdict.
-   *
-   * @param askedAt when it was asked for, on the monotonic clock
-   * @param ageMs how old what it rests on was when it was given
-   */
-  keep(key: string, verdict: Valid, askedAt: number, ageMs: number): Valid {
+  /** Keeps a verdict. */
+  keep(key: string, verdict: Valid, { askedAt, ageMs, version }: Basis): Held {
     const id = idOf(verdict.key_id)
-    const kept = frozen(verdict)
     // It was given no sooner than it was asked for.
-    const isCurrent = askedAt - ageMs >= this.#lastChange(id)
+    const isCurrent = askedAt.mono - ageMs >= this.#lastChange(id)
     const expiresAt = verdict.expires_at === null ? Infinity : Date.parse(verdict.expires_at)
-    // Under the id of the verdict and not the one in the key, a part of whose text would keep all of it alive.
-    this.#entries.set(id, { digest: this.digest(key), verdict: kept, expiresAt, askedAt, isCurrent })
-    return kept
+    const entry = { digest: this.digest(key), verdict: frozen(verdict), expiresAt, isCurrent, version, comparedAt: askedAt, usedAt: NaN, isGathered: false }
+    this.#delete(id)
+    this.#entries.set(entry.digest, entry)
+    this.#byId.set(id, entry)
+    return entry
+  }
+
+  /** Entries in the order in which they were compared: so many, and all others that are overdue. */
+  toCompare(count: number, isOverdue: (held: Held) => boolean): Held[] {
+    const due: Held[] = []
+    for (const held of this.#byId.values()) {
+      if (due.length >= count && !isOverdue(held)) break
+      due.push(held)
+    }
+    return due
+  }
+
+  /** Notes that an entry was as the database had it at this moment, unless it has been dropped or replaced meanwhile. */
+  compared(held: Held, at: Moment): void {
+    const id = idOf(held.verdict.key_id)
+    if (this.#byId.get(id) !== held) return
+    held.comparedAt = at
+    this.#byId.delete(id)
+    this.#byId.set(id, held)
   }
 
   /** Whether it was told after this moment that the key has changed, or that any may have. */
-  hasChangedSince(keyId: string, at: number): boolean {
+  hasChangedSince(keyId: string, at: Moment): boolean {
     const changedAt = this.#lastChange(idOf(keyId))
-    return changedAt > at && changedAt !== Infinity
+    return changedAt > at.mono && changedAt !== Infinity
   }
 
-  /** Drops keys that changed. */
+  /** Drops keys that changed, on the monotonic clock. */
   drop(keyIds: readonly string[], at: number): void {
     for (const id of keyIds.map(idOf)) {
-      this.#entries.delete(id)
+      this.#delete(id)
       this.#changedAt.delete(id)
       this.#changedAt.set(id, at)
     }
@@ -104,20 +131,19 @@ export class HeldKeys {
   /** Anything may have changed up to now. */
   dropAll(at: number): void {
     this.#entries.clear()
+    this.#byId.clear()
     this.#changedAt.clear()
     this.#floor = at
+  }
+
+  #delete(id: string): void {
+    const entry = this.#byId.get(id)
+    if (entry) this.#entries.delete(entry.digest)
   }
 
   #lastChange(id: string): number {
     return Math.max(this.#floor, this.#changedAt.get(id) ?? -Infinity)
   }
-}
-
-/** In a time that does not depend on what is in them. Not `timingSafeEqual`, which takes buffers: to make one takes as long as the digest. */
-function isSame(one: string, other: string): boolean {
-  let difference = one.length ^ other.length
-  for (let i = 0; i < one.length; i++) difference |= one.charCodeAt(i) ^ other.charCodeAt(i)
-  return difference === 0
 }
 
 /** A copy that nobody can change: it is handed to everybody who asks. */
@@ -129,11 +155,6 @@ function freeze<T>(value: T): T {
   if (typeof value !== 'object' || value === null) return value
   for (const part of Object.values(value)) freeze(part)
   return Object.freeze(value)
-}
-
-/** The id's 26 characters in a presented key, or something that is no id. */
-function idIn(key: string): string {
-  return key.slice(ID_START, ID_END)
 }
 
 function idOf(keyId: string): string {

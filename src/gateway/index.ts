@@ -6,6 +6,6 @@
 export { authenticateRequest, authenticateSignedRequest, authenticateUpgrade, keepVouched, presentedKey, type CloseReason, type SignedOptions, type UpgradeOptions } from './authenticate.js'
 export { isNonce, isSignatureOf, parseTimestamp, signRequest, type SignedRequest } from './signature.js'
 export type { SignatureRefusal, SignedRequestParts, SignedVerdict } from './signed.js'
-export { VerifierUnavailable, type Demand, type RefusalCode, type Refused, type UnavailableCode, type Valid, type Verdict } from './verdict.js'
-export { createVerifier, type Verifier, type VerifierOptions } from './verifier.js'
+export { StreamLost, VerifierUnavailable, type Demand, type RefusalCode, type Refused, type StreamLossReason, type UnavailableCode, type Valid, type Verdict } from './verdict.js'
+export { createVerifier, type Verifier, type VerifierOptions, type VerifierState } from './verifier.js'
 export type { End, EndReason, WatchListener } from './watches.js'

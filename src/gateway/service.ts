@@ -2,6 +2,8 @@
 
 import { Agent as HttpAgent, request as requestHttp, type IncomingHttpHeaders, type IncomingMessage } from 'node:http'
 import { Agent as HttpsAgent, request as requestHttps } from 'node:https'
+import { moment, passed } from './clock.js'
+import { Turns } from './turns.js'
 import { VerifierUnavailable, type Verdict } from './verdict.js'
 
 export interface ServiceOptions {
@@ -16,11 +18,28 @@ export interface ServiceOptions {
   readonly agent?: HttpAgent
 }
 
-/** A verdict, and how old what it rests on was when it was given. */
+/** A verdict, and what it rests on. */
 export interface Answer {
   readonly verdict: Verdict
-  /** In milliseconds; `Infinity` where the service does not say. */
+  /** How old that was when the answer was given, in milliseconds; `Infinity` where the service does not say. */
   readonly ageMs: number
+  /** The history of the database that it was read from; `undefined` where the service does not say. */
+  readonly history: string | undefined
+  /** What tells the key's row as it was read from what becomes of it; `undefined` where the service does not say. */
+  readonly version: string | undefined
+}
+
+/** A key as it was read. */
+export interface Version {
+  readonly key_id: string
+  readonly version: string
+}
+
+/** When a key was used last. */
+export interface UseOfKey {
+  readonly key_id: string
+  /** RFC 3339. */
+  readonly used_at: string
 }
 
 interface Response {
@@ -36,12 +55,22 @@ const MAX_ANSWER_BYTES = 256 * 1024
 export class Service {
   readonly #base: string
   readonly #agent: HttpAgent
-  #running = 0
-  readonly #waiting = new Set<() => void>()
+  readonly #turns: Turns
 
   constructor(private readonly options: ServiceOptions) {
     this.#base = options.url.replace(/\/+$/, '')
     this.#agent = options.agent ?? (this.#base.startsWith('https:') ? new HttpsAgent({ keepAlive: true }) : new HttpAgent({ keepAlive: true }))
+    this.#turns = new Turns(options.maxConcurrent)
+  }
+
+  /** Requests under way. */
+  get running(): number {
+    return this.#turns.running
+  }
+
+  /** Requests that wait for their turn. */
+  get waiting(): number {
+    return this.#turns.waiting
   }
 
   /**
@@ -53,7 +82,33 @@ export class Service {
     const { status, headers, body } = await this.#post('/v1/verify', { key }, { prefer: 'freshness' }, 2)
     if (status !== 200 || !isVerdict(body)) throw refusal(status, body)
     const age = String(headers['x-feed-age'])
-    return { verdict: body, ageMs: /^\d+$/.test(age) ? Number(age) : Infinity }
+    return { verdict: body, ageMs: /^\d+$/.test(age) ? Number(age) : Infinity, history: headerOf(headers, 'x-feed-history'), version: headerOf(headers, 'x-key-version') }
+  }
+
+  /**
+   * Asks which keys the database no longer has as they were read.
+   *
+   * @returns their ids, and the history of that database
+   * @throws VerifierUnavailable when the service cannot say
+   */
+  async revalidate(keys: readonly Version[]): Promise<{ readonly changed: readonly string[]; readonly history: string | undefined }> {
+    const { status, headers, body } = await this.#post('/v1/revalidate', { keys }, {}, 2)
+    const changed = (body as { changed?: unknown } | null | undefined)?.changed
+    if (status !== 200 || !Array.isArray(changed) || !changed.every((id) => typeof id === 'string')) throw refusal(status, body)
+    return { changed, history: headerOf(headers, 'x-feed-history') }
+  }
+
+  /**
+   * Reports uses of keys.
+   *
+   * @returns `false` when they will never be taken as they are
+   * @throws VerifierUnavailable when they may be taken later
+   */
+  async reportUses(uses: readonly UseOfKey[]): Promise<boolean> {
+    const { status, body } = await this.#post('/v1/usage', { uses }, {}, 2)
+    if (status === 202) return true
+    if (status === 400 || status === 413) return false
+    throw refusal(status, body)
   }
 
   /**
@@ -91,24 +146,25 @@ export class Service {
 
   /** @param attempts more than one for what may be asked twice: a connection that was kept can have been closed meanwhile */
   async #post(path: string, body: object, headers: Record<string, string>, attempts: number): Promise<Response> {
-    const { timeoutMs } = this.options
-    const sentAt = performance.now()
+    const { timeoutMs, maxWaiting } = this.options
+    if (this.#turns.isFull && this.#turns.waiting >= maxWaiting) throw new VerifierUnavailable('overloaded', 'too many keys wait for the service')
+    const sentAt = moment()
     const end = new AbortController()
     const timer = setTimeout(() => {
       end.abort(new Error('it took too long'))
       this.#dropIdle()
     }, timeoutMs)
-    await this.#turn(end.signal).catch((error: unknown) => {
+    await this.#turns.take(end.signal).catch((error: unknown) => {
       clearTimeout(timer)
-      throw error
+      throw unreachable(error)
     })
     try {
       for (let attempt = 1; ; attempt++) {
         try {
           const response = await this.#send('POST', path, { 'content-type': 'application/json', ...headers }, JSON.stringify(body), end.signal)
           const answered = await readJson(response)
-          // The clock and not the timer: a process that was stopped meanwhile may find answer and timer at once.
-          if (performance.now() - sentAt > timeoutMs) throw new Error('it took too long')
+          // The clocks and not the timer: a process that was stopped meanwhile may find answer and timer at once, and a timer stands still with a suspended machine.
+          if (passed(sentAt, moment()) > timeoutMs) throw new Error('it took too long')
           return { status: response.statusCode!, headers: response.headers, body: answered }
         } catch (error) {
           if (attempt >= attempts || end.signal.aborted) throw unreachable(error)
@@ -116,9 +172,7 @@ export class Service {
       }
     } finally {
       clearTimeout(timer)
-      this.#running--
-      const [next] = this.#waiting
-      next?.()
+      this.#turns.leave()
     }
   }
 
@@ -128,11 +182,9 @@ export class Service {
     return new Promise((resolve, reject) => {
       const fail = (error: unknown) => reject(unreachable(error))
       if (signal.aborted) return fail(signal.reason)
-      const request = send(this.#base + path, {
-        method,
-        agent: this.#agent,
-        headers: { authorization: `Bearer ${this.options.credential}`, ...headers, ...(body !== undefined && { 'content-length': Buffer.byteLength(body) }) },
-      })
+      const request = send(this.#base + path, { method, agent: this.#agent, headers: { ...headers, ...(body !== undefined && { 'content-length': Buffer.byteLength(body) }) } })
+      // Not among the options, which a connection keeps for as long as it lives.
+      request.setHeader('authorization', `Bearer ${this.options.credential}`)
       const abort = () => request.destroy(signal.reason as Error)
       signal.addEventListener('abort', abort)
       request.on('error', fail).on('response', resolve).on('close', () => signal.removeEventListener('abort', abort))
@@ -143,28 +195,6 @@ export class Service {
   /** Connections that wait to be used again: where one of them has died without a word, the others may have too. */
   #dropIdle(): void {
     if (!this.options.agent) for (const socket of Object.values(this.#agent.freeSockets).flat()) socket?.destroy()
-  }
-
-  /** Resolves when fewer than the most are under way. */
-  async #turn(signal: AbortSignal): Promise<void> {
-    const { maxConcurrent, maxWaiting } = this.options
-    if (this.#running < maxConcurrent) return void this.#running++
-    if (this.#waiting.size >= maxWaiting) throw new VerifierUnavailable('overloaded', 'too many keys wait for the service')
-    return new Promise<void>((resolve, reject) => {
-      const leave = () => {
-        this.#waiting.delete(go)
-        reject(unreachable(signal.reason))
-      }
-      const go = () => {
-        this.#waiting.delete(go)
-        signal.removeEventListener('abort', leave)
-        // Taken here and not when the promise is looked at: nobody may come in between.
-        this.#running++
-        resolve()
-      }
-      this.#waiting.add(go)
-      signal.addEventListener('abort', leave)
-    })
   }
 }
 
@@ -193,6 +223,11 @@ function isVerdict(body: unknown): body is Verdict {
 
 function isTimeOrNull(value: unknown): boolean {
   return value === null || (typeof value === 'string' && !Number.isNaN(Date.parse(value)))
+}
+
+function headerOf(headers: IncomingHttpHeaders, name: string): string | undefined {
+  const value = headers[name]
+  return typeof value === 'string' && value !== '' ? value : undefined
 }
 
 function codeOf(body: unknown): string | undefined {

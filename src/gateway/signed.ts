@@ -7,7 +7,7 @@
 
 import type { IncomingHttpHeaders } from 'node:http'
 import { isNonce, isSignatureOf, parseTimestamp } from './signature.js'
-import type { Demand, RefusalCode, Valid, Verdict } from './verdict.js'
+import { VerifierUnavailable, type Demand, type RefusalCode, type Valid, type Verdict } from './verdict.js'
 
 export interface SignedRequestParts {
   /** As `node:http` has them: `x-mecha-key`, `x-request-timestamp`, `x-nonce` and `x-signature`. */
@@ -34,6 +34,8 @@ export interface SignedParts {
   readonly useNonce: (keyId: string, nonce: string, expiresAt: Date) => Promise<boolean>
   /** The service's clock, in milliseconds. */
   readonly now: () => number
+  /** Whether a clock of this machine has jumped since the service's was known. */
+  readonly isClockInDoubt: () => boolean
   readonly clockToleranceMs: number
 }
 
@@ -42,13 +44,16 @@ export const MAX_TOLERANCE_MS = 400_000
 /** How long a nonce is kept after its request's time: longer than any gateway accepts it, whatever this one tolerates. Their clocks may be a little apart as well. */
 const NONCE_TTL_MS = MAX_TOLERANCE_MS + 60_000
 
-export function createSignedVerifier({ verify, useNonce, now, clockToleranceMs }: SignedParts) {
+export function createSignedVerifier({ verify, useNonce, now, isClockInDoubt, clockToleranceMs }: SignedParts) {
   return async ({ headers, body }: SignedRequestParts, demand: Demand = {}): Promise<SignedVerdict> => {
     const [key, timestamp, nonce, signature] = ['x-mecha-key', 'x-request-timestamp', 'x-nonce', 'x-signature'].map((name) => headers[name])
     const time = typeof timestamp === 'string' ? parseTimestamp(timestamp) : undefined
     if (typeof key !== 'string' || typeof timestamp !== 'string' || typeof nonce !== 'string' || typeof signature !== 'string') return refused('unsigned')
     if (time === undefined || !isNonce(nonce)) return refused('unsigned')
-    if (Math.abs(now() - time) > clockToleranceMs) return refused('untimely')
+    if (Math.abs(now() - time) > clockToleranceMs) {
+      if (isClockInDoubt()) throw new VerifierUnavailable('service_unavailable', 'a clock of this machine has jumped')
+      return refused('untimely')
+    }
     const verdict = await verify(key, demand)
     if (!verdict.valid) return verdict
     if (!isSignatureOf(signature, { key, body, nonce, timestamp })) return refused('wrong_signature')

@@ -4,42 +4,58 @@
  * The bound is counted from the database's truth and not from the last byte: each confirmation says up to which moment
  * everything has been told, in milliseconds since the service opened the stream, and the service opened it no sooner than
  * this process asked for it. So nothing that a confirmation waits in on its way makes it look younger: no proxy, no
- * buffer of the kernel, and no process that was stopped. The clock is a monotonic one, which goes on meanwhile.
+ * buffer of the kernel, and no process that was stopped. Age is what the one of this process's two clocks says that says
+ * more; when one has jumped against the other, nothing is vouched for until a stream that was asked for afterwards confirms.
  */
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { createParser, type EventSourceMessage } from 'eventsource-parser'
-import { VerifierUnavailable } from './verdict.js'
+import { hasJumped, JUMP_MS, moment, passed, type Moment } from './clock.js'
+import { StreamLost, VerifierUnavailable, type StreamLossReason } from './verdict.js'
 
 export interface StreamParts {
   /** Asks for the stream, from what was told last. */
   readonly open: (lastEventId: string | undefined, signal: AbortSignal) => Promise<AsyncIterable<Buffer>>
   /** How long a confirmation holds. */
   readonly maxStalenessMs: number
-  /** These keys changed: told at this moment, on the monotonic clock. */
-  readonly onChanged: (keyIds: readonly string[], at: number) => void
+  /** These keys changed: told at this moment. */
+  readonly onChanged: (keyIds: readonly string[], at: Moment) => void
   /** Anything may have changed up to this moment. */
-  readonly onReset: (at: number) => void
+  readonly onReset: (at: Moment) => void
   /** The stream was lost, or could not be had. Called once until it is there again. */
-  readonly onLost: (error: unknown) => void
+  readonly onLost: (loss: StreamLost) => void
 }
 
 /** After this long a stream is asked for anew: two clocks drift apart, by a tenth of a second in this time at worst. */
 const LIFE_MS = 600_000
 /** Between two attempts, at most. */
 const MAX_PAUSE_MS = 2000
+/** How often the clocks are looked at, at least. */
+const TICK_MS = 250
+/** How often the stream is asked for anew, at most, while answers come from another history. */
+const DISPUTE_MS = 1000
 /** A message of ten thousand keys has less than a tenth of it. */
 const MAX_MESSAGE = 4 * 1024 * 1024
 
 export class ChangeStream {
-  /** Everything that was committed before this moment has been told. */
-  #confirmedAt = -Infinity
-  /** The database's clock, less this process's monotonic one. */
-  #clockOffset: number | undefined
+  /** Everything that was committed before this moment has been told: by the monotonic clock, and by the wall clock. */
+  #confirmedMono = -Infinity
+  #confirmedWall = -Infinity
+  /** The database's time then. */
+  #databaseTime: number | undefined
+  #history: string | undefined
+  /** Whether an answer came from another history since, and when the stream was last asked for anew because of that. */
+  #isDisputed = false
+  #disputedAt: Moment | undefined
+  #freshSince: Date | undefined
+  /** Why there is no stream now. */
+  #loss: StreamLossReason | undefined
   #lastEventId: string | undefined
   #isStopped = false
   /** Ends what is waited for at the moment. */
   #interrupt = new AbortController()
+  /** Called at the next confirmation. */
+  readonly #waiting = new Set<() => void>()
   #running: Promise<void> | undefined
 
   constructor(private readonly parts: StreamParts) {}
@@ -54,27 +70,96 @@ export class ChangeStream {
     await this.#running
   }
 
-  /** Whether everything that was committed `maxStalenessMs` ago or earlier has been told. */
-  isFresh(at = performance.now()): boolean {
-    return this.leftMs(at) >= 0
+  /** Whether everything that was committed `maxStalenessMs` ago or earlier has been told. Takes numbers, for it is asked with each verify. */
+  isFresh(mono = performance.now(), wall = Date.now()): boolean {
+    const age = mono - this.#confirmedMono
+    const ahead = wall - this.#confirmedWall - age
+    return age <= this.parts.maxStalenessMs && age + ahead <= this.parts.maxStalenessMs && ahead <= JUMP_MS && ahead >= -JUMP_MS && !this.#isDisputed
   }
 
-  /** How long that will still hold if nothing more is heard. */
-  leftMs(at = performance.now()): number {
-    return this.#confirmedAt + this.parts.maxStalenessMs - at
+  /** How long the last confirmation still holds if nothing more is heard, and nothing speaks against it. */
+  leftMs(at: Moment): number {
+    return this.parts.maxStalenessMs - passed(this.#confirmed, at)
+  }
+
+  /** The history of the database that the stream tells of, where that was confirmed within the bound. */
+  history(at: Moment): string | undefined {
+    return this.leftMs(at) >= 0 ? this.#history : undefined
   }
 
   /** The database's time in milliseconds: at most a round trip fast, and never slow. This machine's where it is not known yet. */
-  now(at = performance.now()): number {
-    return this.#clockOffset === undefined ? Date.now() : at + this.#clockOffset
+  now(mono = performance.now(), wall = Date.now()): number {
+    if (this.#databaseTime === undefined) return wall
+    const byMono = mono - this.#confirmedMono
+    const byWall = wall - this.#confirmedWall
+    return this.#databaseTime + (byMono > byWall ? byMono : byWall)
+  }
+
+  /** Whether the clocks have jumped since {@link now} was set by the database's. */
+  isClockInDoubt(at = moment()): boolean {
+    return this.#databaseTime !== undefined && hasJumped(this.#confirmed, at)
+  }
+
+  /** When it became fresh, if it is. */
+  get freshSince(): Date | undefined {
+    return this.isFresh() ? this.#freshSince : undefined
+  }
+
+  /** Up to when everything has been told, on this machine's clock. */
+  get confirmedAt(): Date | undefined {
+    return this.#databaseTime === undefined ? undefined : new Date(this.#confirmedWall)
+  }
+
+  /** Why there is no stream now, if there is none. */
+  get loss(): StreamLossReason | undefined {
+    return this.#loss
+  }
+
+  /** An answer came from another history. Nothing is vouched for until {@link agree}, and the stream is asked for anew. */
+  dispute(): void {
+    const at = moment()
+    this.#isDisputed = true
+    if (this.#disputedAt && passed(this.#disputedAt, at) < DISPUTE_MS) return
+    this.#disputedAt = at
+    this.#interrupt.abort(new StreamLost('other_history', 'service_unavailable', 'an answer came from another history of the database than the stream of changes'))
+  }
+
+  /** An answer came from the history that the stream tells of. */
+  agree(): void {
+    if (!this.#isDisputed) return
+    this.#isDisputed = false
+    this.#freshSince = new Date()
+  }
+
+  /** Resolves at the next confirmation, or when so much has passed. */
+  nextConfirmation(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      const done = () => {
+        clearTimeout(timer)
+        this.#waiting.delete(done)
+        resolve()
+      }
+      const timer = setTimeout(done, ms)
+      this.#waiting.add(done)
+    })
+  }
+
+  get #confirmed(): Moment {
+    return { mono: this.#confirmedMono, wall: this.#confirmedWall }
   }
 
   async #run(): Promise<void> {
     for (let failures = 0; !this.#isStopped; ) {
       try {
-        await this.#follow(() => (failures = 0))
+        await this.#follow(() => {
+          failures = 0
+          this.#loss = undefined
+        })
       } catch (error) {
-        if (failures++ === 0 && !this.#isStopped) this.parts.onLost(error)
+        if (this.#isStopped) return
+        const loss = asLoss(error)
+        this.#loss = loss.reason
+        if (failures++ === 0) this.parts.onLost(loss)
       }
       await this.#pause(failures)
     }
@@ -83,56 +168,83 @@ export class ChangeStream {
   /** Follows one stream to its end. */
   async #follow(onConfirmed: () => void): Promise<void> {
     const end = (this.#interrupt = new AbortController())
+    const { maxStalenessMs } = this.parts
+    const opened = moment()
+    let heard = opened
     let isOld = false
-    const old = setTimeout(() => ((isOld = true), end.abort()), LIFE_MS).unref()
-    // In half of the bound, so that there is time to have another one before anything is refused.
-    const silent = setTimeout(() => end.abort(new VerifierUnavailable('service_unreachable', 'the stream of changes is silent')), this.parts.maxStalenessMs / 2).unref()
-    const openedAt = performance.now()
+    const look = () => {
+      const at = moment()
+      if (hasJumped(opened, at)) end.abort(new StreamLost('clock_jumped', 'service_unavailable', 'a clock of this machine has jumped'))
+      // In half of the bound, so that there is time to have another one before anything is refused.
+      else if (passed(heard, at) > maxStalenessMs / 2) end.abort(new StreamLost('silent', 'service_unreachable', 'the stream of changes is silent'))
+      else if (passed(opened, at) > LIFE_MS) {
+        isOld = true
+        end.abort()
+      }
+    }
+    const timer = setInterval(look, Math.min(TICK_MS, Math.ceil(maxStalenessMs / 8))).unref()
+    let isOpen = false
     try {
       const chunks = await this.parts.open(this.#lastEventId, end.signal)
+      isOpen = true
       const decoder = new TextDecoder()
       const parser = createParser({
         maxBufferSize: MAX_MESSAGE,
         onEvent: (message) => {
-          if (!this.#take(message, openedAt)) return
-          silent.refresh()
+          if (!this.#take(message, opened)) return
+          heard = moment()
           onConfirmed()
         },
         onError: (error) => {
-          if (error.type === 'max-buffer-size-exceeded') throw error
+          if (error.type === 'max-buffer-size-exceeded') throw notUnderstood(error)
         },
       })
       for await (const chunk of chunks) parser.feed(decoder.decode(chunk, { stream: true }))
-      throw new VerifierUnavailable('service_unreachable', 'the stream of changes has ended')
+      throw new StreamLost('ended', 'service_unreachable', 'the stream of changes has ended')
     } catch (error) {
-      if (!isOld) throw error
+      if (isOld) return
+      if (end.signal.aborted) throw end.signal.reason
+      throw isOpen && !(error instanceof VerifierUnavailable) ? new StreamLost('broken', 'service_unreachable', 'the stream of changes broke', { cause: error }) : error
     } finally {
-      clearTimeout(old)
-      clearTimeout(silent)
+      clearInterval(timer)
       end.abort()
     }
   }
 
   /** @returns whether it confirmed more than was confirmed before */
-  #take({ event, data, id }: EventSourceMessage, openedAt: number): boolean {
-    const at = performance.now()
-    const before = this.#confirmedAt
+  #take({ event, data, id }: EventSourceMessage, opened: Moment): boolean {
+    const at = moment()
+    let isMore = false
     try {
       if (event === 'changed') this.parts.onChanged(keyIdsIn(data), at)
       if (event === 'reset') this.parts.onReset(at)
-      if (event === 'confirmed') {
-        const { confirmed_ms, database_time } = confirmationIn(data)
-        const confirmedAt = openedAt + confirmed_ms
-        this.#clockOffset = database_time - confirmedAt
-        this.#confirmedAt = Math.max(before, Math.min(confirmedAt, at))
-      }
+      if (event === 'confirmed') isMore = this.#confirm(confirmationIn(data), opened, at)
     } catch (error) {
       // What was not understood may have been a change.
       this.#lastEventId = undefined
-      throw error
+      throw notUnderstood(error)
     }
     this.#lastEventId = id ?? this.#lastEventId
-    return this.#confirmedAt > before
+    return isMore
+  }
+
+  #confirm({ confirmed_ms, database_time, history }: Confirmation, opened: Moment, at: Moment): boolean {
+    const before = this.#confirmed
+    const isOther = history !== this.#history && this.#databaseTime !== undefined
+    this.#history = history
+    // What is remembered was read from another history.
+    if (isOther) this.parts.onReset(at)
+    // Nothing is confirmed that is still to come.
+    const ms = Math.min(confirmed_ms, at.mono - opened.mono)
+    const confirmed = { mono: opened.mono + ms, wall: opened.wall + ms }
+    if (!isOther && confirmed.mono <= before.mono && !hasJumped(before, at)) return false
+    const wasFresh = this.isFresh(at.mono, at.wall)
+    this.#confirmedMono = confirmed.mono
+    this.#confirmedWall = confirmed.wall
+    this.#databaseTime = database_time
+    if (!wasFresh) this.#freshSince = new Date(at.wall)
+    for (const done of this.#waiting) done()
+    return true
   }
 
   async #pause(failures: number): Promise<void> {
@@ -144,19 +256,34 @@ export class ChangeStream {
   }
 }
 
+interface Confirmation {
+  readonly confirmed_ms: number
+  /** In milliseconds since 1970. */
+  readonly database_time: number
+  readonly history: string | undefined
+}
+
 function keyIdsIn(data: string): readonly string[] {
   const { key_ids: ids } = JSON.parse(data) as { key_ids: unknown }
   if (!Array.isArray(ids) || !ids.every((id) => typeof id === 'string')) throw notUnderstood()
   return ids
 }
 
-function confirmationIn(data: string): { readonly confirmed_ms: number; readonly database_time: number } {
-  const { confirmed_ms, database_time } = JSON.parse(data) as { confirmed_ms: unknown; database_time: unknown }
+function confirmationIn(data: string): Confirmation {
+  const { confirmed_ms, database_time, history } = JSON.parse(data) as { confirmed_ms: unknown; database_time: unknown; history?: unknown }
   const time = Date.parse(String(database_time))
   if (typeof confirmed_ms !== 'number' || !Number.isFinite(confirmed_ms) || Number.isNaN(time)) throw notUnderstood()
-  return { confirmed_ms, database_time: time }
+  return { confirmed_ms, database_time: time, history: typeof history === 'string' ? history : undefined }
 }
 
-function notUnderstood(): VerifierUnavailable {
-  return new VerifierUnavailable('service_unavailable', 'the stream of changes holds what is not understood')
+function notUnderstood(cause?: unknown): StreamLost {
+  return cause instanceof StreamLost ? cause : new StreamLost('not_understood', 'service_unavailable', 'the stream of changes holds what is not understood', { cause })
+}
+
+/** What ended a stream, or kept it from being had. */
+function asLoss(error: unknown): StreamLost {
+  if (error instanceof StreamLost) return error
+  const { code, message } = error instanceof VerifierUnavailable ? error : new VerifierUnavailable('service_unreachable', 'the service does not answer')
+  const reason = code === 'credential_refused' ? code : code === 'service_unavailable' ? 'unavailable' : 'unreachable'
+  return new StreamLost(reason, code, message, { cause: error })
 }

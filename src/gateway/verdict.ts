@@ -65,3 +65,35 @@ export class VerifierUnavailable extends Error {
     super(message, options)
   }
 }
+
+export type StreamLossReason =
+  /** The service cannot be connected to. */
+  | 'unreachable'
+  /** The service does not take the gateway's own credential. */
+  | 'credential_refused'
+  /** The service answered that it cannot tell of changes now, or something that is no stream. */
+  | 'unavailable'
+  /** The service ended the stream: it is drained, has lost its own feed, or has changed this gateway's credential. */
+  | 'ended'
+  /** The connection broke. */
+  | 'broken'
+  /** Nothing was confirmed for half of the bound. */
+  | 'silent'
+  /** What came was not understood. */
+  | 'not_understood'
+  /** One of this process's clocks jumped: the machine was suspended, or its clock was set. */
+  | 'clock_jumped'
+  /** An answer came from another history of the database than the stream. */
+  | 'other_history'
+
+/** The stream of changes was lost, or could not be had: why. There is no key and no credential in it. */
+export class StreamLost extends VerifierUnavailable {
+  constructor(
+    readonly reason: StreamLossReason,
+    code: UnavailableCode,
+    message: string,
+    options?: ErrorOptions,
+  ) {
+    super(code, message, options)
+  }
+}

@@ -7,11 +7,16 @@
  */
 
 import type { Agent } from 'node:http'
+import { moment, passed, type Moment } from './clock.js'
+import { Comparison } from './comparison.js'
 import { HeldKeys } from './held.js'
-import { Service } from './service.js'
+import { callListener, createReport } from './report.js'
+import { Service, type Answer } from './service.js'
 import { createSignedVerifier, MAX_TOLERANCE_MS, type SignedRequestParts, type SignedVerdict } from './signed.js'
 import { ChangeStream } from './stream.js'
-import { judge, VerifierUnavailable, type Demand, type Verdict } from './verdict.js'
+import { Turns } from './turns.js'
+import { UsageReporter } from './usage.js'
+import { judge, VerifierUnavailable, type Demand, type StreamLossReason, type StreamLost, type Verdict } from './verdict.js'
 import { Watches, type WatchListener } from './watches.js'
 
 export interface VerifierOptions {
@@ -31,8 +36,14 @@ export interface VerifierOptions {
   readonly maxWaiting?: number
   /** How far a signed request's timestamp may be from the service's clock, in milliseconds. 300,000 without it, 400,000 at most. */
   readonly clockToleranceMs?: number
-  /** Called when the stream of changes is lost or refused, once until it is there again. For a log: there is no key in it. */
-  readonly onStreamLost?: (error: unknown) => void
+  /** Within this, each key held is compared once with what the database has, in milliseconds. 600,000 without it, 1,000 at least. */
+  readonly revalidateAfterMs?: number
+  /** How often uses of keys that were answered from memory are reported to the service, in milliseconds. 10,000 without it. */
+  readonly usageIntervalMs?: number
+  /** Called when the stream of changes is lost or refused, once until it is there again: `reason` says why. For a log: there is no key in it. */
+  readonly onStreamLost?: (loss: StreamLost) => void
+  /** Called with what a listener of yours throws, which stops nothing. A warning of the process without it. */
+  readonly onError?: (error: unknown) => void
   /** For certificates or a proxy of your own; it has to keep connections. One of the verifier's own without it. */
   readonly agent?: Agent
 }
@@ -45,6 +56,11 @@ export interface Verifier {
    * @throws VerifierUnavailable (or rejects with it) when nobody can say now: answer 503
    */
   verify(key: string, demand?: Demand): Verdict | Promise<Verdict>
+  /**
+   * As {@link Verifier.verify}, but asks the service whatever is held: when nothing has vouched for a key for a while. For what can
+   * wait, as open sockets can: half of `maxConcurrent` are asked about at once, and the others one after another.
+   */
+  ask(key: string, demand?: Demand): Promise<Verdict>
   /**
    * Says whether a signed request is good: made by the holder of a good key, as it came, in time, and not let pass before.
    *
@@ -61,23 +77,71 @@ export interface Verifier {
   watch(keyId: string, listener: WatchListener): () => void
   /** Whether memory is vouched for now: for a metric or an alert. */
   isFresh(): boolean
-  /** Ends the stream and all watches. What is asked from now on is unavailable. */
+  /** How the verifier is, and what it has done so far: for metrics and for a page of status. */
+  state(): VerifierState
+  /** Tells `onError` of what a listener threw. */
+  report(error: unknown): void
+  /** Ends the stream and all watches, and reports the last uses. What is asked from now on is unavailable. */
   close(): Promise<void>
+}
+
+export interface VerifierState {
+  /** Whether memory is vouched for now. */
+  readonly isFresh: boolean
+  /** Since when it is; `null` when it is not. */
+  readonly freshSince: Date | null
+  /** Up to when everything has been told, on this machine's clock; `null` before there was a stream. */
+  readonly confirmedAt: Date | null
+  /** Why there is no stream of changes now; `null` when there is one. */
+  readonly streamLoss: StreamLossReason | null
+  /** Keys held. */
+  readonly cached: number
+  /** Watches, of open sockets above all. */
+  readonly watched: number
+  /** Requests to the service under way. */
+  readonly asking: number
+  /** Requests, and keys of open sockets, that wait for their turn. */
+  readonly waiting: number
+  /** Since the verifier was made. */
+  readonly counts: {
+    /** Verifies that were answered from memory. */
+    readonly hits: number
+    /** Times that the service was asked about a key. */
+    readonly asked: number
+    /** Times that it could not say. */
+    readonly unavailable: number
+    /** Answers that were not used because they came from another history of the database than the stream of changes. */
+    readonly otherHistory: number
+    /** Keys held that were compared with the database and were as it had them. */
+    readonly revalidated: number
+    /** Keys held that were not, or could not be compared in time. */
+    readonly revalidatedChanged: number
+    /** Changes that the stream told of, in keys. */
+    readonly changes: number
+    /** Times that everything was dropped. */
+    readonly resets: number
+    /** Times that the stream was lost. */
+    readonly streamsLost: number
+    /** Uses of keys that were reported, and those that were not and will not be. */
+    readonly usesReported: number
+    readonly usesLost: number
+  }
 }
 
 /** How often a key that changes while it is asked about is asked about again: each time, something was really changed. */
 const ATTEMPTS = 3
 /** Longer than any key: nothing of this length needs to be sent anywhere. */
 const MAX_KEY_LENGTH = 1024
-/** How soon a key that could not be held is to be asked about again, while somebody watches it. */
-const UNSETTLED_MS = 1000
 const SCHEME = 'secret-token:'
 const NOTHING: Demand = {}
 
 /** @throws TypeError when an option is wrong */
-export function createVerifier(options: VerifierOptions): Verifier {
-  const { url, credential, maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent, maxWaiting, clockToleranceMs, onStreamLost, agent } = checked(options)
-  const service = new Service({ url, credential, timeoutMs, maxConcurrent, maxWaiting, ...(agent && { agent }) })
+export function createVerifier(given: VerifierOptions): Verifier {
+  const options = checked(given)
+  const { maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent, revalidateAfterMs, onStreamLost } = options
+  const counts = { hits: 0, asked: 0, unavailable: 0, otherHistory: 0, changes: 0, resets: 0, streamsLost: 0 }
+  const report = createReport(options.onError)
+  const service = new Service(options)
   const held = new HeldKeys(cacheMaxKeys)
   /** Keys that are asked about, by digest: who wants the same joins, unless a change was told meanwhile. */
   const asking = new Map<string, Promise<Verdict>>()
@@ -85,37 +149,86 @@ export function createVerifier(options: VerifierOptions): Verifier {
     open: (lastEventId, signal) => service.follow(lastEventId, signal),
     maxStalenessMs,
     onChanged(keyIds, at) {
-      held.drop(keyIds, at)
-      asking.clear()
-      watches.changed(keyIds, stream.leftMs(at))
+      counts.changes += keyIds.length
+      drop(keyIds, at)
     },
     onReset(at) {
-      held.dropAll(at)
+      counts.resets++
+      held.dropAll(at.mono)
       asking.clear()
-      watches.end({ reason: 'changed', leftMs: stream.leftMs(at) })
+      watches.allChanged(at)
     },
-    onLost: (error) => onStreamLost?.(error),
+    onLost(loss) {
+      counts.streamsLost++
+      if (onStreamLost) callListener(report, onStreamLost, loss)
+    },
   })
-  const watches = new Watches(stream)
+  const watches = new Watches({ stream, find: (keyId) => held.byId(keyId), maxStalenessMs, revalidateAfterMs, report })
+  const comparison = new Comparison({
+    held,
+    afterMs: revalidateAfterMs,
+    async ask(keys) {
+      const { changed, history } = await service.revalidate(keys)
+      return isOfStream(history) === true ? changed : undefined
+    },
+    onChanged: drop,
+  })
+  const usage = new UsageReporter({ report: (uses) => service.reportUses(uses), intervalMs: options.usageIntervalMs, max: cacheMaxKeys, onError: report })
   const verifySigned = createSignedVerifier({
     verify: async (key, demand) => verify(key, demand),
     useNonce: (keyId, nonce, expiresAt) => service.useNonce(keyId, nonce, expiresAt),
     now: () => stream.now(),
-    clockToleranceMs,
+    isClockInDoubt: () => stream.isClockInDoubt(),
+    clockToleranceMs: options.clockToleranceMs,
   })
+  /** Turns of keys whose holders can wait, and those keys that wait for one, by digest. */
+  const turns = new Turns(Math.ceil(maxConcurrent / 2))
+  const queued = new Map<string, Promise<Verdict>>()
   let isClosed = false
   stream.start()
 
   function verify(presented: string, demand: Demand = NOTHING): Verdict | Promise<Verdict> {
     if (isClosed) throw closed()
-    const key = presented.startsWith(SCHEME) ? presented.slice(SCHEME.length) : presented
+    const key = bareKey(presented)
     if (key.length > MAX_KEY_LENGTH) return { valid: false, code: 'malformed' }
-    const at = performance.now()
-    if (stream.isFresh(at)) {
+    const mono = performance.now()
+    const wall = Date.now()
+    if (stream.isFresh(mono, wall)) {
       const found = held.find(key)
-      if (found && found.expiresAt > stream.now(at)) return judge(found.verdict, demand)
+      const now = stream.now(mono, wall)
+      if (found && found.expiresAt > now) {
+        counts.hits++
+        const verdict = judge(found.verdict, demand)
+        if (verdict.valid) usage.seen(found, now)
+        return verdict
+      }
     }
     return join(key).then((verdict) => judge(verdict, demand))
+  }
+
+  async function ask(presented: string, demand: Demand = NOTHING): Promise<Verdict> {
+    if (isClosed) throw closed()
+    const key = bareKey(presented)
+    if (key.length > MAX_KEY_LENGTH) return { valid: false, code: 'malformed' }
+    const name = held.digest(key)
+    let answer = queued.get(name)
+    if (!answer) {
+      answer = joinInTurn(key, name)
+      queued.set(name, answer)
+    }
+    return judge(await answer, demand)
+  }
+
+  async function joinInTurn(key: string, name: string): Promise<Verdict> {
+    await turns.take()
+    // Who comes from now on may have heard of more than this one.
+    queued.delete(name)
+    try {
+      if (isClosed) throw closed()
+      return await join(key)
+    } finally {
+      turns.leave()
+    }
   }
 
   /** One request for all who ask about the same key, whatever they demand of it. */
@@ -123,61 +236,138 @@ export function createVerifier(options: VerifierOptions): Verifier {
     const name = held.digest(key)
     const before = asking.get(name)
     if (before) return before
-    const answer = ask(key)
+    const answer = askService(key)
     asking.set(name, answer)
     const over = () => asking.get(name) === answer && asking.delete(name)
     answer.then(over, over)
     return answer
   }
 
-  async function ask(key: string): Promise<Verdict> {
+  async function askService(key: string): Promise<Verdict> {
+    const begun = moment()
     for (let attempt = 1; ; attempt++) {
-      const askedAt = performance.now()
-      const { verdict, ageMs } = await service.verify(key).catch((error: unknown) => {
-        throw isClosed ? closed() : error
-      })
-      if (isClosed) throw closed()
+      const askedAt = moment()
+      const { verdict, ageMs, history, version } = await answerOf(key)
+      const isSame = isOfStream(history)
+      if (isSame === undefined) {
+        const left = timeoutMs - passed(begun, moment())
+        if (attempt >= ATTEMPTS || left <= 0) throw unavailable(otherHistory())
+        await stream.nextConfirmation(left)
+        if (isClosed) throw closed()
+        continue
+      }
       if (!verdict.valid) return verdict
       // A change was told while the answer was on its way: it may be from before.
       if (held.hasChangedSince(verdict.key_id, askedAt) && attempt < ATTEMPTS) continue
-      return held.keep(key, verdict, askedAt, ageMs)
+      return held.keep(key, verdict, { askedAt, ageMs: isSame ? ageMs : Infinity, version }).verdict
     }
   }
 
+  async function answerOf(key: string): Promise<Answer> {
+    counts.asked++
+    const answer = await service.verify(key).catch((error: unknown) => {
+      throw isClosed ? closed() : unavailable(error)
+    })
+    if (isClosed) throw closed()
+    return answer
+  }
+
+  function unavailable(error: unknown): unknown {
+    counts.unavailable++
+    return error
+  }
+
+  /**
+   * Whether an answer comes from the history of the database that the stream tells of. `false` when the one or the other does not
+   * say, and `undefined` when it comes from another one: nobody knows then which of them is the truth.
+   */
+  function isOfStream(history: string | undefined): boolean | undefined {
+    const own = stream.history(moment())
+    if (history === undefined || own === undefined) return history === own
+    if (history === own) {
+      stream.agree()
+      return true
+    }
+    counts.otherHistory++
+    stream.dispute()
+    return undefined
+  }
+
+  function drop(keyIds: readonly string[], at: Moment): void {
+    held.drop(keyIds, at.mono)
+    asking.clear()
+    watches.changed(keyIds, at)
+  }
+
   function watch(keyId: string, listener: WatchListener): () => void {
-    const at = performance.now()
     const found = held.byId(keyId)
-    if (!isClosed && found?.isCurrent && stream.isFresh(at)) return watches.add(keyId, found.expiresAt, listener)
+    if (found && !isClosed) return watches.add(found, listener)
     // Not to be called before it has returned.
-    const leftMs = isClosed || !found ? 0 : Math.max(0, found.askedAt + maxStalenessMs - at)
-    const delay = Math.min(UNSETTLED_MS, leftMs / 2)
-    const timer = setTimeout(() => listener({ reason: isClosed ? 'closed' : 'changed', leftMs: leftMs - delay }), delay)
+    const timer = setTimeout(() => callListener(report, listener, { reason: isClosed ? 'closed' : 'changed', leftMs: 0 }), 0)
     return () => clearTimeout(timer)
+  }
+
+  function state(): VerifierState {
+    const { confirmed: revalidated, dropped: revalidatedChanged } = comparison
+    const { reported: usesReported, lost: usesLost } = usage
+    return {
+      isFresh: stream.isFresh(),
+      freshSince: stream.freshSince ?? null,
+      confirmedAt: stream.confirmedAt ?? null,
+      streamLoss: stream.loss ?? null,
+      cached: held.size,
+      watched: watches.size,
+      asking: service.running,
+      waiting: service.waiting + turns.waiting,
+      counts: { ...counts, revalidated, revalidatedChanged, usesReported, usesLost },
+    }
   }
 
   async function close(): Promise<void> {
     isClosed = true
-    watches.end({ reason: 'closed', leftMs: 0 })
+    watches.close()
     held.dropAll(Infinity)
-    await stream.stop()
+    comparison.stop()
+    await Promise.all([stream.stop(), usage.stop(timeoutMs)])
     service.close()
   }
 
-  return { verify, verifySigned, watch, isFresh: () => stream.isFresh(), close }
+  return { verify, ask, verifySigned, watch, isFresh: () => stream.isFresh(), state, report, close }
 }
 
 /** With what is not given filled in. Messages name the option and never its value. */
 function checked(options: VerifierOptions) {
-  const { url, credential, maxStalenessMs = 10_000, timeoutMs = 2000, cacheMaxKeys = 100_000, maxConcurrent = 64, maxWaiting = 1000, clockToleranceMs = 300_000 } = options
+  const {
+    url, credential, maxStalenessMs = 10_000, timeoutMs = 2000, cacheMaxKeys = 100_000, maxConcurrent = 64, maxWaiting = 1000, clockToleranceMs = 300_000,
+    revalidateAfterMs = 600_000, usageIntervalMs = 10_000,
+  } = options
   if (!URL.canParse(url) || !/^https?:$/.test(new URL(url).protocol)) throw new TypeError('url must be an http or https URL')
   if (!/^[\x21-\x7e]+$/.test(credential)) throw new TypeError('credential must be a gateway credential, and nothing around it')
-  for (const [name, value] of Object.entries({ maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent, clockToleranceMs }))
-    if (!Number.isSafeInteger(value) || value < 1) throw new TypeError(`${name} must be a whole number of 1 or more`)
-  if (!Number.isSafeInteger(maxWaiting) || maxWaiting < 0) throw new TypeError('maxWaiting must be a whole number of 0 or more')
-  if (clockToleranceMs > MAX_TOLERANCE_MS) throw new TypeError(`clockToleranceMs may be ${MAX_TOLERANCE_MS} at most`)
-  return { ...options, clockToleranceMs, maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent, maxWaiting }
+  const numbers = { maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent, maxWaiting, clockToleranceMs, revalidateAfterMs, usageIntervalMs }
+  for (const [name, value] of Object.entries(numbers)) {
+    const [least, most] = RANGES[name] ?? [1, MAX_TIMER_MS]
+    if (!Number.isSafeInteger(value) || value < least || value > most) throw new TypeError(`${name} must be a whole number from ${least} to ${most}`)
+  }
+  return { ...options, ...numbers }
+}
+
+/** Longest that a timer of Node.js can wait, in milliseconds: with more it would not wait at all. */
+const MAX_TIMER_MS = 2 ** 31 - 1
+/** What options may be that may not be anything from 1 to {@link MAX_TIMER_MS}. */
+const RANGES: Readonly<Record<string, readonly [number, number]>> = {
+  maxWaiting: [0, MAX_TIMER_MS],
+  clockToleranceMs: [1, MAX_TOLERANCE_MS],
+  revalidateAfterMs: [1000, MAX_TIMER_MS],
+}
+
+function bareKey(presented: string): string {
+  return presented.startsWith(SCHEME) ? presented.slice(SCHEME.length) : presented
 }
 
 function closed(): VerifierUnavailable {
   return new VerifierUnavailable('closed', 'the verifier has been closed')
+}
+
+function otherHistory(): VerifierUnavailable {
+  return new VerifierUnavailable('service_unavailable', 'answers come from another history of the database than the stream of changes')
 }

@@ -1,19 +1,23 @@
 /** Who wants to know when a key is no longer vouched for: open sockets, above all. */
 
+import { moment, passed, type Moment } from './clock.js'
+import type { Held } from './held.js'
+import { callListener, type Report } from './report.js'
+
 /** Why a key is no longer vouched for. */
 export type EndReason =
   /** It was revoked, disabled, replaced or otherwise changed, or may have been. */
   | 'changed'
   /** It has come to its end. */
   | 'expired'
-  /** Nothing has vouched for it for as long as the bound. */
+  /** Nothing has vouched for it for a good part of the bound. */
   | 'stale'
   /** The verifier was closed. */
   | 'closed'
 
 export interface End {
   readonly reason: EndReason
-  /** How long the bound still lets the key be taken for what it was, in milliseconds: time to ask about it again. */
+  /** How long the bound still lets the key be taken for what it was, in milliseconds: time to ask the service about it. */
   readonly leftMs: number
 }
 
@@ -21,61 +25,118 @@ export type WatchListener = (end: End) => void
 
 interface Watch {
   readonly keyId: string
-  readonly expiresAt: number
   readonly listener: WatchListener
+  /** What vouches for the key: the answer by which it was good. */
+  held: Held
+  /** Parts of the bound that have to be left, and of the time within which an answer has to be renewed. Random, so that many that were opened or lost the stream together do not ask together. */
+  readonly leastLeft: number
+  readonly mostAge: number
 }
 
 /** What the watches look at, besides what they are told. */
 export interface Vouching {
-  /** How long the stream's last confirmation still holds, at a moment of the monotonic clock. */
-  leftMs(at: number): number
-  /** The service's clock then. */
-  now(at: number): number
+  /** Whether the stream vouches for what was current. */
+  isFresh(mono: number, wall: number): boolean
+  /** How long the stream's last confirmation still holds. */
+  leftMs(at: Moment): number
+  /** The database's clock. */
+  now(mono: number, wall: number): number
+}
+
+export interface WatchesParts {
+  readonly stream: Vouching
+  /** What is held of a key. */
+  readonly find: (keyId: string) => Held | undefined
+  /** The bound. */
+  readonly maxStalenessMs: number
+  /** How old an answer may be, whatever vouches for it. */
+  readonly revalidateAfterMs: number
+  readonly report: Report
 }
 
 /** How often all are looked at. */
 const TICK_MS = 100
+/** How old an answer gets, at most, that is from before a change that has been told. */
+const UNSETTLED_MS = 1000
 
 export class Watches {
   readonly #byKey = new Map<string, Set<Watch>>()
+  #size = 0
   #timer: NodeJS.Timeout | undefined
 
-  constructor(private readonly vouching: Vouching) {}
+  constructor(private readonly parts: WatchesParts) {}
+
+  get size(): number {
+    return this.#size
+  }
 
   /** @returns what ends the watch without a call */
-  add(keyId: string, expiresAt: number, listener: WatchListener): () => void {
-    const watch = { keyId, expiresAt, listener }
+  add(held: Held, listener: WatchListener): () => void {
+    const keyId = held.verdict.key_id
+    const watch = { keyId, listener, held, leastLeft: between(0.3, 0.6), mostAge: between(0.5, 0.95) }
     const watches = this.#byKey.get(keyId) ?? new Set()
     this.#byKey.set(keyId, watches.add(watch))
+    this.#size++
     this.#timer ??= setInterval(() => this.#look(), TICK_MS).unref()
     return () => this.#remove(watch)
   }
 
-  changed(keyIds: readonly string[], leftMs: number): void {
-    for (const id of keyIds) for (const watch of this.#byKey.get(id) ?? []) this.#end(watch, { reason: 'changed', leftMs })
+  changed(keyIds: readonly string[], at: Moment): void {
+    for (const id of keyIds) for (const watch of this.#byKey.get(id) ?? []) this.#end(watch, 'changed', this.#leftMs(watch, at))
   }
 
-  /** All of them. */
-  end(end: End): void {
-    for (const watch of this.#all()) this.#end(watch, end)
+  /** Any key may have changed. */
+  allChanged(at: Moment): void {
+    for (const watch of this.#all()) this.#end(watch, 'changed', this.#leftMs(watch, at))
   }
 
-  /** The clock, and not a timer for each: a process that was stopped finds out when it goes on. */
+  close(): void {
+    for (const watch of this.#all()) this.#end(watch, 'closed', 0)
+  }
+
+  /** The clocks, and not a timer for each: a process that was stopped finds out when it goes on. */
   #look(): void {
-    const at = performance.now()
-    // What would be late at the next look ends with this one.
-    if (this.vouching.leftMs(at) < TICK_MS) return this.end({ reason: 'stale', leftMs: 0 })
-    const now = this.vouching.now(at)
-    for (const watch of this.#all()) if (watch.expiresAt <= now) this.#end(watch, { reason: 'expired', leftMs: 0 })
+    const { stream, maxStalenessMs, revalidateAfterMs } = this.parts
+    const at = moment()
+    const isFresh = stream.isFresh(at.mono, at.wall)
+    const streamLeft = isFresh ? stream.leftMs(at) : -Infinity
+    const now = stream.now(at.mono, at.wall)
+    const isDue = ({ held: { comparedAt, isCurrent }, leastLeft, mostAge }: Watch) => {
+      const age = passed(comparedAt, at)
+      const renewMs = isCurrent ? revalidateAfterMs : Math.min(UNSETTLED_MS, maxStalenessMs / 2)
+      return Math.max(maxStalenessMs - age, isCurrent ? streamLeft : -Infinity) < maxStalenessMs * leastLeft || (isFresh && age > renewMs * mostAge)
+    }
+    for (const watch of this.#all()) {
+      if (isFresh && watch.held.expiresAt <= now) this.#end(watch, 'expired', 0)
+      else if (isDue(watch) && !(this.#renew(watch) && !isDue(watch))) this.#end(watch, 'stale', this.#leftMs(watch, at))
+    }
   }
 
-  #end(watch: Watch, end: End): void {
-    if (this.#remove(watch)) watch.listener(end)
+  /** Takes a later answer about the same key for its own, if the key was then as it was before: another socket's, for instance. */
+  #renew(watch: Watch): boolean {
+    const { held } = watch
+    const later = this.parts.find(watch.keyId)
+    if (!later || later === held || later.digest !== held.digest || later.version === undefined || later.version !== held.version) return false
+    watch.held = later
+    return true
+  }
+
+  /** How long the bound still lets the key be taken for what it was. */
+  #leftMs({ held: { comparedAt, isCurrent } }: Watch, at: Moment): number {
+    const { stream, maxStalenessMs } = this.parts
+    const left = Math.max(maxStalenessMs - passed(comparedAt, at), isCurrent ? stream.leftMs(at) : -Infinity)
+    // No timer is to the millisecond, and none may be late.
+    return Math.max(0, left - TICK_MS)
+  }
+
+  #end(watch: Watch, reason: EndReason, leftMs: number): void {
+    if (this.#remove(watch)) callListener(this.parts.report, watch.listener, { reason, leftMs })
   }
 
   #remove(watch: Watch): boolean {
     const watches = this.#byKey.get(watch.keyId)
     if (!watches?.delete(watch)) return false
+    this.#size--
     if (watches.size === 0) this.#byKey.delete(watch.keyId)
     if (this.#byKey.size === 0) {
       clearInterval(this.#timer)
@@ -87,4 +148,8 @@ export class Watches {
   #all(): Watch[] {
     return [...this.#byKey.values()].flatMap((watches) => [...watches])
   }
+}
+
+function between(low: number, high: number): number {
+  return low + (high - low) * Math.random()
 }

@@ -8,11 +8,11 @@ import Fastify from 'fastify'
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
 import { mechaAuth } from '../../src/gateway/fastify.js'
-import { authenticateRequest, authenticateSignedRequest, authenticateUpgrade, signRequest, type CloseReason, type Demand, type Valid, type Verifier } from '../../src/gateway/index.js'
+import { authenticateRequest, authenticateSignedRequest, authenticateUpgrade, keepVouched, signRequest, type CloseReason, type Demand, type StreamLost, type Valid, type Verifier } from '../../src/gateway/index.js'
 import { createSignedVerifier } from '../../src/gateway/signed.js'
 import { createDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
-import { held, replicaOf, serve, split, verifierFor } from '../helpers/gateway.js'
+import { held, outcome, replicaOf, serve, split, verifierFor } from '../helpers/gateway.js'
 import { layWire } from '../helpers/wire.js'
 
 const BOUND = 2000
@@ -155,12 +155,12 @@ for (const lose of ['cut', 'silence'] as const)
     t.ok(performance.now() - at <= BOUND + 500, `it took ${Math.round(performance.now() - at)} ms`)
   })
 
-t.test('where the stream cannot be had, the key of an open socket is asked about every second', async (t) => {
+t.test('where the stream cannot be had, the key of an open socket is asked about within the bound, again and again', async (t) => {
   const served = await serve(t)
   const wire = await layWire(t, served.url)
   wire.cut()
   const proxy = await split(t, served.url, wire.through(served.url))
-  const gateway = await socketGateway(t, verifierFor(t, { ...served, url: proxy.url }))
+  const gateway = await socketGateway(t, verifierFor(t, { ...served, url: proxy.url }, { maxStalenessMs: BOUND }))
   const { key, plaintext_key } = await served.service.issue()
   const { socket } = await gateway.connect(plaintext_key)
   await eventually(() => proxy.counts.verify >= 3)
@@ -169,6 +169,114 @@ t.test('where the stream cannot be had, the key of an open socket is asked about
   await served.service.call('POST', `/v1/keys/${key.id}/revoke`, { token: await served.service.token() })
   await closed
   t.same(gateway.ends, ['revoked'])
+})
+
+t.test('an open socket stays open while the stream alone is away, for the service is asked about its key', async (t) => {
+  const served = await serve(t)
+  const wire = await layWire(t, served.url)
+  const proxy = await split(t, served.url, wire.through(served.url))
+  const verifier = verifierFor(t, { ...served, url: proxy.url }, { maxStalenessMs: BOUND })
+  const gateway = await socketGateway(t, verifier)
+  const { key, plaintext_key } = await served.service.issue()
+  await held(verifier, plaintext_key)
+  const { socket } = await gateway.connect(plaintext_key)
+  wire.cut()
+  await eventually(() => !verifier.isFresh())
+  const asked = proxy.counts.verify
+  // Each answer is good for the bound at most: after two more, the first is over.
+  await eventually(() => proxy.counts.verify >= asked + 3)
+  t.notOk(socket!.destroyed)
+  t.same(gateway.ends, [])
+  const closed = once(socket!, 'close')
+  await served.service.call('POST', `/v1/keys/${key.id}/revoke`, { token: await served.service.token() })
+  await closed
+  t.same(gateway.ends, ['revoked'], 'and a revocation closes it')
+})
+
+t.test('many sockets that lose the stream together are no storm, and keep nobody else from being answered', async (t) => {
+  const served = await serve(t)
+  const wire = await layWire(t, served.url)
+  const proxy = await split(t, served.url, wire.through(served.url))
+  const lost: StreamLost[] = []
+  const verifier = verifierFor(t, { ...served, url: proxy.url }, { onStreamLost: (loss) => lost.push(loss) })
+  const keys: { readonly identity: Valid; readonly text: string }[] = []
+  await eventually(() => verifier.isFresh())
+  for (let i = 0; i < 100; i++) {
+    const { plaintext_key: text } = await served.service.issue({ mecha: `m${i}^acmecorp` })
+    const identity = await verifier.verify(text)
+    if (!identity.valid) throw new Error(identity.code)
+    keys.push({ identity, text })
+  }
+  for (const { text } of keys) await held(verifier, text)
+  const ends: CloseReason[] = []
+  const releases = Array.from({ length: 10_000 }, (_, place) => {
+    const { identity, text } = keys[place % keys.length]!
+    return keepVouched(verifier, text, identity, {}, (reason) => ends.push(reason))
+  })
+  t.equal(verifier.state().watched, 10_000)
+  wire.cut()
+  // All are asked about, and no more than may be at once: others are answered meanwhile.
+  const { plaintext_key: other } = await served.service.issue()
+  let most = 0
+  const answers = new Set<string>()
+  const verifies = proxy.counts.verify
+  await eventually(async () => {
+    most = Math.max(most, verifier.state().asking)
+    answers.add(await outcome(verifier, other))
+    return proxy.counts.verify - verifies > 2 * keys.length && !verifier.isFresh()
+  })
+  t.same([...answers], ['valid'])
+  t.ok(most <= 34, `${most} at once, with the one that anybody else asks and a report of uses`)
+  t.same(ends, [])
+  wire.restore()
+  await eventually(() => verifier.isFresh())
+  t.same(ends, [], 'none was closed')
+  t.ok(lost.length > 0)
+  for (const release of releases) release()
+  t.equal(verifier.state().watched, 0)
+})
+
+t.test('a listener that throws keeps no socket open, stops no other one, and is reported', async (t) => {
+  const served = await serve(t)
+  const errors: unknown[] = []
+  const lost: StreamLost[] = []
+  const onStreamLost = (loss: StreamLost) => {
+    lost.push(loss)
+    throw new Error('of the stream')
+  }
+  const verifier = verifierFor(t, served, { onError: (error) => errors.push(error), onStreamLost })
+  const { key, plaintext_key } = await served.service.issue()
+  await held(verifier, plaintext_key)
+  const thrown = { 'at once': () => { throw new Error('at once') }, later: async () => Promise.reject(new Error('later')) }
+  const sockets: Socket[] = []
+  for (const onEnd of Object.values(thrown)) {
+    const gateway = await socketGateway(t, verifier, {}, onEnd)
+    sockets.push((await gateway.connect(plaintext_key)).socket!)
+  }
+  const called: string[] = []
+  verifier.watch(key.id, () => { throw new Error('of a watch') })
+  verifier.watch(key.id, ({ reason }) => called.push(reason))
+  const closed = Promise.all(sockets.map((socket) => once(socket, 'close')))
+  await served.service.call('POST', `/v1/keys/${key.id}/revoke`, { token: await served.service.token() })
+  await closed
+  t.same(called, ['changed'], 'the others are called')
+  t.same(errors.map((error) => (error as Error).message).sort(), ['at once', 'later', 'of a watch'])
+  t.same(lost, [], 'and the stream goes on')
+  t.equal(verifier.state().watched, 0)
+  await served.service.app.close()
+  await eventually(() => lost.length > 0 && errors.length > 3)
+  t.match(errors.at(-1), { message: 'of the stream' })
+})
+
+t.test('what a listener throws is a warning of the process where nobody wants to hear of it', async (t) => {
+  const served = await serve(t)
+  const verifier = verifierFor(t, served)
+  const { key, plaintext_key } = await served.service.issue()
+  await held(verifier, plaintext_key)
+  const warned = once(process, 'warning')
+  verifier.watch(key.id, () => { throw new TypeError('nobody catches it') })
+  await served.service.call('POST', `/v1/keys/${key.id}/revoke`, { token: await served.service.token() })
+  t.match(await warned, [{ message: 'nobody catches it' }])
 })
 
 t.test('a watch that is ended is not called, and sockets that close leave nothing behind', async (t) => {
@@ -265,6 +373,7 @@ t.test('the nonce of a signed request outlives what any gateway tolerates, whate
         verify: () => ({ valid: true, key_id: 'key_x' }) as Valid,
         useNonce: async (_id, _nonce, end) => ends.push(end) > 0,
         now: () => now,
+        isClockInDoubt: () => false,
         clockToleranceMs,
       })
       const parts = { key, body: '', nonce: randomUUID(), timestamp: new Date(time).toISOString() }
@@ -290,12 +399,16 @@ async function plainGateway(t: Test, verifier: Verifier, demand: Demand, isSigne
 }
 
 /** A server whose upgrades echo nothing and stay open, as a WebSocket that waits. */
-async function socketGateway(t: Test, verifier: Verifier, demand: Demand = {}) {
+async function socketGateway(t: Test, verifier: Verifier, demand: Demand = {}, listener?: (reason: CloseReason) => void) {
   const ends: CloseReason[] = []
   let open = 0
   const server = createServer()
   server.on('upgrade', async (incoming: IncomingMessage, socket: Socket) => {
-    const onEnd = (reason: CloseReason) => (ends.push(reason), socket.write('last word'))
+    const onEnd = (reason: CloseReason) => {
+      ends.push(reason)
+      socket.write('last word')
+      return listener?.(reason)
+    }
     const identity = await authenticateUpgrade(verifier, incoming, socket, { ...demand, onEnd })
     if (!identity) return
     open++

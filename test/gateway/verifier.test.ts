@@ -3,7 +3,8 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { createVerifier, VerifierUnavailable } from '../../src/gateway/index.js'
+import { createVerifier, VerifierUnavailable, type StreamLost, type Valid } from '../../src/gateway/index.js'
+import { UsageReporter } from '../../src/gateway/usage.js'
 import { eventually } from '../helpers/eventually.js'
 import { held, isFromMemory, outcome, serve, split, startGateway, verifierFor } from '../helpers/gateway.js'
 import { layWire } from '../helpers/wire.js'
@@ -144,12 +145,106 @@ t.test('the memory of a gateway that holds keys has no key in it', async (t) => 
   t.ok(heap.includes(served.credential), 'what it has to remember is found')
 })
 
+t.test('a key that is answered from memory is reported as used, with the gateway that did, and at the end too', async (t) => {
+  const served = await serve(t, { USAGE_FLUSH_INTERVAL: '1s' })
+  const { service } = served
+  const [busy, late, refused] = [await service.issue(), await service.issue(), await service.issue()]
+  const reports: { key_id: string; used_at: string }[][] = []
+  let isThere = true
+  const proxy = await split(t, served.url, served.url, (path, body) => {
+    if (path !== '/v1/usage') return
+    reports.push((JSON.parse(body) as { uses: [] }).uses)
+    return isThere
+  })
+  const verifier = createVerifier({ ...served, url: proxy.url, usageIntervalMs: 200 })
+  t.teardown(() => verifier.close())
+  for (const { plaintext_key } of [busy, late, refused]) await held(verifier, plaintext_key)
+  const metadata = async ({ key }: typeof busy) => (await service.call('GET', `/v1/keys/${key.id}`, { token: await service.token() })).body
+  await eventually(() => verifier.state().counts.usesReported >= 3)
+  reports.length = 0
+  verifier.verify(refused.plaintext_key, { mecha: 'boss^acmecorp' })
+  const from = Date.now()
+  for (let i = 0; i < 1000; i++) verifier.verify(busy.plaintext_key)
+  await eventually(async () => Date.parse((await metadata(busy)).last_used_at as string) >= from - 50)
+  const { body } = await service.call('GET', '/v1/gateways', { token: await service.token() })
+  t.ok((body.gateways as { id: string }[]).some(({ id }) => id.startsWith('gw_')))
+  t.equal((await metadata(busy)).last_used_by, body.gateways.at(-1).id)
+  t.same(reports.flat().filter(({ key_id }) => key_id === refused.key.id), [], 'what was refused was no use')
+  t.ok(reports.length <= 3, 'a thousand uses are one report or two')
+
+  isThere = false
+  verifier.verify(busy.plaintext_key)
+  const before = reports.length
+  await eventually(() => reports.length > before + 2)
+  isThere = true
+  const { usesReported } = verifier.state().counts
+  await eventually(() => verifier.state().counts.usesReported > usesReported)
+  t.equal(verifier.state().counts.usesLost, 0, 'what could not be reported is kept')
+
+  const end = Date.now()
+  verifier.verify(late.plaintext_key)
+  await verifier.close()
+  await eventually(async () => Date.parse((await metadata(late)).last_used_at as string) >= end - 50)
+})
+
+t.test('no more uses are gathered than there may be keys, and what is lost is counted', async (t) => {
+  const use = () => ({ verdict: { key_id: 'key_x' } as Valid, usedAt: 0, isGathered: false })
+  let answer: () => Promise<boolean> = async () => Promise.reject(new VerifierUnavailable('service_unreachable', 'not now'))
+  const sizes: number[] = []
+  const usage = new UsageReporter({ report: async (uses) => (sizes.push(uses.length), answer()), intervalMs: 1e6, max: 2500, onError: (error) => t.fail(String(error)) })
+  for (let i = 0; i < 3000; i++) usage.seen(use(), 1)
+  t.equal(usage.lost, 500)
+  await usage.flush()
+  t.same(sizes, [1000], 'it is not tried again with each thousand')
+  answer = async () => true
+  await usage.flush()
+  t.same(sizes, [1000, 1000, 1000, 500])
+  t.equal(usage.reported, 2500)
+  usage.seen(use(), 2)
+  answer = async () => false
+  await usage.stop(1000)
+  t.equal(usage.lost, 501, 'what the service will never take is not kept')
+})
+
+t.test('a verifier tells how it is and what it has done, and why the stream was lost', async (t) => {
+  const served = await serve(t)
+  const losses: StreamLost[] = []
+  const wire = await layWire(t, served.url)
+  const proxy = await split(t, served.url, wire.through(served.url))
+  const verifier = verifierFor(t, { ...served, url: proxy.url }, { maxStalenessMs: 2000, onStreamLost: (loss) => losses.push(loss) })
+  t.match(verifier.state(), { isFresh: false, freshSince: null, confirmedAt: null, cached: 0, watched: 0, counts: { hits: 0, asked: 0 } })
+  const { key, plaintext_key } = await served.service.issue()
+  await held(verifier, plaintext_key)
+  const { hits } = verifier.state().counts
+  for (let i = 0; i < 10; i++) verifier.verify(plaintext_key)
+  verifier.watch(key.id, () => {})
+  const state = verifier.state()
+  t.match(state, { isFresh: true, streamLoss: null, cached: 1, watched: 1, asking: 0, waiting: 0, counts: { hits: hits + 10, unavailable: 0, otherHistory: 0, resets: 1, streamsLost: 0 } })
+  t.ok(state.counts.asked > 0)
+  t.ok(state.freshSince! <= new Date() && state.confirmedAt! <= new Date())
+  t.notMatch(JSON.stringify(state), new RegExp(`${plaintext_key}|${served.credential}`))
+
+  wire.cut()
+  await eventually(() => !verifier.isFresh())
+  t.match(verifier.state(), { isFresh: false, freshSince: null, streamLoss: 'unreachable', counts: { streamsLost: 1 } })
+  t.match(losses, [{ name: 'VerifierUnavailable', reason: /^(broken|ended)$/, code: 'service_unreachable' }], 'told once')
+  wire.restore()
+  await eventually(() => verifier.isFresh())
+  t.equal(verifier.state().streamLoss, null)
+  await served.service.call('POST', `/v1/keys/${key.id}/revoke`, { token: await served.service.token() })
+  await eventually(() => verifier.state().counts.changes > 0)
+  wire.silence()
+  await eventually(() => losses.length > 1)
+  t.equal(losses[1]!.reason, 'silent')
+})
+
 t.test('options that are wrong are told at once, without their values', async (t) => {
   const good = { url: 'http://127.0.0.1:1', credential: 'mgw_x' }
   const wrong: [object, RegExp][] = [
     [{ url: 'nowhere' }, /^url /], [{ url: 'ftp://x' }, /^url /], [{ credential: '' }, /^credential /], [{ credential: 'mgw_x\n' }, /^credential /],
     [{ maxStalenessMs: 0 }, /^maxStalenessMs /], [{ timeoutMs: 1.5 }, /^timeoutMs /], [{ cacheMaxKeys: -1 }, /^cacheMaxKeys /],
     [{ maxConcurrent: 0 }, /^maxConcurrent /], [{ maxWaiting: -1 }, /^maxWaiting /], [{ clockToleranceMs: 400_001 }, /^clockToleranceMs /],
+    [{ revalidateAfterMs: 999 }, /^revalidateAfterMs /], [{ revalidateAfterMs: 2 ** 31 }, /^revalidateAfterMs /], [{ usageIntervalMs: 0 }, /^usageIntervalMs /], [{ usageIntervalMs: 2 ** 31 }, /^usageIntervalMs /],
   ]
   for (const [options, message] of wrong) t.throws(() => createVerifier({ ...good, ...options }), { name: 'TypeError', message })
 })

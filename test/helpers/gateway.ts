@@ -6,6 +6,7 @@ import { createServer, request } from 'node:http'
 import { connect, createServer as createTcpServer, type AddressInfo, type Socket } from 'node:net'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
+import { text } from 'node:stream/consumers'
 import type { Test } from 'tap'
 import { createVerifier, type Verdict, type Verifier, type VerifierOptions } from '../../src/gateway/index.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
@@ -48,10 +49,16 @@ export interface Split {
   readonly counts: { verify: number; other: number }
 }
 
-/** A proxy that leads verifies to one address and everything else to another, as a balancer in front of two replicas may. */
-export async function split(t: Pick<Test, 'teardown'>, verifyUrl: string, otherUrl: string): Promise<Split> {
+/**
+ * A proxy that leads verifies to one address and everything else to another, as a balancer in front of two replicas may.
+ *
+ * @param onRequest told of each request with its body; `false` keeps it from getting through
+ */
+export async function split(t: Pick<Test, 'teardown'>, verifyUrl: string, otherUrl: string, onRequest?: (path: string, body: string) => boolean | void): Promise<Split> {
   const counts = { verify: 0, other: 0 }
-  const proxy = createServer((incoming, answer) => {
+  const proxy = createServer(async (incoming, answer) => {
+    const body = onRequest && (await text(incoming))
+    if (onRequest?.(incoming.url!, body!) === false) return void answer.destroy()
     const isVerify = incoming.url === '/v1/verify'
     counts[isVerify ? 'verify' : 'other']++
     const to = new URL(isVerify ? verifyUrl : otherUrl)
@@ -62,7 +69,8 @@ export async function split(t: Pick<Test, 'teardown'>, verifyUrl: string, otherU
     })
     outgoing.on('error', () => answer.destroy())
     answer.on('close', () => outgoing.destroy())
-    incoming.pipe(outgoing)
+    if (body === undefined) incoming.pipe(outgoing)
+    else outgoing.end(body)
   }).listen(0, '127.0.0.1')
   await once(proxy, 'listening')
   t.teardown(() => (proxy.closeAllConnections(), proxy.close()))
@@ -127,8 +135,8 @@ export async function outcome(verifier: Verifier, key: string): Promise<string> 
 }
 
 /** A gateway in a process of its own. */
-export function startGateway(t: Test, args: readonly string[]) {
-  const child = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist', 'test', 'helpers', 'gateway-process.js'), ...args], { stdio: ['pipe', 'pipe', 'inherit'], env: { PATH: process.env['PATH'] } })
+export function startGateway(t: Test, args: readonly string[], environment: Record<string, string> = {}) {
+  const child = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist', 'test', 'helpers', 'gateway-process.js'), ...args], { stdio: ['pipe', 'pipe', 'inherit'], env: { PATH: process.env['PATH'], ...environment } })
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
   const exited = once(child, 'exit')
   t.teardown(async () => {
