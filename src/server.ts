@@ -4,10 +4,10 @@ import { once } from 'node:events'
 import { lstat, unlink } from 'node:fs/promises'
 import { connect } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
-import closeWithGrace from 'close-with-grace'
 import type { FastifyInstance } from 'fastify'
 import { buildApp, type AppParts } from './app.js'
 import { suspectNames, type Environment, type Settings } from './config.js'
+import { endOnSignals } from './ending.js'
 import { ConfigError } from './errors.js'
 
 export interface ServeOptions extends AppParts {
@@ -19,18 +19,24 @@ export interface ServeOptions extends AppParts {
   readonly onClosed?: () => Promise<void>
 }
 
+/**
+ * For what follows the last connection: to write the times of last use, and to take leave of the database. It and the
+ * default `SHUTDOWN_TIMEOUT` fit into the ten seconds that Docker waits.
+ */
+export const LAST_STEPS_MS = 1500
+
 /** Serves until a signal: SIGTERM and SIGINT drain and end with 0, a second one ends at once. */
 export async function serve(config: Settings, options: ServeOptions): Promise<void> {
   const { app, authz, startDraining } = await buildApp(config, { processMetrics: true, ...options })
-  const delay = (config.DRAIN_DELAY + config.SHUTDOWN_TIMEOUT) * 1000
-  // A start that fails ends with its own exit code, and not as if it had been asked to end.
-  closeWithGrace({ delay, logger: app.log, skip: ['beforeExit'] }, async ({ signal, err }) => {
-    if (err) app.log.fatal({ err }, 'ending after an error that nobody caught')
-    else app.log.info({ signal }, 'draining')
-    startDraining()
-    if (!err) await sleep(config.DRAIN_DELAY * 1000)
-    await app.close()
-    await options.onClosed?.()
+  endOnSignals({
+    log: app.log,
+    withinMs: (config.DRAIN_DELAY + config.SHUTDOWN_TIMEOUT) * 1000 + LAST_STEPS_MS,
+    async finish({ isError }) {
+      startDraining()
+      if (!isError) await sleep(config.DRAIN_DELAY * 1000)
+      await app.close()
+      await options.onClosed?.()
+    },
   })
   for (const { name, meant } of suspectNames(options.environment))
     app.log.warn(`${name} is no setting of mecha-keys${meant ? `: did you mean ${meant}?` : ''}`)
@@ -56,11 +62,11 @@ async function listenForProxies(authz: FastifyInstance, { AUTHZ_LISTEN: address,
   })
 }
 
-/** A process that was killed leaves its socket behind, where nobody listens any more. */
+/** Removes a socket that a killed process left behind. Nobody listens on one that refuses; any other error proves nothing. */
 async function removeAbandoned(path: string): Promise<void> {
   if (!(await lstat(path).then((found) => found.isSocket(), () => false))) return
   const socket = connect(path)
-  const isHeard = await once(socket, 'connect').then(() => true, () => false)
+  const isAbandoned = await once(socket, 'connect').then(() => false, (error: NodeJS.ErrnoException) => error.code === 'ECONNREFUSED')
   socket.destroy()
-  if (!isHeard) await unlink(path)
+  if (isAbandoned) await unlink(path)
 }

@@ -3,7 +3,7 @@
 import { once } from 'node:events'
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { request, type IncomingMessage, type RequestOptions } from 'node:http'
-import { connect, createServer, type AddressInfo } from 'node:net'
+import { connect, createServer, type AddressInfo, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
@@ -12,7 +12,7 @@ import { signOperatorToken } from '../../src/auth/operators.js'
 import { loadConfig } from '../../src/config.js'
 import { createDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
-import { start, type Running } from '../helpers/process.js'
+import { start, startCommand, type Running } from '../helpers/process.js'
 import { testEnvironment } from '../helpers/service.js'
 import { layWire } from '../helpers/wire.js'
 
@@ -78,6 +78,26 @@ t.test('it may be a socket in a folder, also where a process that was killed lef
   const fourth = start(t, ['serve'], { env: { ...testEnvironment(await createDatabase(t)), PORT: '0', ...settings } })
   t.match(await fourth.ended(), { code: 78 })
   t.ok(existsSync(socketPath), 'a file that is no socket is not removed')
+})
+
+t.test('a socket is taken over only when nobody listens on it, and not when who does cannot keep up', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'mecha-keys-socket-'))
+  t.teardown(() => rmSync(folder, { recursive: true, force: true }))
+  const socketPath = join(folder, 'authz.sock')
+  const busy = startCommand(t, process.execPath, ['-e', `require('net').createServer().listen({ path: '${socketPath}', backlog: 1 }, () => console.log('listening'))`])
+  await busy.line(/listening/)
+  busy.signal('SIGSTOP')
+  // It accepts nothing any more: what fills its queue waits, and the next one is told to come again.
+  const waiting: Socket[] = []
+  t.teardown(() => waiting.forEach((socket) => socket.destroy()))
+  for (let code: string | undefined; code !== 'EAGAIN'; ) {
+    const socket = connect(socketPath)
+    waiting.push(socket)
+    code = await once(socket, 'connect').then(() => undefined, (error: NodeJS.ErrnoException) => error.code)
+  }
+  const service = start(t, ['serve'], { env: { ...testEnvironment(await createDatabase(t)), PORT: '0', AUTHZ_LISTEN: `unix:${socketPath}` } })
+  t.match(await service.ended(), { code: 78, stderr: 'mecha-keys: AUTHZ_LISTEN cannot be listened on (EADDRINUSE)\n' })
+  t.ok(existsSync(socketPath))
 })
 
 /** A service on a database of the test's server, as it is deployed. */
