@@ -4,6 +4,7 @@ import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typ
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { Operator, OperatorAuthenticator } from '../auth/operators.js'
 import type { Scope } from '../auth/scopes.js'
+import { databaseFailure } from '../db/outage.js'
 import { invalid, notFound, Problem, type ErrorCode } from '../errors.js'
 import { boundRequests } from '../http/bound.js'
 import { answer, HandleSchema, responses } from '../http/schemas.js'
@@ -19,7 +20,7 @@ import {
   IdempotencyHeaders, IssueBody, KeyIdSchema, KeyPage, KillSwitchAnswer, ListQuery, PreferHeaders,
   RevealedGateway, RevealedKey, RevokeBody, RotateBody, RotateHeaders, UpdateBody,
 } from './schemas.js'
-import { findKey, listEvents, listKeys, readClock, type ListFilter } from './store.js'
+import { findKey, findLatelyRevoked, listEvents, listKeys, readClock, type ListFilter } from './store.js'
 import { updateKeyDetails } from './update.js'
 import { decodeCursor, encodeCursor, eventView, gatewayView, keyView } from './views.js'
 
@@ -174,8 +175,12 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
       },
       async (request, reply) => {
         const { mecha } = request.params
-        const ids = await revokeAllOfMecha(parts, callerOf(request), mecha, request.body?.reason)
-        return { mecha, revoked: ids.map((id) => publicId('mecha', id)), propagation: await receipt(parts, request, reply, ids) }
+        const { ids, revoked, remaining } = await revokeAllOfMecha(parts, callerOf(request), mecha, request.body?.reason)
+        const keyIds = await findLatelyRevoked(db, mecha).catch((error: unknown) => {
+          if (!databaseFailure(error)) throw error
+        })
+        const propagation = keyIds ? await receipt(parts, request, reply, keyIds) : null
+        return { mecha, revoked: ids.map((id) => publicId('mecha', id)), revoked_count: revoked, remaining, propagation }
       },
     )
   }

@@ -5,6 +5,7 @@ import { ID_PATTERN } from '../key/id.js'
 import type { KeyStatus } from '../key/status.js'
 import { EVENT_TYPES } from './parts.js'
 import { MAX_WAIT, type Propagation } from './propagation.js'
+import { MAX_LISTED } from './revoke.js'
 
 /** Text on one line, for people: no control characters. */
 const line = (maxLength: number, description: string) =>
@@ -172,7 +173,9 @@ export const EventPage = Type.Object({
 })
 export const KillSwitchAnswer = Type.Object({
   mecha: HandleSchema,
-  revoked: Type.Array(Type.String(), { description: 'Ids of the keys that this call revoked' }),
+  revoked: Type.Array(Type.String(), { maxItems: MAX_LISTED, description: `Ids of keys that this call revoked: all of them, or the first ${MAX_LISTED}. The audit trail has the rest` }),
+  revoked_count: Type.Integer({ description: 'How many keys this call revoked' }),
+  remaining: Type.Integer({ description: 'How many keys of the Mecha are still alive because the time was over: **repeat the call until this is 0**. What was revoked stays so' }),
   propagation: PropagationSchema,
 })
 

@@ -72,12 +72,12 @@ export async function lockMecha(trx: Transaction<Database>, handle: string, orgI
   return row !== undefined
 }
 
-/** Of a Mecha that is held. */
-export async function countLivingKeys(trx: Transaction<Database>, mecha: string): Promise<HeldMecha> {
+/** Exact for a Mecha that is held. */
+export async function countLivingKeys(db: Kysely<Database>, mecha: string): Promise<HeldMecha> {
   const { rows } = await sql<HeldMecha>`
     WITH clock AS MATERIALIZED (SELECT ${CLOCK} AS now)
     SELECT now, (SELECT count(*)::int FROM keys WHERE mecha = ${mecha} AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now)) AS living
-    FROM clock`.execute(trx)
+    FROM clock`.execute(db)
   return rows[0]!
 }
 
@@ -162,11 +162,23 @@ export async function revokeKey(trx: Transaction<Database>, id: string, revocati
   await trx.updateTable('keys').set(revocation).where('id', '=', id).execute()
 }
 
-/** Revokes every key of a Mecha that is neither revoked nor expired; returns their ids. */
-export async function revokeKeysOfMecha(trx: Transaction<Database>, mecha: string, revocation: Revocation): Promise<string[]> {
-  const rows = await trx
-    .updateTable('keys').set(revocation).where('mecha', '=', mecha).where(isLiving(revocation.revoked_at))
-    .returning('id').execute()
+/** Revokes so many of the keys of a Mecha that are neither revoked nor expired, the newest first; returns their ids. */
+export async function revokeKeysOfMecha(trx: Transaction<Database>, mecha: string, revocation: Revocation, limit: number): Promise<string[]> {
+  const living = trx
+    .selectFrom('keys').select('id').where('mecha', '=', mecha).where(isLiving(revocation.revoked_at))
+    .orderBy('created_at', 'desc').orderBy('id', 'desc').limit(limit).forUpdate()
+  const rows = await trx.updateTable('keys').set(revocation).where('id', 'in', living).returning('id').execute()
+  return rows.map((row) => row.id)
+}
+
+/**
+ * One key for each transaction that has lately revoked keys of a Mecha: who has applied all changes of these has applied the
+ * revocation of every key. What is no longer in the feed is older than any replica can be behind.
+ */
+export async function findLatelyRevoked(db: Kysely<Database>, mecha: string): Promise<string[]> {
+  const { rows } = await sql<{ id: string }>`
+    SELECT DISTINCT ON (xid) keys.id FROM keys JOIN changes ON changes.key_id = keys.id
+    WHERE mecha = ${mecha} AND revoked_at > now() - interval '1 hour'`.execute(db)
   return rows.map((row) => row.id)
 }
 
