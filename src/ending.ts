@@ -14,7 +14,7 @@ export interface EndingParts {
 /** Signals that would end a process that does not listen to them, and are sent for other reasons. */
 const HARMLESS = ['SIGHUP', 'SIGUSR2'] as const
 /** How soon SIGINT comes again when Ctrl-C was pressed once: from the terminal, and from npm, which passes it on. */
-const SAME_KEY_MS = 250
+const SAME_KEY_MS = 500
 
 /** SIGTERM and SIGINT end the process when everything is finished, a second one ends it at once. */
 export function endOnSignals({ log, withinMs, finish }: EndingParts): void {

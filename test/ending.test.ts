@@ -16,6 +16,7 @@ import { createDatabase } from './helpers/database.js'
 import { start, startCommand, type Running } from './helpers/process.js'
 import { testEnvironment } from './helpers/service.js'
 
+const MAIN = join(PACKAGE_ROOT, 'dist', 'src', 'main.js')
 /** The time that a loaded machine takes to start what takes no time. */
 const SLACK_MS = 3000
 
@@ -64,12 +65,14 @@ t.test('other signals than SIGTERM and SIGINT end nothing', async (t) => {
 })
 
 t.test('Ctrl-C under npm, which passes on what the terminal has sent already, is an orderly end and no second signal', async (t) => {
-  const service = start(t, ['serve'], { env: testEnvironment(await createDatabase(t), { PORT: '0' }) })
-  const url = (await service.line(/listening at (http:\/\/[\d.:]+)/))[1]!
+  const passesOn = `const service = require('child_process').spawn(process.execPath, process.argv.slice(1), { stdio: 'inherit' })
+    process.on('SIGINT', () => service.kill('SIGINT'))
+    service.on('exit', (code) => process.exit(code))`
+  const npm = startCommand(t, process.execPath, ['-e', passesOn, MAIN, 'serve'], { env: testEnvironment(await createDatabase(t), { PORT: '0', DRAIN_DELAY: '1' }) })
+  const url = (await npm.line(/listening at (http:\/\/[\d.:]+)/))[1]!
   t.equal((await fetch(`${url}/readyz`)).status, 200)
-  service.signalGroup('SIGINT')
-  service.signal('SIGINT')
-  const { code, stdout, stderr } = await service.ended()
+  npm.signalGroup('SIGINT')
+  const { code, stdout, stderr } = await npm.ended()
   t.same([code, stderr], [0, ''])
   t.same(linesOf(stdout).filter(({ level }) => level >= 40), [], 'with no warning')
 })
@@ -85,7 +88,7 @@ t.test('a name server that does not answer holds up no end', { skip: !canIsolate
     DATABASE_URL: 'postgres://mecha:keys@db.example.com/keys', ROOT_SECRETS: 'x'.repeat(40), OIDC_ISSUER: 'https://issuer.example.com',
     PORT: '8080', SHUTDOWN_TIMEOUT: '1s', DATABASE_TIMEOUT: '1s',
   }
-  const program = [process.execPath, join(PACKAGE_ROOT, 'dist', 'src', 'main.js'), 'serve']
+  const program = [process.execPath, MAIN, 'serve']
   const run = () => startCommand(t, 'unshare', [...NAMESPACES, 'sh', '-c', silent, ...program], { env })
 
   const service = run()

@@ -149,7 +149,9 @@ export function createVerifier(parts: VerifierParts) {
     const at = clock.now()
     const isFresh = feed.isFresh(at)
     const held = cache.find(text)
-    if (isFresh && held?.current && held.kind === kind) {
+    if (isFresh && held?.current) {
+      // What is good as something else is known to be nothing of this kind.
+      if (held.kind !== kind) return counted(kind, 'unknown')
       const now = feed.now(at)
       const code = refuse(held, now, asker, demand)
       if (code) return counted(kind, noted(held, code, now))

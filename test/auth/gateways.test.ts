@@ -5,8 +5,9 @@ import { newId, publicId } from '../../src/key/id.js'
 import { rootsOf } from '../../src/key/roots.js'
 import { makeToken, parseToken } from '../../src/key/token.js'
 import { applied } from '../helpers/database.js'
+import { costs } from '../helpers/metrics.js'
 import { isSameAnswer } from '../helpers/refusals.js'
-import { startService, type Answer } from '../helpers/service.js'
+import { fresh, startService, type Answer } from '../helpers/service.js'
 
 const service = await startService(t)
 const { database, config } = service
@@ -40,6 +41,18 @@ t.test('nothing else does', async (t) => {
     isRefused(t, answer, what)
     isSameAnswer(t, answer, garbage, `${what}: and no word of what is wrong with it`)
   }
+})
+
+t.test('what is good as something else costs no query when it is presented again', async (t) => {
+  const one = await startService(t, { ROOT_SECRETS: config.ROOT_SECRETS!.join(), USAGE_FLUSH_INTERVAL: '1h' }, database)
+  await fresh(one)
+  const asGateway = () => one.call('POST', '/v1/verify', { token: acmes.plaintext_key, body: { key: acmes.plaintext_key } })
+  const asKey = () => one.verify(gatewayOfAcme, {}, gatewayOfAcme)
+  t.match(await one.verify(acmes.plaintext_key, {}, gatewayOfAcme), { valid: true })
+  t.match([(await asGateway()).status, await asKey()], [401, { valid: false, code: 'unknown' }])
+  const before = await costs(one)
+  for (let time = 0; time < 10; time++) t.match([(await asGateway()).status, await asKey()], [401, { valid: false, code: 'unknown' }])
+  t.same(await costs(one), before)
 })
 
 t.test('a gateway credential comes as a bearer token', async (t) => {
