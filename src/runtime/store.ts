@@ -64,7 +64,8 @@ export async function findChanged(db: Kysely<Database>, held: readonly HeldVersi
 
 /**
  * Records that a key has been used for the first time. The row is locked while that is written, so that an
- * `Idempotency-Key` cannot replace its secret in between: either the use or the replacement comes first.
+ * `Idempotency-Key` cannot replace its secret in between: either the use or the replacement comes first. A key whose end came
+ * while the row was waited for was not used.
  *
  * @param by the gateway (UUID) that asked, if one did
  * @returns `isLive: false` when what decides about the key is no longer as it was read; read it again
@@ -73,12 +74,12 @@ export async function claimFirstUse(db: Kysely<Database>, row: CredentialRow, by
   const { id, hash, enabled, expires_at } = row
   const { rows } = await sql<OfHistory & { is_live: boolean }>`
     WITH live AS (
-      SELECT id FROM keys
+      SELECT id, expires_at FROM keys
       WHERE id = ${id} AND hash = ${hash} AND enabled = ${enabled} AND expires_at IS NOT DISTINCT FROM ${expires_at} AND revoked_at IS NULL
       FOR SHARE
     ), used AS (
       INSERT INTO key_usage (key_id, first_used_at, last_used_at, last_used_by)
-      SELECT id, clock_timestamp(), clock_timestamp(), ${by}::uuid FROM live
+      SELECT id, clock_timestamp(), clock_timestamp(), ${by}::uuid FROM live WHERE expires_at IS NULL OR expires_at > clock_timestamp()
       ON CONFLICT (key_id) DO NOTHING
     )
     SELECT ${history} AS history, EXISTS (SELECT FROM live) AS is_live`.execute(db)
@@ -97,7 +98,7 @@ export async function claimFirstUses(db: Kysely<Database>, rows: readonly Creden
   const seen = JSON.stringify(rows.map(({ id, hash, enabled, expires_at }, place) => ({ place, id, hash, enabled, expires_at })))
   const { rows: answers } = await sql<OfHistory & { claimed: number[] }>`
     WITH live AS (
-      SELECT place, keys.id
+      SELECT place, keys.id, keys.expires_at
       FROM keys JOIN jsonb_to_recordset(${seen}::jsonb) AS seen (place int, id uuid, hash text, enabled boolean, expires_at timestamptz)
         ON keys.id = seen.id AND keys.hash = seen.hash AND keys.enabled = seen.enabled AND keys.expires_at IS NOT DISTINCT FROM seen.expires_at
       WHERE revoked_at IS NULL
@@ -105,7 +106,7 @@ export async function claimFirstUses(db: Kysely<Database>, rows: readonly Creden
       FOR SHARE OF keys SKIP LOCKED
     ), used AS (
       INSERT INTO key_usage (key_id, first_used_at, last_used_at, last_used_by)
-      SELECT id, clock_timestamp(), clock_timestamp(), ${by}::uuid FROM live
+      SELECT id, clock_timestamp(), clock_timestamp(), ${by}::uuid FROM live WHERE expires_at IS NULL OR expires_at > clock_timestamp()
       ON CONFLICT (key_id) DO NOTHING
     )
     SELECT ${history} AS history, ARRAY(SELECT place FROM live) AS claimed`.execute(db)

@@ -102,6 +102,30 @@ t.test('what changes while a key is read and matched counts, by any way the chan
   }
 })
 
+for (const [how, ask] of [
+  ['alone', async (service: Service, gateway: string, key: string) => service.verify(key, {}, gateway)],
+  ['in a batch', async (service: Service, token: string, key: string) => (await service.call('POST', '/v1/verify/batch', { token, body: { keys: [{ key }] } })).body.results[0]],
+] as const)
+  t.test(`a key whose end comes while its first use is waited for has expired when the answer is given: asked ${how}`, async (t) => {
+    const service = await startService(t, { DATABASE_TIMEOUT: '30s' })
+    const gateway = await service.gateway()
+    await service.verify('', {}, gateway)
+    const [admin, watcher] = [await connect(t, service.database), await connect(t, service.database)]
+    const { plaintext_key } = await service.issue({ expires_in: 4 })
+    await admin.query('BEGIN')
+    await admin.query("SELECT FROM keys WHERE kind = 'mecha' FOR UPDATE")
+    const verdict = ask(service, gateway, plaintext_key)
+    const isWaiting = async () => (await watcher.query("SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")).rowCount === 1
+    await eventually(isWaiting)
+    const isOver = async () => (await watcher.query("SELECT FROM keys WHERE kind = 'mecha' AND expires_at < clock_timestamp()")).rowCount === 1
+    t.notOk(await isOver(), 'it was good when it was read')
+    await eventually(isOver)
+    await admin.query('COMMIT')
+    t.same(await verdict, { valid: false, code: 'expired' })
+    const { rowCount: used } = await watcher.query("SELECT FROM key_usage JOIN keys ON keys.id = key_id WHERE kind = 'mecha'")
+    t.equal(used, 0, 'and was never used')
+  })
+
 t.test('a revocation that commits after a row was read, and before it is kept, is not overtaken by it', async (t) => {
   const first = await startService(t, {}, await createDatabase(t))
   const gateway = await first.gateway()
