@@ -25,6 +25,6 @@ export function hashVersion(db: Kysely<Database>): () => Promise<Pepper['version
 }
 
 async function newestVersion(db: Kysely<Database>): Promise<Pepper['version']> {
-  const { rows } = await sql<{ old: boolean }>`SELECT EXISTS (SELECT FROM replicas r WHERE to_jsonb(r) ? 'secret_digest' AND to_jsonb(r) ->> 'secret_digest' IS NULL) AS old`.execute(db)
+  const { rows } = await sql<{ old: boolean }>`SELECT EXISTS (SELECT FROM replicas WHERE secret_digest IS NULL) AS old`.execute(db)
   return rows[0]!.old ? 1 : 2
 }

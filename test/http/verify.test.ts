@@ -1,4 +1,5 @@
 import { randomBytes } from 'node:crypto'
+import { sql } from 'kysely'
 import t from 'tap'
 import { hashSecret } from '../../src/key/hash.js'
 import { newId } from '../../src/key/id.js'
@@ -157,6 +158,24 @@ t.test('a verify renews a hash whose input held the secret itself, and knows no 
   await applied(service.database)
   const answer = await service.call('POST', '/v1/verify', { token: await service.gateway(), body: { key: plaintext_key } })
   t.match(answer, { status: 503, body: { code: 'root_secret_missing' } })
+})
+
+t.test('while a replica of the release before is alive, no hash is made that it could not verify', async (t) => {
+  const during = await startService(t)
+  const { db } = during.database
+  await sql`INSERT INTO replicas (id, snapshot, seen_at) VALUES (gen_random_uuid(), pg_current_snapshot(), now())`.execute(db)
+  const { plaintext_key } = await during.issue()
+  const gateway = await during.gateway()
+  const peppers = async () => (await db.selectFrom('keys').select('pepper_root').execute()).map(({ pepper_root }) => pepper_root)
+  const { id } = rootsOf(during.config.ROOT_SECRETS!)[0]
+  t.match(await during.verify(plaintext_key, {}, gateway), { valid: true })
+  t.same(await peppers(), [id, id])
+  await sql`DELETE FROM replicas WHERE secret_digest IS NULL`.execute(db)
+  const after = await startService(t, { ROOT_SECRETS: during.config.ROOT_SECRETS!.join() }, during.database)
+  t.match(await after.verify(plaintext_key, {}, gateway), { valid: true })
+  // No answer waits for it.
+  while ((await peppers()).includes(id));
+  t.same(await peppers(), [`${id}/2`, `${id}/2`], 'once it is gone, each verify renews one')
 })
 
 t.test('a verify renews a hash made with another profile, or under an older root secret', async (t) => {
