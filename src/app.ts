@@ -12,6 +12,7 @@ import { requireDatabase, requireRoots, requireServing, type Settings } from './
 import { controlPlane } from './control/routes.js'
 import * as controlSchemas from './control/schemas.js'
 import { EventSchema, GatewaySchema, KeySchema } from './control/schemas.js'
+import { watchInventory } from './control/inventory.js'
 import { SigningKeeper } from './control/signing/keeper.js'
 import { hashVersion } from './db/hash-version.js'
 import { openPool, type OpenPool } from './db/pool.js'
@@ -103,6 +104,11 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     queueSize: config.QUEUE_SIZE,
     onDone: (operation, seconds) => metrics.argon2.observe({ operation }, seconds),
   })
+  const pools = new Map<string, OpenPool>()
+  metrics.watch('mecha_keys_database_connections', 'Connections of a plane, in use (active) and not (idle)',
+    () => [...pools].flatMap(([plane, pool]) => (['active', 'idle'] as const).map((state) => ({ labels: { plane, state }, value: pool.connections()[state] }))), ['plane', 'state'])
+  metrics.watch('mecha_keys_database_waiting', 'Statements that wait for a connection',
+    () => [...pools].map(([plane, pool]) => ({ labels: { plane }, value: pool.connections().waiting })), ['plane'])
   metrics.watch('mecha_keys_argon2_waiting', 'argon2 computations that wait for a thread', hasher.waiting)
   /** As any plane's database tells it. */
   let newHashVersion: ReturnType<typeof hashVersion> | undefined
@@ -121,8 +127,9 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
 
   if (config.PLANES !== 'runtime') {
     const { db } = openPlane('control', requireDatabase(config, 'DATABASE_URL'))
-    const plane = controlPlane({ db, roots, config, hasher }, await operatorAuthenticator(config))
+    const plane = controlPlane({ db, roots, config, hasher, onReceipt: (seconds, complete) => metrics.propagation.observe({ complete: String(complete) }, seconds) }, await operatorAuthenticator(config))
     const keeper = new SigningKeeper({ db, roots }, app.log)
+    watchKeys(db)
     app.addHook('onReady', () => keeper.start())
     app.addHook('onClose', () => keeper.stop())
     await app.register(async (scope) => {
@@ -137,7 +144,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     const clock = parts.clock ?? new Clock()
     const cache = new KeyCache(config.CACHE_MAX_KEYS)
     const followers: Follower[] = [cache]
-    const { feed, streams } = followChanges(followers, clock)
+    const { feed, streams } = followChanges(followers, clock, () => cache.size)
     const ofOneHistory = holdToOneHistory({ feed, renewConnections: renew, log: app.log })
     const oauth = oauthOf(db, ofOneHistory, clock)
     const readRows = async (ids: readonly string[]) => (await ofOneHistory(() => findCredentials(db, ids))).found
@@ -146,11 +153,12 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     followers.push(rows, oauth.places, oauth.statusList)
     metrics.watch('mecha_keys_cached_keys', 'Keys held in memory', () => cache.size)
     metrics.watch('mecha_keys_reads_waiting', 'Keys that wait for the database', () => reader.pending)
-    metrics.watch('mecha_keys_feed_fresh', '1 while the change feed vouches for what is held in memory', () => (feed.isFresh() ? 1 : 0))
+    watchFeed(feed, clock)
     const verifier = createVerifier({ db, roots, hasher, rows, ofOneHistory, cache, clock, feed, usage, metrics, log: app.log })
     metrics.watch('mecha_keys_change_streams', 'Streams of changes to gateways', () => streams.size)
     const findChangedOf = (held: readonly HeldVersion[], orgId: string | null) => ofOneHistory(() => findChanged(db, held, orgId))
     const revalidation = new Revalidation({ cache, findChanged: findChangedOf, afterMs: config.REVALIDATE_AFTER * 1000, log: app.log })
+    metrics.count('mecha_keys_revalidation_changed_total', 'Keys in memory that were found to be others in the database, of which the change feed had not told', () => revalidation.changed)
     app.addHook('onReady', async () => revalidation.start())
     app.addHook('onClose', async () => revalidation.stop())
     const revocation = { db, verifier, ofOneHistory, invalidate: (ids: readonly string[]) => invalidate(followers, ids), perMinute: config.REVOKE_TOKEN_RATE }
@@ -184,6 +192,21 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     return usage
   }
 
+  function watchFeed(feed: Feed, clock: Clock): void {
+    metrics.watch('mecha_keys_feed_fresh', '1 while the change feed vouches for what is held in memory', () => (feed.isFresh() ? 1 : 0))
+    metrics.watch('mecha_keys_feed_lag_seconds', 'Since the question to which everything that the change feed told is the answer; +Inf before the first', () => (clock.now() - feed.confirmedAt) / 1000)
+    metrics.count('mecha_keys_feed_losses_total', 'How often the connection of the change feed was lost', () => feed.counts.losses)
+    metrics.count('mecha_keys_feed_resets_total', 'How often everything in memory was taken for changed, the start included', () => feed.counts.resets)
+    metrics.count('mecha_keys_feed_history_changes_total', 'How often the database became one of another history: a restart, a failover, a restore', () => feed.counts.historyChanges)
+  }
+
+  function watchKeys(db: Kysely<Database>): void {
+    const inventory = watchInventory(db, (error) => app.log.warn({ err: error }, 'keys could not be counted'))
+    metrics.watch('mecha_keys_keys', 'Mecha keys by status, a minute old at most; estimated from a sample where there are many',
+      () => Object.entries(inventory()?.keys ?? {}).map(([status, value]) => ({ labels: { status }, value })), ['status'])
+    metrics.watch('mecha_keys_signing_key_age_seconds', 'Since the key that signs now began to, a minute old at most', () => inventory()?.signingKeyAge ?? undefined)
+  }
+
   /** What signs, and what tells of the end of what was signed. */
   function oauthOf(db: Kysely<Database>, ofOneHistory: OfOneHistory, clock: Clock): Omit<OAuthParts, 'verifier'> {
     const issuer = () => config.PUBLIC_URL ?? listeningUrl(app, config)
@@ -196,7 +219,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   }
 
   /** The feed that keeps true what is held in memory, on a connection of its own, and passes on to gateways what is theirs. */
-  function followChanges(followers: readonly Follower[], clock: Clock): { feed: Feed; streams: ChangeStreams } {
+  function followChanges(followers: readonly Follower[], clock: Clock, countKeys: () => number): { feed: Feed; streams: ChangeStreams } {
     const staleness = config.REVOCATION_MAX_STALENESS * 1000
     const pollMs = Math.min(1000, staleness / 4)
     const feed: Feed = new Feed({
@@ -210,7 +233,8 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
         invalidate(followers, changes.map(({ id }) => id))
         streams.changed(changes)
       },
-      onReset() {
+      onReset(why) {
+        if (why !== 'start') app.log.info({ why, keys: countKeys(), streams: streams.size }, 'everything in memory is asked about anew, and streams of changes end')
         for (const follower of followers) follower.invalidateAll()
         streams.closeAll()
       },
@@ -257,6 +281,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
       onQuery: () => metrics.queries.inc({ plane }),
       onError: (error) => app.log.warn({ err: error }, 'an idle database connection was lost'),
     })
+    pools.set(plane, pool)
     newHashVersion ??= hashVersion(pool.db)
     checks[`database_${plane}`] = () => databaseTrouble(pool.db)
     app.addHook('onClose', () => pool.db.destroy())

@@ -56,7 +56,7 @@ function refused(world: World, plan: Plan, spoil: (key: string) => string, code:
     const bad = spoil(key)
     await expectVerdict(service, bad, { valid: false, code })
     const work = async () => ({
-      queries: await service.metric('mecha_keys_database_queries_total'),
+      queries: await service.metric('mecha_keys_database_queries_total{plane="runtime"}'),
       argon2: await service.metric('mecha_keys_argon2_seconds_count'),
     })
     const bodies = [JSON.stringify({ key: bad })]

@@ -15,6 +15,8 @@ export interface ControlParts {
   readonly roots: Roots
   readonly config: Settings
   readonly hasher: Hasher
+  /** Told of each receipt that an answer carries. */
+  readonly onReceipt?: (seconds: number, isComplete: boolean) => void
 }
 
 /** Who does something, and by which request: what every event says. */

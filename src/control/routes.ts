@@ -282,10 +282,12 @@ function requireOperator(app: FastifyInstance, authenticate: OperatorAuthenticat
 }
 
 /** What has come of a change that was made, waited for as long as the request prefers. */
-function receipt(parts: ControlParts, request: { readonly headers: { readonly prefer?: string } }, reply: FastifyReply, keyIds: readonly string[]): Promise<Propagation | null> {
+async function receipt(parts: ControlParts, request: { readonly headers: { readonly prefer?: string } }, reply: FastifyReply, keyIds: readonly string[]): Promise<Propagation | null> {
   const { seconds, isApplied } = preferredWait(request.headers.prefer)
   if (isApplied) reply.header('preference-applied', `wait=${seconds}`)
-  return propagationOf(parts, keyIds, seconds)
+  const propagation = await propagationOf(parts, keyIds, seconds)
+  if (propagation) parts.onReceipt?.(propagation.elapsed_ms / 1000, propagation.replicas > 0 && propagation.confirmed === propagation.replicas)
+  return propagation
 }
 
 function callerOf({ operator, id, ip }: FastifyRequest): Caller {

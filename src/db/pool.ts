@@ -34,6 +34,8 @@ export interface OpenPool {
   readonly db: Kysely<Database>
   /** From now on nothing is asked on a connection that is open at this moment: it may lead to another server than a new one. */
   readonly renew: () => void
+  /** Connections in use and not in use, and how many statements wait for one. */
+  readonly connections: () => { readonly active: number; readonly idle: number; readonly waiting: number }
 }
 
 /** A database handle over a pool of its own. `destroy()` ends it. */
@@ -78,7 +80,11 @@ export function openPool(options: PoolOptions): OpenPool {
     dialect: new TruthfulDialect({ pool: { connect, end: () => pool.end() } }),
     ...(onQuery && { log: () => onQuery() }),
   })
-  return { db, renew: () => void generation++ }
+  return {
+    db,
+    renew: () => void generation++,
+    connections: () => ({ active: pool.totalCount - pool.idleCount, idle: pool.idleCount, waiting: pool.waitingCount }),
+  }
 }
 
 /**

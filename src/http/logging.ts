@@ -2,6 +2,8 @@
 
 import type { FastifyBaseLogger, FastifyInstance, FastifyRequest } from 'fastify'
 import { pino, type Bindings, type ChildLoggerOptions, type DestinationStream, type Logger } from 'pino'
+import type { Problem } from '../errors.js'
+import { publicId } from '../key/id.js'
 import { redactTokens } from '../key/token.js'
 import { SECRET_HEADERS } from './headers.js'
 
@@ -51,15 +53,20 @@ export function requestLogger(parent: FastifyBaseLogger, bindings: Bindings, opt
   return new RequestLogger(parent, bindings, options) as unknown as FastifyBaseLogger
 }
 
-/** One line for each request: what was asked, what was answered, how long it took. */
+/** One line for each request: what was asked, what was answered, how long it took; of one that was refused, why and whose it was. */
 export function logRequests(app: FastifyInstance): void {
   // A hook that writes nothing would still cost every request its turn.
   if (!(app.log as Logger).isLevelEnabled('info')) return
   app.addHook('onResponse', (request, reply, done) => {
     const ms = Math.round(reply.elapsedTime * 100) / 100
-    app.log.info({ request_id: request.id, req: request, status: reply.statusCode, ms }, 'request')
+    app.log.info({ request_id: request.id, req: request, status: reply.statusCode, ms, ...(reply.refusal && refusalLine(request, reply.refusal)) }, 'request')
     done()
   })
+}
+
+/** A problem's detail is for the caller: no secret is in it. Who was refused is named as the audit trail names them. */
+function refusalLine({ operator, gateway }: Partial<FastifyRequest>, { code, detail }: Problem) {
+  return { code, reason: detail, ...(operator && { actor: operator.actor }), ...(gateway?.id && { gateway: publicId('gateway', gateway.id) }) }
 }
 
 const PHC = /\$argon2id?\$[^"\s\\]+/g

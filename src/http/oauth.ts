@@ -45,6 +45,7 @@ export async function speakOAuth(app: FastifyInstance): Promise<void> {
 function answerErrors(app: FastifyInstance): void {
   app.setErrorHandler((error, request, reply) => {
     const problem = loggedProblem(error, request)
+    reply.refusal = problem
     const { errors: _errors, ...members } = problem.toJSON()
     return reply
       .code(problem.status)

@@ -9,6 +9,13 @@ import { ERROR_CODES, Problem, type ErrorCode, type FieldError } from '../errors
 import { redactTokens } from '../key/token.js'
 import { PACKAGE_ROOT } from '../package-root.js'
 
+declare module 'fastify' {
+  interface FastifyReply {
+    /** What the request was refused with: for its line in the log, and to be counted. */
+    refusal: Problem | undefined
+  }
+}
+
 export const PROBLEM_JSON = 'application/problem+json'
 
 export const ProblemSchema = Type.Object(
@@ -45,6 +52,7 @@ const READ_ONLY = 'The database cannot be written to just now. Try again in a mo
 const TOO_LONG = 'The database did not finish this in time, and undid what it had begun. Try again in a moment, or ask for less.'
 
 export function answerProblem(reply: FastifyReply, problem: Problem): FastifyReply {
+  reply.refusal = problem
   return reply
     .code(problem.status)
     .headers({ 'cache-control': 'no-store', ...problem.extra.headers })

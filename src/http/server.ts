@@ -59,6 +59,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
     reply.header('x-request-id', request.id)
     done()
   })
+  app.decorateReply('refusal')
   logRequests(app)
   endConnectionsOnClose(app, options.closeTimeoutMs)
   return app

@@ -7,7 +7,7 @@
 import { METHODS, type IncomingHttpHeaders } from 'node:http'
 import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyReply, FastifyRequest, HTTPMethods, onRequestHookHandler } from 'fastify'
-import { bearerOf, CHALLENGE } from '../auth/gateways.js'
+import { bearerOf, CHALLENGE, type Gateway } from '../auth/gateways.js'
 import { Problem } from '../errors.js'
 import { answerProblem, loggedProblem } from '../http/problems.js'
 import { emptyAnswer, responses } from '../http/schemas.js'
@@ -68,8 +68,14 @@ export function authzRoutes({ verifier, send, unavailable, everybody }: AuthzPar
     if (everybody) return checkKey(everybody, request, reply)
     const credential = bearerOf(textOf(request.headers, 'x-gateway-authorization'))
     const gateway = credential === undefined ? undefined : verifier.verifyGateway(credential, reply)
-    if (!(gateway instanceof Promise)) return gateway ? checkKey(gateway, request, reply) : NO_GATEWAY
-    return gateway.then((found) => (found ? checkKey(found, request, reply) : NO_GATEWAY))
+    if (!(gateway instanceof Promise)) return checkFor(gateway, request, reply)
+    return gateway.then((found) => checkFor(found, request, reply))
+  }
+
+  function checkFor(gateway: Gateway | undefined, request: FastifyRequest, reply: FastifyReply): Outcome | Promise<Outcome> {
+    if (!gateway) return NO_GATEWAY
+    request.gateway = gateway
+    return checkKey(gateway, request, reply)
   }
 
   function checkKey(asker: Asker, { headers, raw }: FastifyRequest, reply: FastifyReply): Outcome | Promise<Outcome> {

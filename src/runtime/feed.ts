@@ -35,6 +35,9 @@ export interface Change {
   readonly org_id: string | null
 }
 
+/** `start`: the feed's first word. `reconnected`: the connection was lost, and with it what came meanwhile. */
+export type ResetReason = 'start' | 'reconnected' | 'away_too_long' | 'other_history' | 'changes_removed' | 'every_key_changed'
+
 export interface FeedParts {
   /** A connection straight to PostgreSQL: LISTEN does not pass a pooler. */
   readonly url: string
@@ -49,8 +52,8 @@ export interface FeedParts {
   /** How long changes are kept. A replica that was away for longer starts anew. */
   readonly retentionMs: number
   readonly onChanges: (changes: readonly Change[]) => void
-  /** Anything may have changed. */
-  readonly onReset: () => void
+  /** Anything may have changed, and why nobody can say what. */
+  readonly onReset: (why: ResetReason) => void
   /** Everything that was committed before a poll was sent has been told. */
   readonly onConfirmed: () => void
   readonly clock: Clock
@@ -147,6 +150,9 @@ export class Feed {
   /** The confirmation that followed the last change, and the timeline that it was made in: a database without it went back. */
   #known: { readonly timeline: string; readonly beat: number } | undefined
   #stopped = false
+  #lostAt: number | undefined
+  /** Since the start: how often the connection was lost, everything was dropped, and the history became another one. */
+  readonly counts = { losses: 0, resets: 0, historyChanges: 0 }
   #wake = () => {}
   /** A wake-up that came while nobody slept. */
   #woken = false
@@ -267,12 +273,24 @@ export class Feed {
         await this.#follow(() => (failures = 0))
         await this.#client?.query(LEAVE, [this.parts.replicaId, this.#secret])
       } catch (error) {
-        if (failures++ === 0 && !this.#stopped) this.parts.log.warn({ err: error }, 'the change feed was lost; connecting again')
+        if (failures++ === 0 && !this.#stopped) this.#tellThatLost(error)
       } finally {
         await this.#disconnect()
       }
       if (!this.#stopped && failures > 0) await this.#sleep(Math.min(25 * 2 ** failures, RECONNECT_MS))
     }
+  }
+
+  #tellThatLost(error: unknown): void {
+    this.counts.losses++
+    this.#lostAt ??= performance.now()
+    this.parts.log.warn({ err: error }, 'the change feed was lost; connecting again')
+  }
+
+  #tellThatFound(): void {
+    if (this.#lostAt === undefined) return
+    this.parts.log.info({ lost_ms: Math.round(performance.now() - this.#lostAt) }, 'the change feed was found again')
+    this.#lostAt = undefined
   }
 
   async #connect(): Promise<void> {
@@ -328,6 +346,7 @@ export class Feed {
       this.#confirmedJumps = sentJumps
       this.#doubting = this.#doubting.filter(({ at, resolve }) => at > sentAt || void resolve())
       this.parts.onConfirmed()
+      this.#tellThatFound()
       onPolled()
       old ??= { at: sentAt, snapshot: page.snapshot }
       if (sentAt - old.at >= retentionMs) {
@@ -349,17 +368,20 @@ export class Feed {
    * @returns whether anything may have changed
    */
   #take(page: Page, last: Page | undefined, isRecent: boolean): boolean {
-    if (page.history !== this.#history) this.#historyToken = hash('sha256', page.history, 'base64url').slice(0, 11)
+    const before = this.#history
+    if (before !== undefined && page.history !== before) this.counts.historyChanges++
+    if (page.history !== before) this.#historyToken = hash('sha256', page.history, 'base64url').slice(0, 11)
     this.#history = page.history
-    const isContinuous = isRecent && page.history === last?.history && !page.is_swept
+    const why = resetReason(page, last, before, isRecent)
     this.#page = page
-    if (isContinuous && page.changed.every((change): change is Change => change.id !== null)) {
-      if (page.changed.length > 0) this.parts.onChanges(page.changed)
+    if (!why) {
+      if (page.changed.length > 0) this.parts.onChanges(page.changed as readonly Change[])
       return page.changed.length > 0
     }
+    this.counts.resets++
     // What is read from now on is held against this page: nothing that was read before is left to be in doubt.
     this.#isInDoubt = false
-    this.parts.onReset()
+    this.parts.onReset(why)
     return true
   }
 
@@ -403,6 +425,16 @@ export class Feed {
       })
     this.#woken = false
   }
+}
+
+/** Why a poll does not go on where the one before ended; nothing where it does. */
+function resetReason(page: Page, last: Page | undefined, history: string | undefined, isRecent: boolean): ResetReason | undefined {
+  if (history === undefined) return 'start'
+  if (page.history !== history) return 'other_history'
+  if (!last) return 'reconnected'
+  if (!isRecent) return 'away_too_long'
+  if (page.is_swept) return 'changes_removed'
+  return page.changed.some(({ id }) => id === null) ? 'every_key_changed' : undefined
 }
 
 function socketOf(client: Client): Socket {

@@ -154,8 +154,12 @@ export function createVerifier(parts: VerifierParts) {
       if (held.kind !== kind) return counted(kind, 'unknown')
       const now = feed.now(at)
       const code = refuse(held, now, asker, demand)
-      if (code) return counted(kind, noted(held, code, now))
+      if (code) {
+        metrics.lookups.hit++
+        return counted(kind, noted(held, code, now))
+      }
       if (held.used) {
+        metrics.lookups.hit++
         usage.seen(held, now, asker.id)
         return counted(kind, held)
       }
@@ -163,6 +167,7 @@ export function createVerifier(parts: VerifierParts) {
     const token = parseToken(text)
     if (!token) return counted(kind, 'malformed')
     if (!isTaggedByUs(token, roots) || (isFresh && cache.isRefused(text))) return counted(kind, 'unknown')
+    metrics.lookups.miss++
     return checkInDatabase(token, kind, caller, asker, demand).then(
       (verdict) => counted(kind, verdict),
       (error: unknown) => {

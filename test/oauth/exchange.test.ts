@@ -8,14 +8,9 @@ import { applied, createDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { ACCESS_TOKEN, exchange, EXCHANGE, exchanged, introspect, sendForm, type Form } from '../helpers/oauth.js'
 import { isSameAnswer } from '../helpers/refusals.js'
-import { fresh, startService, type Answer, type Service } from '../helpers/service.js'
+import { fresh, startService, type Answer } from '../helpers/service.js'
+import { costs } from '../helpers/metrics.js'
 import { layWire } from '../helpers/wire.js'
-
-async function costs(service: Service) {
-  const { text } = await service.call('GET', '/metrics')
-  const sum = (name: string) => [...text.matchAll(new RegExp(`^${name}(?:\\{[^}]*\\})? (\\S+)$`, 'gm'))].reduce((total, match) => total + Number(match[1]), 0)
-  return { queries: sum('mecha_keys_database_queries_total'), argon2: sum('mecha_keys_argon2_seconds_count') }
-}
 
 t.test('200: scopes are all of the key\'s, or those of them that are asked for', async (t) => {
   const service = await startService(t)

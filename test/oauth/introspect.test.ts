@@ -6,6 +6,7 @@ import { deriveRoot, rootsOf } from '../../src/key/roots.js'
 import { openSigningKey } from '../../src/key/signing.js'
 import { makeToken } from '../../src/key/token.js'
 import { applied } from '../helpers/database.js'
+import { costs } from '../helpers/metrics.js'
 import { exchanged, introspect, sendForm, type Form } from '../helpers/oauth.js'
 import { isSameAnswer } from '../helpers/refusals.js'
 import { fresh, startService, type Service } from '../helpers/service.js'
@@ -16,12 +17,6 @@ async function gatewayOf(service: Service, org = 'acme') {
 }
 
 const basic = (user: string, password: string) => ({ authorization: `Basic ${Buffer.from(`${user}:${password}`).toString('base64')}` })
-
-async function costs(service: Service) {
-  const { text } = await service.call('GET', '/metrics')
-  const sum = (name: string) => [...text.matchAll(new RegExp(`^${name}(?:\\{[^}]*\\})? (\\S+)$`, 'gm'))].reduce((total, match) => total + Number(match[1]), 0)
-  return { queries: sum('mecha_keys_database_queries_total'), argon2: sum('mecha_keys_argon2_seconds_count') }
-}
 
 t.test('200: whatever is not active is answered with the same few bytes', async (t) => {
   const service = await startService(t, { PUBLIC_URL: 'https://keys.example.com' })
