@@ -103,6 +103,8 @@ function take({ type, key_id, at, actor, data }: TrailEvent, told: Map<string, T
       break
     case 'key.rotated':
       key.expires_at = dateOf(data['ends_at'] ?? null)
+      // As the rotation had it: an end that is not in the future is more than a time, which a clock that goes back would undo.
+      if (key.expires_at && key.expires_at <= new Date(at)) key.enabled = false
       break
     case 'key.revoked':
     case 'gateway.revoked':
