@@ -151,6 +151,8 @@ export class SoakDatabase {
       const idsOf = (keys: readonly string[]) => keys.map((id) => parsePublicId('mecha', id))
       await client.query("UPDATE keys SET revoked_at = clock_timestamp(), revoked_by = 'restore' WHERE id = ANY($1::uuid[]) AND revoked_at IS NULL", [idsOf(revoked)])
       await client.query('UPDATE keys SET enabled = false WHERE id = ANY($1::uuid[]) AND revoked_at IS NULL', [idsOf(disabled)])
+      // As `mecha-keys restore replay` does when what was ended has ended again; here all in one transaction.
+      await client.query("SELECT accept_database('soak')")
       await client.query('COMMIT')
     })
   }
