@@ -217,6 +217,23 @@ $$;
 CREATE TRIGGER token_status_is_freed BEFORE UPDATE ON token_status
   FOR EACH ROW WHEN (writes_as_control()) EXECUTE FUNCTION token_status_is_freed();
 
+-- ── Replicas ──
+
+-- Who has said goodbye. A row of `replicas` that is gone without that may be of a replica that is alive: a restore takes rows, and
+-- so does a sweep when the clock is set.
+CREATE TABLE farewells (
+  id      uuid PRIMARY KEY,
+  said_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+GRANT SELECT ON farewells TO mecha_keys_control;
+
+CREATE OR REPLACE FUNCTION leave_feed(replica uuid, secret bytea) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+  DELETE FROM farewells WHERE said_at < clock_timestamp() - interval '1 day';
+  WITH gone AS (DELETE FROM replicas WHERE id = replica AND secret_digest = sha256(secret) RETURNING id)
+  INSERT INTO farewells (id) SELECT id FROM gone ON CONFLICT DO NOTHING;
+$$;
+
 REVOKE ALL ON FUNCTION writes_as_control, within_transaction, refuse_write, keys_are_made_now, keys_keep_their_end, key_changes_are_told,
   events_tell_of_changes, idempotency_keys_name_new_keys, signing_keys_are_announced, signing_keys_are_told, signing_keys_end, token_status_is_freed FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION writes_as_control() TO mecha_keys_control, mecha_keys_runtime;

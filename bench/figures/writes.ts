@@ -88,8 +88,8 @@ async function revokeAndWatch(near: Service, far: Service, id: string, key: stri
     const revoked = near.call('POST', `/v1/keys/${id}/revoke`, {}, { prefer: 'wait=10' })
     while (await isValid(agent, far, key));
     const ms = performance.now() - start
-    const { propagation } = (await revoked) as { propagation: { replicas: number; confirmed: number } }
-    if (propagation.replicas < 2 || propagation.confirmed < propagation.replicas) throw new Error(`the receipt says ${JSON.stringify(propagation)}`)
+    const { propagation } = (await revoked) as { propagation: { replicas: number; complete: boolean } }
+    if (propagation.replicas < 2 || !propagation.complete) throw new Error(`the receipt says ${JSON.stringify(propagation)}`)
     let acceptedAfterReceipt = 0
     for (let i = 0; i < 5; i++) if (await isValid(agent, far, key)) acceptedAfterReceipt++
     return { ms, acceptedAfterReceipt }

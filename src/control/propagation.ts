@@ -1,15 +1,19 @@
 /** Receipts: how many of the replicas that are alive have applied a change. */
 
 import { setTimeout as sleep } from 'node:timers/promises'
+import type { Kysely } from 'kysely'
 import { databaseFailure } from '../db/outage.js'
-import type { ControlParts } from './parts.js'
-import { countReplicas } from './store.js'
+import type { Database } from '../db/tables.js'
+import { ReplicaWatch, type Living } from './replicas.js'
+import { findChange, readReplicas, type ReplicasReading } from './store.js'
 
 export interface Propagation {
-  /** Replicas that are alive: those that have confirmed the feed within `REVOCATION_MAX_STALENESS`. */
+  /** Replicas that are alive, of the history in which the change was made. */
   readonly replicas: number
   /** Those of them that have applied the change. */
   readonly confirmed: number
+  /** Whether nobody who may be alive answers by what was before. Never so without a replica. */
+  readonly complete: boolean
   /** How long this call has waited for them. */
   readonly elapsed_ms: number
 }
@@ -18,29 +22,91 @@ export interface Propagation {
 const DEFAULT_WAIT = 2
 export const MAX_WAIT = 10
 
-/** How often an open receipt is looked at. */
+/** How often open receipts are looked at. */
 const INTERVAL_MS = 10
 
-/**
- * Waits until every living replica has applied all changes of some keys, or the time is over. A replica that is gone
- * drops out when it has been silent for as long as it may serve from memory: by then it does not any more.
- *
- * @param keyIds UUIDs
- * @param waitSeconds longest wait; 0 asks once
- * @returns `null` when the database does not say: what the call did stands all the same
- */
-export async function propagationOf({ db, config }: ControlParts, keyIds: readonly string[], waitSeconds: number): Promise<Propagation | null> {
-  const start = performance.now()
-  try {
-    for (;;) {
-      const { replicas, confirmed } = await countReplicas(db, keyIds, config.REVOCATION_MAX_STALENESS)
-      const elapsed = performance.now() - start
-      if (confirmed === replicas || elapsed + INTERVAL_MS > waitSeconds * 1000) return { replicas, confirmed, elapsed_ms: Math.round(elapsed) }
-      await sleep(INTERVAL_MS)
+/** A receipt that is open. */
+interface Waiting {
+  /** The transactions that have to be applied: every one, for of two the one that began first may commit last. */
+  readonly xids: readonly string[]
+  readonly history: string
+  /** Whether the change is there in that history. */
+  readonly isMade: boolean
+  readonly start: number
+  readonly waitMs: number
+  readonly resolve: (propagation: Propagation | null) => void
+  readonly reject: (error: unknown) => void
+}
+
+/** The receipts of a process. One loop asks for all that are open, and ends with the last of them. */
+export class Receipts {
+  readonly #watch: ReplicaWatch
+  readonly #waiting = new Set<Waiting>()
+  #isLooking = false
+
+  /** @param defaultBoundMs how long replicas of the previous release may answer from memory */
+  constructor(
+    private readonly db: Kysely<Database>,
+    defaultBoundMs: number,
+  ) {
+    this.#watch = new ReplicaWatch(defaultBoundMs)
+  }
+
+  /**
+   * Waits until every living replica has applied all changes of some keys, or the time is over. A replica that is gone
+   * drops out when its row was seen unmoved for as long as it may serve from memory: by then it does not any more.
+   *
+   * @param keyIds UUIDs
+   * @param change.waitSeconds longest wait; 0 asks once
+   * @param change.isRevocation the keys are revoked: where they are not, this is another history than the one that said so
+   * @returns `null` when the database does not say: what the call did stands all the same
+   */
+  async of(keyIds: readonly string[], { waitSeconds, isRevocation }: { readonly waitSeconds: number; readonly isRevocation: boolean }): Promise<Propagation | null> {
+    const start = performance.now()
+    try {
+      const { history, xids, revoked } = await findChange(this.db, keyIds)
+      const isMade = !isRevocation || revoked === new Set(keyIds).size
+      return await new Promise((resolve, reject) => {
+        this.#waiting.add({ xids, history, isMade, start, waitMs: waitSeconds * 1000, resolve, reject })
+        if (!this.#isLooking) void this.#look()
+      })
+    } catch (error) {
+      if (databaseFailure(error)) return null
+      throw error
     }
-  } catch (error) {
-    if (databaseFailure(error)) return null
-    throw error
+  }
+
+  async #look(): Promise<void> {
+    this.#isLooking = true
+    while (this.#waiting.size > 0) {
+      // Who comes while the question is on its way waits for the next one: this one may be from before their change.
+      const asking = [...this.#waiting]
+      try {
+        const askedAt = this.#watch.age()
+        const reading = await readReplicas(this.db, [...new Set(asking.flatMap(({ xids }) => xids))], this.#watch.known)
+        const living = this.#watch.take(reading, askedAt)
+        for (const waiting of asking) this.#settle(waiting, living, reading)
+      } catch (error) {
+        for (const waiting of asking) {
+          this.#waiting.delete(waiting)
+          waiting.reject(error)
+        }
+      }
+      if (this.#waiting.size > 0) await sleep(INTERVAL_MS)
+    }
+    this.#isLooking = false
+  }
+
+  /** Closes a receipt when there is nobody to wait for any more, or no time. */
+  #settle(waiting: Waiting, { replicas, hasOthers }: Living, { history, is_held }: ReplicasReading): void {
+    const mine = new Set(waiting.xids)
+    const confirmed = is_held ? 0 : replicas.filter(({ unseen }) => !unseen.some((xid) => mine.has(xid))).length
+    const isOver = confirmed === replicas.length && !hasOthers
+    const elapsed = performance.now() - waiting.start
+    if (!isOver && elapsed + INTERVAL_MS <= waiting.waitMs) return
+    this.#waiting.delete(waiting)
+    const complete = isOver && replicas.length > 0 && waiting.isMade && waiting.history === history
+    waiting.resolve({ replicas: replicas.length, confirmed, complete, elapsed_ms: Math.round(elapsed) })
   }
 }
 

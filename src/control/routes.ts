@@ -13,7 +13,7 @@ import { parsePublicId, publicId, type CredentialKind } from '../key/id.js'
 import { createGateway } from './gateways.js'
 import { issueKey, rotateKey, type Revealed } from './issue.js'
 import type { Caller, ControlParts } from './parts.js'
-import { preferredWait, propagationOf, type Propagation } from './propagation.js'
+import { preferredWait, Receipts, type Propagation } from './propagation.js'
 import { revoke, revokeAllOfMecha } from './revoke.js'
 import {
   EventPage, EventsQuery, GatewayBody, GatewayIdSchema, GatewayListQuery, GatewayPage,
@@ -49,13 +49,14 @@ export function controlPlane(parts: ControlParts, authenticate: OperatorAuthenti
     boundRequests(app, parts.config.QUEUE_SIZE)
     requireOperator(app, authenticate)
     refuseSecretsAndUnstorable(app)
-    await app.register(keyRoutes(parts))
-    await app.register(gatewayRoutes(parts))
+    const receipts = new Receipts(parts.db, parts.config.REVOCATION_MAX_STALENESS * 1000)
+    await app.register(keyRoutes(parts, receipts))
+    await app.register(gatewayRoutes(parts, receipts))
     await app.register(eventRoutes(parts))
   }
 }
 
-function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
+function keyRoutes(parts: ControlParts, receipts: Receipts): FastifyPluginAsyncTypebox {
   const { db } = parts
   const KeyParams = Type.Object({ id: KeyIdSchema })
   return async (app) => {
@@ -103,7 +104,7 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
       async ({ params, operator }) => {
         const [key, now] = await Promise.all([findKey(db, operator, 'mecha', uuidOf('mecha', params.id)), readClock(db)])
         if (!key) throw notFound()
-        return { ...keyView(key, now), ...(key.revoked_at && { propagation: await propagationOf(parts, [key.id], 0) }) }
+        return { ...keyView(key, now), ...(key.revoked_at && { propagation: await receipts.of([key.id], { waitSeconds: 0, isRevocation: true }) }) }
       },
     )
 
@@ -120,7 +121,7 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
       async (request, reply) => {
         refuseLargeMetadata(request.body.metadata)
         const { key, now } = await updateKeyDetails(parts, callerOf(request), uuidOf('mecha', request.params.id), request.body)
-        return { ...keyView(key, now), propagation: await receipt(parts, request, reply, [key.id]) }
+        return { ...keyView(key, now), propagation: await receipt(parts, receipts, request, reply, [key.id], { isRevocation: false }) }
       },
     )
 
@@ -143,7 +144,7 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
         const id = uuidOf('mecha', request.params.id)
         const revealed = await rotateKey(parts, callerOf(request), id, body, request.headers['idempotency-key'])
         reply.code(201).header('location', locationOf(revealed))
-        return reply.send({ ...revealView(revealed), propagation: await receipt(parts, request, reply, [id]) })
+        return reply.send({ ...revealView(revealed), propagation: await receipt(parts, receipts, request, reply, [id], { isRevocation: false }) })
       },
     )
 
@@ -159,7 +160,7 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
       },
       async (request, reply) => {
         const { key, now } = await revoke(parts, callerOf(request), 'mecha', uuidOf('mecha', request.params.id), request.body?.reason)
-        return { ...keyView(key, now), propagation: await receipt(parts, request, reply, [key.id]) }
+        return { ...keyView(key, now), propagation: await receipt(parts, receipts, request, reply, [key.id], { isRevocation: true }) }
       },
     )
 
@@ -179,14 +180,14 @@ function keyRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
         const keyIds = await findLatelyRevoked(db, mecha).catch((error: unknown) => {
           if (!databaseFailure(error)) throw error
         })
-        const propagation = keyIds ? await receipt(parts, request, reply, keyIds) : null
+        const propagation = keyIds ? await receipt(parts, receipts, request, reply, keyIds, { isRevocation: true }) : null
         return { mecha, revoked: ids.map((id) => publicId('mecha', id)), revoked_count: revoked, remaining, propagation }
       },
     )
   }
 }
 
-function gatewayRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
+function gatewayRoutes(parts: ControlParts, receipts: Receipts): FastifyPluginAsyncTypebox {
   return async (app) => {
     // A gateway verifies every key of its organization: more than an operator of some crews may hand out.
     app.addHook('onRequest', async ({ operator }) => {
@@ -236,7 +237,7 @@ function gatewayRoutes(parts: ControlParts): FastifyPluginAsyncTypebox {
       },
       async (request, reply) => {
         const { key, now } = await revoke(parts, callerOf(request), 'gateway', uuidOf('gateway', request.params.id), request.body?.reason)
-        return { ...gatewayView(key, now), propagation: await receipt(parts, request, reply, [key.id]) }
+        return { ...gatewayView(key, now), propagation: await receipt(parts, receipts, request, reply, [key.id], { isRevocation: true }) }
       },
     )
   }
@@ -282,11 +283,18 @@ function requireOperator(app: FastifyInstance, authenticate: OperatorAuthenticat
 }
 
 /** What has come of a change that was made, waited for as long as the request prefers. */
-async function receipt(parts: ControlParts, request: { readonly headers: { readonly prefer?: string } }, reply: FastifyReply, keyIds: readonly string[]): Promise<Propagation | null> {
+async function receipt(
+  parts: ControlParts,
+  receipts: Receipts,
+  request: { readonly headers: { readonly prefer?: string } },
+  reply: FastifyReply,
+  keyIds: readonly string[],
+  { isRevocation }: { readonly isRevocation: boolean },
+): Promise<Propagation | null> {
   const { seconds, isApplied } = preferredWait(request.headers.prefer)
   if (isApplied) reply.header('preference-applied', `wait=${seconds}`)
-  const propagation = await propagationOf(parts, keyIds, seconds)
-  if (propagation) parts.onReceipt?.(propagation.elapsed_ms / 1000, propagation.replicas > 0 && propagation.confirmed === propagation.replicas)
+  const propagation = await receipts.of(keyIds, { waitSeconds: seconds, isRevocation })
+  if (propagation) parts.onReceipt?.(propagation.elapsed_ms / 1000, propagation.complete)
   return propagation
 }
 

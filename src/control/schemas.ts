@@ -49,6 +49,7 @@ const PropagationSchema = Type.Unsafe<Propagation | null>({
   ...Type.Object({
     replicas: Type.Integer({ description: 'Replicas of the runtime plane that are alive' }),
     confirmed: Type.Integer({ description: 'Those of them that have applied it: none of these answers by what was before' }),
+    complete: Type.Boolean({ description: 'Whether no replica answers by what was before: every one that is alive has applied it, there is one, and none that cannot be asked may be alive. Read this, and not whether the two numbers are the same' }),
     elapsed_ms: Type.Integer({ description: 'How long this call waited for them, in milliseconds' }),
   }),
   type: ['object', 'null'],

@@ -1,4 +1,7 @@
+import { randomUUID } from 'node:crypto'
+import { sql } from 'kysely'
 import t, { type Test } from 'tap'
+import { ReplicaWatch } from '../../src/control/replicas.js'
 import { applied, createDatabase, emptyDatabase } from '../helpers/database.js'
 import { fresh, startService, type Service } from '../helpers/service.js'
 import { eventually } from '../helpers/eventually.js'
@@ -8,7 +11,7 @@ t.test('a change is answered with how many replicas have applied it, and so is a
   const service = await startService(t)
   const token = await service.token()
   await applied(service.database)
-  const all = { replicas: 1, confirmed: 1 }
+  const all = { replicas: 1, confirmed: 1, complete: true }
   const [{ key }, other, third] = [await service.issue(), await service.issue(), await service.issue()]
   const gateways = await service.call('POST', '/v1/gateways', { token, body: { name: 'edge' } })
   const post = (path: string, body: object) => service.call('POST', path, { token, body })
@@ -30,14 +33,14 @@ t.test('a replica that hears nothing is not confirmed, until it hears again or d
   const look = async (id: string) => (await service.call('GET', `/v1/keys/${id}`, { token })).body.propagation
 
   wire.silence()
-  t.match(await revoke(hears.key.id), { headers: { 'preference-applied': 'wait=1' }, body: { status: 'revoked', propagation: { replicas: 2, confirmed: 1 } } })
+  t.match(await revoke(hears.key.id), { headers: { 'preference-applied': 'wait=1' }, body: { status: 'revoked', propagation: { replicas: 2, confirmed: 1, complete: false } } })
   wire.cut()
   wire.restore()
   await eventually(async () => (await look(hears.key.id)).confirmed === 2)
 
   wire.silence()
   const { body } = await service.call('POST', `/v1/keys/${drops.key.id}/revoke`, { token, headers: { prefer: 'respond-async, wait=10' } })
-  t.match(body.propagation, { replicas: 1, confirmed: 1 }, 'silent for as long as it may serve from memory, it does not count')
+  t.match(body.propagation, { replicas: 1, confirmed: 1, complete: true }, 'silent for as long as it may serve from memory, it does not count')
   t.ok(body.propagation.elapsed_ms > 0)
 })
 
@@ -49,7 +52,7 @@ t.test('of two transactions on one key, both have to be applied', async (t) => {
   wire.silence()
   await service.call('PATCH', `/v1/keys/${key.id}`, { token, body: { name: 'one' }, headers: { prefer: 'wait=0' } })
   const { body } = await service.call('POST', `/v1/keys/${key.id}/revoke`, { token, headers: { prefer: 'wait=1' } })
-  t.match(body.propagation, { replicas: 2, confirmed: 1 })
+  t.match(body.propagation, { replicas: 2, confirmed: 1, complete: false })
 })
 
 t.test('how long to wait is a preference: what is no number is ignored, what is too long is cut', async (t) => {
@@ -87,9 +90,110 @@ t.test('a replica that dropped out of a receipt does not answer from memory, wha
   // A poll has been answered, from before the revocation, and the answer is on its way.
   await wire.hold()
   const { body } = await service.call('POST', `/v1/keys/${key.id}/revoke`, { token: await service.token(), headers: { prefer: 'wait=10' } })
-  t.match(body.propagation, { replicas: 0, confirmed: 0 })
+  t.match(body.propagation, { replicas: 0, confirmed: 0, complete: false })
   wire.release()
   await wire.hold()
   t.match(await service.verify(plaintext_key, {}, gateway), { valid: false, code: 'revoked' })
   wire.release()
+})
+
+t.test('without a replica no receipt is complete, and there is nothing to wait for', async (t) => {
+  const service = await startService(t, { PLANES: 'control' })
+  const { key } = await service.issue()
+  const { body } = await service.call('POST', `/v1/keys/${key.id}/revoke`, { token: await service.token(), headers: { prefer: 'wait=10' } })
+  t.match(body.propagation, { replicas: 0, confirmed: 0, complete: false })
+  t.ok(body.propagation.elapsed_ms < 9000)
+})
+
+t.test('a database\'s clock that steps takes no silent replica out of the count, and keeps none in it', async (t) => {
+  const { service, wire } = await twoReplicas(t)
+  const token = await service.token()
+  const { db } = service.database
+  const [early, late] = [await service.issue(), await service.issue()]
+  const revoke = (id: string, wait: number) => service.call('POST', `/v1/keys/${id}/revoke`, { token, headers: { prefer: `wait=${wait}` } })
+  wire.silence()
+  // As if it had been written before the clock went forward by 12 seconds, and before it went back by an hour.
+  await sql`UPDATE replicas SET seen_at = seen_at - interval '12 seconds'`.execute(db)
+  t.match((await revoke(early.key.id, 1)).body.propagation, { replicas: 2, confirmed: 1, complete: false })
+  await sql`UPDATE replicas SET seen_at = seen_at + interval '1 hour'`.execute(db)
+  t.match((await revoke(late.key.id, 10)).body.propagation, { replicas: 1, confirmed: 1, complete: true })
+})
+
+t.test('each replica counts for its own bound', async (t) => {
+  const database = await createDatabase(t)
+  const wire = await layWire(t, database.runtime)
+  const service = await startService(t, { REVOCATION_MAX_STALENESS: '1s' }, database)
+  await startService(t, { REVOCATION_MAX_STALENESS: '5s', DATABASE_DIRECT_URL: wire.through(database.runtime) }, database)
+  await eventually(async () => (await sql`SELECT FROM replicas`.execute(database.db)).rows.length === 2)
+  const { key } = await service.issue()
+  const token = await service.token()
+  wire.silence()
+  const revoke = (wait: number) => service.call('POST', `/v1/keys/${key.id}/revoke`, { token, headers: { prefer: `wait=${wait}` } })
+  t.match((await revoke(3)).body.propagation, { replicas: 2, confirmed: 1, complete: false })
+  t.match((await revoke(10)).body.propagation, { replicas: 1, confirmed: 1, complete: true })
+})
+
+t.test('a replica of another history is not in the count, and while it may be alive no receipt is complete', async (t) => {
+  const service = await startService(t)
+  const token = await service.token()
+  await applied(service.database)
+  const { key } = await service.issue()
+  await sql`INSERT INTO replicas (id, snapshot, seen_at, history, bound_ms, beat) VALUES (${randomUUID()}, pg_current_snapshot(), now(), 'another one', 2000, 7)`.execute(service.database.db)
+  const revoke = (wait: number) => service.call('POST', `/v1/keys/${key.id}/revoke`, { token, headers: { prefer: `wait=${wait}` } })
+  t.match((await revoke(1)).body.propagation, { replicas: 1, confirmed: 1, complete: false })
+  t.match((await revoke(10)).body.propagation, { replicas: 1, confirmed: 1, complete: true })
+})
+
+t.test('a replica whose row vanished may be alive for its bound, and one that said goodbye is not', async (t) => {
+  const service = await startService(t, { REVOCATION_MAX_STALENESS: '2s' })
+  const leaving = await startService(t, { REVOCATION_MAX_STALENESS: '30s' }, service.database)
+  const token = await service.token()
+  const { db } = service.database
+  const [first, second] = [await service.issue(), await service.issue()]
+  const revoke = (id: string, wait: number) => service.call('POST', `/v1/keys/${id}/revoke`, { token, headers: { prefer: `wait=${wait}` } })
+  await eventually(async () => (await sql`SELECT FROM replicas`.execute(db)).rows.length === 2)
+  t.match((await revoke(first.key.id, 10)).body.propagation, { replicas: 2, confirmed: 2, complete: true })
+  await leaving.app.close()
+  t.match((await revoke(second.key.id, 10)).body.propagation, { replicas: 1, confirmed: 1, complete: true })
+  const gone = randomUUID()
+  await sql`INSERT INTO replicas (id, snapshot, seen_at, history, bound_ms, beat) SELECT ${gone}, snapshot, seen_at, history, 1500, 1 FROM replicas`.execute(db)
+  t.match((await revoke(first.key.id, 0)).body.propagation, { replicas: 2 })
+  await sql`DELETE FROM replicas WHERE id = ${gone}`.execute(db)
+  t.match((await revoke(first.key.id, 0)).body.propagation, { replicas: 1, confirmed: 1, complete: false })
+  t.match((await revoke(first.key.id, 10)).body.propagation, { replicas: 1, confirmed: 1, complete: true })
+})
+
+t.test('what is silent is counted out by the smaller of two clocks', async (t) => {
+  const watch = new ReplicaWatch(10_000)
+  const row = { id: randomUUID(), history: 'this', bound_ms: 1000, mark: '1', unseen: [] }
+  let [monotonic, wall] = [0, 0]
+  t.intercept(performance, 'now', { value: () => 1e9 + monotonic })
+  t.intercept(Date, 'now', { value: () => 1e12 + wall })
+  const living = () => watch.take({ history: 'this', replicas: [row], farewells: [] }, watch.age()).replicas.length
+  const pass = (ms: { monotonic: number; wall: number }) => ((monotonic += ms.monotonic), (wall += ms.wall))
+  living()
+  for (const [ms, alive] of [
+    [{ monotonic: 0, wall: 0 }, 1],
+    [{ monotonic: 10, wall: 3_600_000 }, 1],
+    [{ monotonic: 5000, wall: -3_600_000 }, 1],
+    [{ monotonic: 989, wall: 989 }, 1],
+    [{ monotonic: 2, wall: 2 }, 0],
+  ] as const) {
+    pass(ms)
+    t.equal(living(), alive, JSON.stringify(ms))
+  }
+})
+
+t.test('one loop asks for all receipts that are open', async (t) => {
+  const { service, wire } = await twoReplicas(t)
+  const token = await service.token()
+  const keys = []
+  for (let n = 0; n < 30; n++) keys.push((await service.issue({ mecha: `m${n}^acmecorp` })).key.id)
+  wire.silence()
+  const queries = async () => Number(/mecha_keys_database_queries_total\{plane="control"\} (\d+)/.exec((await service.call('GET', '/metrics')).text)![1])
+  const before = await queries()
+  const answers = await Promise.all(keys.map((id) => service.call('POST', `/v1/keys/${id}/revoke`, { token, headers: { prefer: 'wait=2' } })))
+  for (const { body } of answers) t.match(body.propagation, { complete: false })
+  // A revocation takes some ten statements; 200 questions for each of 30 receipts would be 6,000.
+  t.ok((await queries()) - before < 30 * 20 + 400, `${(await queries()) - before} statements`)
 })
