@@ -24,11 +24,9 @@ t.test('a database whose clock is set back does not leave a time of use in the f
   const service = await startService(t, { USAGE_FLUSH_INTERVAL: '1s' }, database)
   const { key, plaintext_key } = await service.issue()
   const read = async () => (await service.call('GET', `/v1/keys/${key.id}`, { token: await service.token() })).body
-  const inHours = () => (Date.parse(key.created_at) - Date.now()) / HOUR
-  t.ok(inHours() > 0.9, 'the database is an hour ahead')
   await service.verify(plaintext_key)
   const ahead = (await read()).last_used_at
-  t.ok(Date.parse(ahead) > Date.now() + 0.9 * HOUR)
+  t.ok(Date.parse(ahead) > Date.now() + 0.9 * HOUR, 'the database is an hour ahead')
   await clock.step(0)
   await service.verify(plaintext_key)
   const isBack = async () => (await service.verify(plaintext_key), Date.parse((await read()).last_used_at) < Date.now() + 0.1 * HOUR)
