@@ -53,7 +53,14 @@ export function nonceRoutes({ db, verifier, ofOneHistory, queueSize }: NoncePart
           minTtl: MIN_NONCE_TTL,
           maxTtl: MAX_NONCE_TTL,
         }
-        const { outcome } = await ofOneHistory(() => takeNonce(db, nonce))
+        let takenIn: string | undefined
+        const { outcome } = await ofOneHistory(async () => {
+          const answer = await takeNonce(db, nonce)
+          // Sent again once the feed had come to the history where the nonce was taken: by this very call.
+          if (answer.outcome === 'taken_before' && answer.history === takenIn) return { ...answer, outcome: 'taken' as const }
+          if (answer.outcome === 'taken') takenIn = answer.history
+          return answer
+        })
         if (outcome === 'no_key') throw notFound()
         if (outcome === 'untimely') throw invalid('body.expires_at', 'range', `must be later than now, and ${MAX_NONCE_TTL} seconds from now at most`)
         if (outcome === 'taken_before') throw new Problem('nonce_reused', 'The request that carries it was sent before, or another one with the same nonce.')
