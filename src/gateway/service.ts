@@ -1,6 +1,6 @@
 /** The service over HTTP: asked by so many at once and no more, with an end to every wait. */
 
-import { Agent as HttpAgent, request as requestHttp, type IncomingHttpHeaders, type IncomingMessage } from 'node:http'
+import { Agent as HttpAgent, request as requestHttp, type ClientRequest, type IncomingHttpHeaders, type IncomingMessage } from 'node:http'
 import { Agent as HttpsAgent, request as requestHttps } from 'node:https'
 import { moment, passed } from './clock.js'
 import { Turns } from './turns.js'
@@ -134,7 +134,10 @@ export class Service {
     const headers = { accept: 'text/event-stream', ...(lastEventId !== undefined && { 'last-event-id': lastEventId }) }
     const response = await this.#send('GET', '/v1/changes', headers, undefined, signal)
     if (response.statusCode !== 200) throw refusal(response.statusCode!, await readJson(response))
-    if (response.headers['content-type']?.startsWith('text/event-stream')) return response
+    if (response.headers['content-type']?.startsWith('text/event-stream')) {
+      forgetHead(response)
+      return response
+    }
     response.destroy()
     throw refusal(200, undefined)
   }
@@ -196,6 +199,16 @@ export class Service {
   #dropIdle(): void {
     if (!this.options.agent) for (const socket of Object.values(this.#agent.freeSockets).flat()) socket?.destroy()
   }
+}
+
+/**
+ * Lets go of the head of the request that a response answers, which has the credential in it. Node.js keeps it as long as the
+ * response lasts, and a stream lasts for hours.
+ */
+function forgetHead(response: IncomingMessage): void {
+  const { req } = response as IncomingMessage & { req: ClientRequest & { _header: string | null } }
+  req._header = null
+  req.removeHeader('authorization')
 }
 
 async function readJson(response: IncomingMessage): Promise<unknown> {

@@ -1,9 +1,13 @@
 /** The gateway SDK's verifier, in front of a real service. */
 
+import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
+import { Agent, request, type IncomingMessage } from 'node:http'
+import type { Socket } from 'node:net'
 import { join } from 'node:path'
+import { sql } from 'kysely'
 import t from 'tap'
-import { createVerifier, VerifierUnavailable, type StreamLost, type Valid } from '../../src/gateway/index.js'
+import { createVerifier, VerifierUnavailable, type StreamLost, type Valid, type VerifierState } from '../../src/gateway/index.js'
 import { UsageReporter } from '../../src/gateway/usage.js'
 import { eventually } from '../helpers/eventually.js'
 import { held, isFromMemory, outcome, serve, split, startGateway, verifierFor } from '../helpers/gateway.js'
@@ -130,19 +134,43 @@ t.test('a verifier that was closed says so, and lets go of everything', async (t
   await eventually(async () => (await served.service.call('GET', '/metrics')).text.includes('mecha_keys_change_streams 0'))
 })
 
-t.test('the memory of a gateway that holds keys has no key in it', async (t) => {
+t.test('the memory of a gateway after a whole life has no key in it, and its own credential', async (t) => {
   const served = await serve(t)
   const gateway = startGateway(t, [served.url, served.credential, '10000'])
+  const { port } = await gateway.ask<{ port: number }>('listen')
   const keys: string[] = []
   for (let i = 0; i < 5; i++) keys.push((await served.service.issue({ name: 'kept' })).plaintext_key)
   for (const key of keys) await eventually(async () => (await gateway.ask(key)).wasHeld)
+  // Requests over a connection that is kept, and sockets that were open, watched and asked about when the key changed.
+  const agent = new Agent({ keepAlive: true })
+  t.teardown(() => agent.destroy())
+  const headersOf = (key: string) => ({ 'x-mecha-key': key })
+  const watched = () => gateway.ask<VerifierState>('state').then((state) => state.watched)
+  const sockets: Socket[] = []
+  for (const key of keys) {
+    const sent = request({ port, agent, headers: headersOf(key) }).end()
+    const [response] = (await once(sent, 'response')) as [IncomingMessage]
+    t.equal(response.statusCode, 200)
+    await once(response.resume(), 'close')
+    const [, socket] = (await once(request({ port, headers: { ...headersOf(key), connection: 'Upgrade', upgrade: 'test' } }).end(), 'upgrade')) as [unknown, Socket]
+    sockets.push(socket.on('error', () => {}))
+  }
+  await eventually(async () => (await watched()) === keys.length)
+  const { asked } = (await gateway.ask<VerifierState>('state')).counts
+  await sql`UPDATE keys SET name = 'changed' WHERE kind = 'mecha'`.execute(served.service.database.db)
+  await eventually(async () => (await gateway.ask<VerifierState>('state')).counts.asked >= asked + keys.length && (await watched()) === keys.length)
+  for (const socket of sockets) socket.destroy()
+  await eventually(async () => (await watched()) === 0)
+  for (const key of keys) await eventually(async () => (await gateway.ask(key)).wasHeld)
   // What was asked last may still be on its way out.
   for (let i = 0; i < 20; i++) await gateway.ask(`x${i}`)
+  await once(await once(request({ port, agent, headers: headersOf('x') }).end(), 'response').then(([response]) => (response as IncomingMessage).resume()), 'close')
   const file = join(t.testdir(), 'heap')
   await gateway.ask(`heap ${file}`)
   const heap = readFileSync(file, 'latin1')
   for (const key of keys) t.notOk(heap.includes(key.slice(-60, -17)), 'nor the secret of one')
-  t.ok(heap.includes(served.credential), 'what it has to remember is found')
+  const { strings } = JSON.parse(heap) as { strings: string[] }
+  t.same(strings.filter((one) => one.includes(served.credential)), [served.credential], 'its credential is there once, as the option that it is')
 })
 
 t.test('a key that is answered from memory is reported as used, with the gateway that did, and at the end too', async (t) => {

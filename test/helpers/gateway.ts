@@ -8,11 +8,14 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { text } from 'node:stream/consumers'
 import type { Test } from 'tap'
-import { createVerifier, type Verdict, type Verifier, type VerifierOptions } from '../../src/gateway/index.js'
+import { createVerifier, type Verifier, type VerifierOptions } from '../../src/gateway/index.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
 import type { TestDatabase } from './database.js'
 import { eventually } from './eventually.js'
 import { fresh, startService, type Service } from './service.js'
+import { isFromMemory } from './verdicts.js'
+
+export { isFromMemory, isHeld, outcome } from './verdicts.js'
 
 export interface Served {
   readonly service: Service
@@ -108,32 +111,6 @@ export async function held(verifier: Verifier, key: string): Promise<void> {
   await eventually(async () => isFromMemory(verifier, key))
 }
 
-/** Whether the verifier answers for a key from memory; if not, it asks. */
-export async function isFromMemory(verifier: Verifier, key: string): Promise<boolean> {
-  const verdict = verifier.verify(key)
-  if (!(verdict instanceof Promise)) return true
-  await verdict.catch(() => {})
-  return false
-}
-
-/** The same without waiting for what is asked. */
-export function isHeld(verifier: Verifier, key: string): boolean {
-  const verdict = verifier.verify(key)
-  if (!(verdict instanceof Promise)) return true
-  verdict.catch(() => {})
-  return false
-}
-
-/** What verify comes to: a verdict's code, `valid`, or the code of what it is unavailable for. */
-export async function outcome(verifier: Verifier, key: string): Promise<string> {
-  try {
-    const verdict: Verdict = await verifier.verify(key)
-    return verdict.valid ? 'valid' : verdict.code
-  } catch (error) {
-    return (error as { code: string }).code
-  }
-}
-
 /** A gateway in a process of its own. */
 export function startGateway(t: Test, args: readonly string[], environment: Record<string, string> = {}) {
   const child = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist', 'test', 'helpers', 'gateway-process.js'), ...args], { stdio: ['pipe', 'pipe', 'inherit'], env: { PATH: process.env['PATH'], ...environment } })
@@ -144,9 +121,9 @@ export function startGateway(t: Test, args: readonly string[], environment: Reco
     await exited
   })
   return {
-    async ask(line: string): Promise<{ outcome: string; wasHeld: boolean; isFresh: boolean }> {
+    async ask<T = { outcome: string; wasHeld: boolean; isFresh: boolean }>(line: string): Promise<T> {
       child.stdin.write(`${line}\n`)
-      return JSON.parse((await lines.next()).value as string)
+      return JSON.parse((await lines.next()).value as string) as T
     },
     signal: (signal: NodeJS.Signals) => void child.kill(signal),
   }
