@@ -80,6 +80,7 @@ t.test("the README's command lines work as they stand", async (t) => {
     'root-secrets status': /^\w+ +newest +tags \d+ living keys/,
     'signing-keys list': /^[\w-]{43} +EdDSA +signing +signs since \S+$/,
     'signing-keys rotate': /^[\w-]{43} +EdDSA +next +published, signs from \S+$/m,
+    'events': /^\{"id":"\d+",.*"type":"signing_key\.created"/,
     'operator-token': /^eyJ[\w-]+\.[\w-]+\.[\w-]+$/,
     'gateway create': /^mgw_\w+$/,
     'gateway list': /^gw_\w+ +active +edge$/m,
