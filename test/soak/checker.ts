@@ -13,8 +13,8 @@
  * were issued since the backup are gone, and must be refused like ended ones. Whether a key that was disabled when the
  * backup was made and has been enabled since is good after it is not promised.
  *
- * What is promised when the database's clock is stepped: all but what ends by that clock. A rotated key ends when its overlap
- * does, be that at once, and is good again when the clock goes back to before. So the soak rotates nothing meanwhile.
+ * What is promised when the database's clock is stepped: all but what ends by that clock alone. A key that is rotated with an
+ * overlap ends when that does, and is good again when the clock goes back to before. So the soak rotates without one.
  */
 
 /** `REVOCATION_MAX_STALENESS` of the replicas, and `maxStalenessMs` of the gateways with the SDK. */

@@ -71,13 +71,15 @@ export async function startCluster() {
   const t = { teardown: (end: () => unknown) => void endings.push(end) }
   const databaseClock = wallClock(join(folder, 'database-clock'))
   const first = await SoakDatabase.start(databaseClock.environment)
-  await prepare(first)
+  // The wires know where the database is by now; these say who asks.
+  const { urls } = first
+  await prepare(urls)
   const environment = {
     DATABASE_TIMEOUT: '5s', REVOCATION_MAX_STALENESS: `${BOUND_MS / 1000}s`, MAX_ACTIVE_KEYS_PER_MECHA: '10000', REVOKE_TOKEN_RATE: '1000000',
     AUTHZ_UNAVAILABLE: '503', LOG_LEVEL: 'warn', BUILTIN_ISSUER: 'on', ROOT_SECRETS: randomBytes(32).toString('base64url'),
     BUILTIN_ISSUER_KEY: generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }).toString(),
   }
-  const config = loadConfig({ ...environment, DATABASE_URL: first.urls.control })
+  const config = loadConfig({ ...environment, DATABASE_URL: urls.control })
   const replicas: Replica[] = []
   const children = new Set<ChildProcess>()
   replicas.push(...(await Promise.all(Array.from({ length: REPLICAS }, (_, i) => layReplica(i)))))
@@ -87,7 +89,7 @@ export async function startCluster() {
     const [port, authzPort] = [await freePort(), await freePort()]
     const clock = wallClock(join(folder, `clock-${i}`))
     const suspension = join(folder, `suspended-${i}`)
-    const wires = { control: await layWire(t, first.urls.owner), runtime: await layWire(t, first.urls.owner), feed: await layWire(t, first.urls.owner) }
+    const wires = { control: await layWire(t, urls.owner), runtime: await layWire(t, urls.owner), feed: await layWire(t, urls.owner) }
     const log = openSync(join(folder, `replica-${i}.log`), 'a')
     let child: ChildProcess
     const replica = {
@@ -98,7 +100,7 @@ export async function startCluster() {
         child = spawn(process.execPath, [...suspendable(suspension), join(PACKAGE_ROOT, 'dist', 'src', 'main.js'), 'serve'], {
           env: {
             PATH: process.env['PATH'], NODE_ENV: 'production', ...environment, ...clock.environment, SUSPENDED_MS: suspension, PORT: String(port), AUTHZ_LISTEN: `127.0.0.1:${authzPort}`,
-            DATABASE_URL: wires.control.through(first.urls.control), RUNTIME_DATABASE_URL: wires.runtime.through(first.urls.runtime), DATABASE_DIRECT_URL: wires.feed.through(first.urls.runtime),
+            DATABASE_URL: wires.control.through(urls.control), RUNTIME_DATABASE_URL: wires.runtime.through(urls.runtime), DATABASE_DIRECT_URL: wires.feed.through(urls.runtime),
           },
           stdio: ['ignore', log, log],
         })
@@ -121,8 +123,6 @@ export async function startCluster() {
     replicas,
     gateways,
     databaseClock,
-    /** Whether the database's clock is what it was: see the record on what ends by it. */
-    isClockRight: true,
     /** The one that writes are acknowledged by. */
     database: first,
     operator: await signOperatorToken(config, { org: ORGANIZATION, scopes: SCOPES, subject: 'soak', ttlSeconds: 86_400 }),
@@ -229,7 +229,7 @@ function suspensions(process: () => ChildProcess, file: string): Suspendable {
   }
 }
 
-async function prepare({ urls }: SoakDatabase): Promise<void> {
+async function prepare(urls: SoakDatabase['urls']): Promise<void> {
   const db = openDatabase({ url: urls.owner, size: 1, timeoutMs: 60_000, name: 'soak' })
   await migrate(db)
   await ensureLogin(db, 'control', urls.control, 5000)
