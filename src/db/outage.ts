@@ -16,6 +16,8 @@ export type DatabaseFailure = 'unavailable' | 'cancelled'
  * transaction that lost against another one (40001, 40P01).
  */
 const UNAVAILABLE = /^(08|28|3D000|53|57P|58030|25P03|25006|40001|40P01)/
+/** A restore in place drops what a statement under way is about to use: XX000 says so in words only. */
+const DROPPED = /^(cache lookup failed for|could not open relation with OID) /
 /** A statement, a lock or a transaction took longer than its time-out, or somebody cancelled it. */
 const CANCELLED = /^(57014|55P03|25P04)/
 /** PostgreSQL undid the transaction because of another one. Nothing of it happened, and the next attempt may succeed. */
@@ -34,6 +36,7 @@ export function databaseFailure(error: unknown): DatabaseFailure | undefined {
   const { code, syscall } = error as { code?: unknown; syscall?: unknown }
   if (typeof code === 'string' && CANCELLED.test(code)) return 'cancelled'
   if (typeof code === 'string' && isSqlState(error) && UNAVAILABLE.test(code)) return 'unavailable'
+  if (code === 'XX000' && DROPPED.test(error.message)) return 'unavailable'
   if (typeof syscall === 'string' && OUTAGE_SYSCALLS.has(syscall)) return isFileError(error) ? undefined : 'unavailable'
   if (OUTAGE_MESSAGE.test(error.message)) return 'unavailable'
   return error instanceof AggregateError && error.errors.some(isDatabaseOutage) ? 'unavailable' : undefined

@@ -57,6 +57,8 @@ const PROVOKED: readonly [what: string, code: string, failure: Failure, provoke:
     const db = open(t, control, 200)
     return db.connection().execute(() => query(db))
   }],
+  ['a function that a restore drops under a statement', 'XX000', 'unavailable', (_t, _database, db) => raised(db, 'XX000', 'cache lookup failed for function 16648')],
+  ['a bug of PostgreSQL', 'XX000', undefined, (_t, _database, db) => raised(db, 'XX000')],
   ['a statement that takes longer than it may', '57014', 'cancelled', (_t, _database, db) => db.transaction().execute(async (trx) => {
     await sql`SET LOCAL statement_timeout = 20`.execute(trx)
     await sql`SELECT pg_sleep(30)`.execute(trx)
@@ -222,8 +224,8 @@ async function during(db: Db, statement: ReturnType<typeof sql>, act: () => Prom
   return result
 }
 
-function raised(db: Db, code: string) {
-  return sql.raw(`DO $$ BEGIN RAISE EXCEPTION 'as if' USING ERRCODE = '${code}'; END $$`).execute(db)
+function raised(db: Db, code: string, message = 'as if') {
+  return sql.raw(`DO $$ BEGIN RAISE EXCEPTION '${message}' USING ERRCODE = '${code}'; END $$`).execute(db)
 }
 
 /** Two sessions take two locks in opposite order. */

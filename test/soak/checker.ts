@@ -41,14 +41,14 @@ export interface Known {
   enabledAgain: boolean
   /** Ended for good: revoked, or rotated away. */
   ended: boolean
-  /** Whether a restore of an older backup took it, or events of it, away. */
-  restoredOver: boolean
+  /** Whether it was issued after a backup that was restored. */
+  gone: boolean
 }
 
 type Recorded = Pick<Known, 'state' | 'since' | 'by' | 'confirmed' | 'enabledAgain'>
 
 /** What was true of each key at some time. */
-export type Checkpoint = ReadonlyMap<Known, Pick<Known, 'state' | 'since'>>
+export type Checkpoint = ReadonlyMap<Known, Known['state']>
 
 export interface Asked {
   /** What the record said when the question was sent. */
@@ -95,7 +95,7 @@ export class Checker {
   readonly #start = performance.now()
 
   issued(id: string, plaintext: string, mecha: string): Known {
-    const known: Known = { id, plaintext, mecha, state: 'valid', since: performance.now(), by: 'being issued', confirmed: false, enabledAgain: false, ended: false, restoredOver: false }
+    const known: Known = { id, plaintext, mecha, state: 'valid', since: performance.now(), by: 'being issued', confirmed: false, enabledAgain: false, ended: false, gone: false }
     this.keys.push(known)
     this.counts.issued++
     return known
@@ -119,18 +119,14 @@ export class Checker {
 
   /** What the record says of all keys, for {@link restoring}. Nothing may be changing. */
   checkpoint(): Checkpoint {
-    return new Map(this.keys.map((key) => [key, { state: key.state, since: key.since }]))
+    return new Map(this.keys.map((key) => [key, key.state]))
   }
 
   /** A restore of what was true at a checkpoint begins. Nothing may be changing; the result says that it is over. */
   restoring(checkpoint: Checkpoint): () => void {
-    const gone = this.keys.filter((key) => !checkpoint.has(key) && !key.restoredOver)
-    for (const key of this.keys) {
-      const then = checkpoint.get(key)
-      if (then?.since !== key.since) key.restoredOver = true
-      if (then?.state === 'invalid' && key.state === 'valid') key.state = 'changing'
-    }
-    for (const key of gone) if (!key.ended) key.state = 'changing'
+    for (const [key, then] of checkpoint) if (then === 'invalid' && key.state === 'valid') key.state = 'changing'
+    const gone = this.keys.filter((key) => !checkpoint.has(key) && !key.gone)
+    for (const key of gone) Object.assign(key, { state: key.ended ? 'invalid' : 'changing', gone: true })
     return () => {
       for (const key of gone) if (!key.ended) Object.assign(key, { state: 'invalid', since: performance.now(), by: 'a restore', ended: true, confirmed: false })
     }

@@ -6,7 +6,7 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { generateKeyPairSync, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -80,6 +80,7 @@ export async function startCluster() {
     BUILTIN_ISSUER_KEY: generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }).toString(),
   }
   const config = loadConfig({ ...environment, DATABASE_URL: urls.control })
+  const trail = { wire: await layWire(t, urls.owner), count: 0, file: '', child: undefined as ChildProcess | undefined }
   const replicas: Replica[] = []
   const children = new Set<ChildProcess>()
   replicas.push(...(await Promise.all(Array.from({ length: REPLICAS }, (_, i) => layReplica(i)))))
@@ -118,6 +119,14 @@ export async function startCluster() {
     return replica
   }
 
+  /** `mecha-keys` with some arguments, in the cluster's environment. */
+  function runProgram(args: readonly string[], more: Record<string, string>): ChildProcess {
+    const log = openSync(join(folder, `${args[0]}.log`), 'a')
+    const child = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist', 'src', 'main.js'), ...args], { env: { PATH: process.env['PATH'], ...environment, ...more }, stdio: ['ignore', log, log] })
+    children.add(child)
+    return child
+  }
+
   const cluster = {
     folder,
     replicas,
@@ -128,6 +137,29 @@ export async function startCluster() {
     operator: await signOperatorToken(config, { org: ORGANIZATION, scopes: SCOPES, subject: 'soak', ttlSeconds: 86_400 }),
     /** The ways to the database: of one kind or all, of some replicas or all. */
     wires: (link: Link | 'all' = 'all', of: readonly Replica[] = replicas): Wire[] => of.flatMap(({ wires }) => (link === 'all' ? Object.values(wires) : [wires[link]])),
+
+    /** Follows the audit trail to a new file, under the control plane's login. */
+    followTrail(): void {
+      trail.file = join(folder, `events-${trail.count++}.jsonl`)
+      trail.child = runProgram(['events', '--follow', '--output', trail.file], { DATABASE_URL: trail.wire.through(urls.control) })
+    },
+
+    /** Ends that, when it has all that the database has; to the file. */
+    async endTrail(): Promise<string> {
+      const [last] = await cluster.database.query<{ id: string }>('SELECT max(position)::text AS id FROM events')
+      await until(async () => lastLineOf(trail.file).includes(`"${last!.id}"`), folder)
+      const exited = once(trail.child!, 'exit')
+      trail.child!.kill('SIGTERM')
+      await exited
+      return trail.file
+    },
+
+    /** `mecha-keys restore replay`. */
+    async replay(file: string): Promise<void> {
+      const child = runProgram(['restore', 'replay', file], { MIGRATE_DATABASE_URL: cluster.database.urls.owner })
+      const [code] = (await once(child, 'exit')) as [number | null]
+      if (code !== 0) throw new Error(`the replay ended with ${code}; the log is in ${folder}`)
+    },
 
     /** Starts the gateways, with their credential. */
     async startGateways(credential: string): Promise<void> {
@@ -147,7 +179,14 @@ export async function startCluster() {
     async restartDatabase(how: 'in order' | 'SIGKILL'): Promise<void> {
       await cluster.database.stop(how)
       await cluster.database.start()
-      for (const wire of cluster.wires()) wire.leadTo(cluster.database.urls.owner)
+      for (const wire of [...cluster.wires(), trail.wire]) wire.leadTo(cluster.database.urls.owner)
+    },
+
+    /** Takes the way that the audit trail is followed on to another database. */
+    moveTrail(): void {
+      trail.wire.leadTo(cluster.database.urls.owner)
+      trail.wire.cut()
+      trail.wire.restore()
     },
 
     /** @param isKept whether the replicas' logs are */
@@ -183,6 +222,7 @@ export async function startCluster() {
     }
   }
 
+  cluster.followTrail()
   await cluster.recovered()
   return cluster
 }
@@ -239,6 +279,10 @@ async function prepare(urls: SoakDatabase['urls']): Promise<void> {
 
 async function isWell(url: string): Promise<boolean> {
   return (await isOk(`${url}/readyz`)) && (await isOk(`${url}/metrics`, /\nmecha_keys_feed_fresh 1\n/))
+}
+
+function lastLineOf(file: string): string {
+  return existsSync(file) ? (readFileSync(file, 'utf8').trimEnd().split('\n').at(-1) ?? '') : ''
 }
 
 async function isOk(url: string, has = /(?:)/): Promise<boolean> {

@@ -8,7 +8,6 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { Client } from 'pg'
 import { startEmbedded, type EmbeddedDatabase } from '../../src/db/embedded.js'
-import { parsePublicId } from '../../src/key/id.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
 
 const run = promisify(execFile)
@@ -132,10 +131,8 @@ export class SoakDatabase {
   /**
    * What `pg_restore --clean --if-exists --single-transaction` does: everything is dropped, made anew and filled, and no
    * connection breaks. By SQL, because a `pg_dump` of this server's version is not to be had everywhere.
-   *
-   * @param ended ids (`key_…`) of keys that are revoked all the same, and of keys that are disabled
    */
-  restore(dump: Dump, { revoked, disabled }: { readonly revoked: readonly string[]; readonly disabled: readonly string[] }): Promise<void> {
+  restore(dump: Dump): Promise<void> {
     return this.#session(async (client) => {
       await client.query('BEGIN')
       for (const table of await tablesOf(client)) await client.query(`DROP TABLE ${table} CASCADE`)
@@ -148,11 +145,6 @@ export class SoakDatabase {
       const migrations = join(PACKAGE_ROOT, 'migrations')
       for (const file of readdirSync(migrations).filter((name) => name.endsWith('.sql')).sort()) await client.query(readFileSync(join(migrations, file), 'utf8'))
       await fill(client, dump)
-      const idsOf = (keys: readonly string[]) => keys.map((id) => parsePublicId('mecha', id))
-      await client.query("UPDATE keys SET revoked_at = clock_timestamp(), revoked_by = 'restore' WHERE id = ANY($1::uuid[]) AND revoked_at IS NULL", [idsOf(revoked)])
-      await client.query('UPDATE keys SET enabled = false WHERE id = ANY($1::uuid[]) AND revoked_at IS NULL', [idsOf(disabled)])
-      // As `mecha-keys restore replay` does when what was ended has ended again; here all in one transaction.
-      await client.query("SELECT accept_database('soak')")
       await client.query('COMMIT')
     })
   }

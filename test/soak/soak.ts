@@ -75,10 +75,10 @@ async function examine(work: Work): Promise<void> {
     const id = parsePublicId('mecha', key.id)!
     const row = byId.get(id)
     const types = eventsById.get(id) ?? []
-    if (!row && !key.restoredOver) checker.lost('issuesLost', `${key.id} was issued and is not in the table`)
+    if (!row && !key.gone) checker.lost('issuesLost', `${key.id} was issued and is not in the table`)
     else if (row && key.state === 'invalid' && !row['revoked'] && !row['expired'] && row['enabled']) checker.lost('changesLost', `${key.id} was ended and is not ended in the table`)
-    if (!types.includes('key.issued') && !key.restoredOver) checker.lost('eventsMissing', `${key.id} was issued and no event says so`)
-    if (row?.['revoked'] && !types.includes('key.revoked') && !key.restoredOver) checker.lost('eventsMissing', `${key.id} was revoked and no event says so`)
+    if (!types.includes('key.issued') && !key.gone) checker.lost('eventsMissing', `${key.id} was issued and no event says so`)
+    if (row?.['revoked'] && !types.includes('key.revoked')) checker.lost('eventsMissing', `${key.id} was revoked and no event says so`)
     for (const replica of cluster.replicas) await askAbout(work, replica, key, 'verify')
   }
 }
