@@ -47,6 +47,7 @@ import { runtimePlane } from './runtime/routes.js'
 import * as runtimeSchemas from './runtime/schemas.js'
 import { createSender } from './runtime/send.js'
 import { findChanged, findCredentials, type HeldVersion } from './runtime/store.js'
+import { inSlices, piecesOf } from './runtime/slices.js'
 import { ChangeStreams } from './runtime/streams.js'
 import { recordRefusals, recordUses } from './runtime/usage-store.js'
 import { UsageRecorder } from './runtime/usage.js'
@@ -81,6 +82,8 @@ export interface App {
 const FEED_RETENTION_MS = 3_600_000
 /** Statements of the cold path under way at once. More would only be smaller. */
 const COLD_STATEMENTS = 2
+/** Changes that are applied at a stretch: some milliseconds. */
+const CHANGES_PER_SLICE = 1000
 /** How soon a replica notices a new signing key. */
 const SIGNING_KEYS_RELOAD_MS = 30_000
 
@@ -229,9 +232,11 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
       timeoutMs: Math.min(config.DATABASE_TIMEOUT * 1000, staleness),
       maxStalenessMs: staleness,
       retentionMs: FEED_RETENTION_MS,
-      onChanges(changes) {
-        invalidate(followers, changes.map(({ id }) => id))
-        streams.changed(changes)
+      async onChanges(changes) {
+        const ids = changes.map(({ id }) => id)
+        await inSlices(piecesOf(ids, CHANGES_PER_SLICE), 1, (piece) => invalidate(followers, piece))
+        // Only then: what a gateway is answered after it was told is of after the change.
+        await streams.changed(changes)
       },
       onReset(why) {
         if (why !== 'start') app.log.info({ why, keys: countKeys(), streams: streams.size }, 'everything in memory is asked about anew, and streams of changes end')

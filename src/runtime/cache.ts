@@ -41,13 +41,26 @@ export interface CachedKey extends Use {
   used: boolean
   /** Whether nothing has changed since the row was read, as far as the change feed has told. */
   current: boolean
+  /** Whether nothing has changed altogether since then; shared by all entries that were made between two resets. */
+  readonly era: Era
 }
 
 /** Where the id stands in a key: 26 characters before the `_` before the last 60. */
 const ID_START = -87
 const ID_END = -61
 
+/** The time between two resets. To end it makes every entry outdated at once, however many there are. */
+interface Era {
+  isOver: boolean
+}
+
+/** Whether an entry may be answered from, as far as the change feed has told. */
+export function isCurrent({ current, era }: CachedKey): boolean {
+  return current && !era.isOver
+}
+
 export class KeyCache {
+  #era: Era = { isOver: false }
   readonly #digest = createDigest()
   /** By the id's 26 characters, as they stand in a key: nothing has to be decoded to look. */
   readonly #entries: LRUCache<string, CachedKey>
@@ -80,7 +93,7 @@ export class KeyCache {
 
   /** Keeps a key whose read was not overtaken: once, however many work with it. */
   keep(read: Read, { row, used }: FoundCredential, digest: string): CachedKey {
-    if (!read.key) this.#entries.set(encodeId(row.id), (read.key = entryOf(row, used, digest)))
+    if (!read.key) this.#entries.set(encodeId(row.id), (read.key = entryOf(row, used, digest, this.#era)))
     return read.key
   }
 
@@ -97,7 +110,7 @@ export class KeyCache {
 
   /** Keys that are kept and current, for whoever compares them with the database. */
   *current(): Generator<CachedKey> {
-    for (const entry of this.#entries.values()) if (entry.current) yield entry
+    for (const entry of this.#entries.values()) if (isCurrent(entry)) yield entry
   }
 
   /** These keys changed: their rows have to be read again. */
@@ -111,7 +124,8 @@ export class KeyCache {
 
   /** Anything may have changed. */
   invalidateAll(): void {
-    for (const entry of this.#entries.values()) entry.current = false
+    this.#era.isOver = true
+    this.#era = { isOver: false }
     this.#refused.clear()
   }
 
@@ -120,7 +134,7 @@ export class KeyCache {
   }
 }
 
-function entryOf(row: CredentialRow, used: boolean, digest: string): CachedKey {
+function entryOf(row: CredentialRow, used: boolean, digest: string, era: Era): CachedKey {
   const { id, kind, org_id, mecha, scopes, hash, enabled, created_at, expires_at, revoked_at, version } = row
   return {
     digest, id, kind, org_id, mecha, scopes, hash, enabled, version,
@@ -128,7 +142,7 @@ function entryOf(row: CredentialRow, used: boolean, digest: string): CachedKey {
     expires_at: expires_at && expires_at.getTime(),
     revoked_at: revoked_at && revoked_at.getTime(),
     answer: kind === 'mecha' ? validAnswer(row) : '',
-    identity: undefined, used, current: true, usedAt: 0, usedBy: null, isGathered: false,
+    identity: undefined, used, current: true, era, usedAt: 0, usedBy: null, isGathered: false,
   }
 }
 

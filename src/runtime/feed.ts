@@ -36,7 +36,7 @@ export interface Change {
 }
 
 /** `start`: the feed's first word. `reconnected`: the connection was lost, and with it what came meanwhile. */
-export type ResetReason = 'start' | 'reconnected' | 'away_too_long' | 'other_history' | 'changes_removed' | 'every_key_changed'
+export type ResetReason = 'start' | 'reconnected' | 'away_too_long' | 'other_history' | 'changes_removed' | 'too_many_changes' | 'every_key_changed'
 
 export interface FeedParts {
   /** A connection straight to PostgreSQL: LISTEN does not pass a pooler. */
@@ -51,8 +51,9 @@ export interface FeedParts {
   readonly replicaId: string
   /** How long changes are kept. A replica that was away for longer starts anew. */
   readonly retentionMs: number
-  readonly onChanges: (changes: readonly Change[]) => void
-  /** Anything may have changed, and why nobody can say what. */
+  /** Nothing counts as told before this is over. */
+  readonly onChanges: (changes: readonly Change[]) => Promise<void>
+  /** Anything may have changed, and why nobody can say what. Takes effect at once. */
   readonly onReset: (why: ResetReason) => void
   /** Everything that was committed before a poll was sent has been told. */
   readonly onConfirmed: () => void
@@ -82,8 +83,8 @@ const RECONNECT_MS = 1000
 
 /** How old a position may be to be gone on from. Changes are kept for much longer, by whatever clock. */
 const MAX_AWAY_MS = 600_000
-/** More changes than this are not told one by one to a follower who was away. */
-const MAX_MISSED = 10_000
+/** More changes than this are not told one by one: to take everything for changed costs less. */
+const MAX_CHANGED = 10_000
 /** Token of the history, number of the server's run, database's time and snapshot; the numbers in base 36. */
 const POSITION = /^([\w-]{11})\.([0-9a-z]{1,6})\.([0-9a-z]{1,10})\.(\d{1,20}:\d{1,20}:[\d,]*)$/
 /** First word of the advisory locks that name a run of the server: `mech` in ASCII. */
@@ -104,7 +105,7 @@ const IS_SWEPT = 'coalesce((SELECT swept_below > pg_snapshot_xmin($1::pg_snapsho
 const POLL = `
   SELECT pg_current_snapshot()::text AS snapshot, clock_timestamp() AS now, ${HISTORY} AS history, ${IS_SWEPT} AS is_swept,
          current_timeline() AS timeline, (SELECT beat FROM replicas WHERE id = $2) AS beat,
-         (${WHOSE} FROM (SELECT DISTINCT key_id FROM changes WHERE ${UNSEEN}) unseen) AS changed`
+         (${WHOSE} FROM (SELECT DISTINCT key_id FROM changes WHERE ${UNSEEN} LIMIT ${MAX_CHANGED + 1}) unseen) AS changed`
 
 /** Runs of this server that somebody follows at this moment. Locks are gone with a crash, and are not on a standby. */
 const RUNS = `
@@ -114,7 +115,7 @@ const JOIN_RUN = `SELECT pg_advisory_lock_shared(${RUN_LOCK}, $1)`
 
 /** What somebody missed who comes back: all of it, or so much that it is too much. Nothing where that cannot be said. */
 const MISSED = `
-  SELECT ${HISTORY} AS history, (${WHOSE} FROM (SELECT key_id FROM changes WHERE ${UNSEEN} LIMIT ${MAX_MISSED + 1}) unseen) AS changed
+  SELECT ${HISTORY} AS history, (${WHOSE} FROM (SELECT key_id FROM changes WHERE ${UNSEEN} LIMIT ${MAX_CHANGED + 1}) unseen) AS changed
   WHERE $2 IN (${RUNS}) AND NOT ${IS_SWEPT}`
 
 const CONFIRM = 'SELECT confirm_feed($1, $2, $3::pg_snapshot, $4, $5)'
@@ -252,7 +253,7 @@ export class Feed {
     // A snapshot that is none is refused by the database: nobody was given it here.
     const { rows } = await client.query<Pick<Page, 'changed' | 'history'>>(MISSED, [snapshot, parseInt(run!, 36)]).catch(() => ({ rows: [] }))
     const [missed] = rows
-    if (!missed || missed.history !== this.#page.history || missed.changed.length > MAX_MISSED || client !== this.#client) return undefined
+    if (!missed || missed.history !== this.#page.history || missed.changed.length > MAX_CHANGED || client !== this.#client) return undefined
     const changes = distinct(missed.changed)
     return changes.every((change): change is Change => change.id !== null) ? changes : undefined
   }
@@ -327,7 +328,7 @@ export class Feed {
       const last: Page | undefined = this.#page
       const page = await this.#poll(last?.snapshot)
       const isHeldBefore = last !== undefined && isHeld(last.history)
-      const isNews = this.#take(page, last, last !== undefined && sentAt - this.#confirmedAt < retentionMs)
+      const isNews = await this.#take(page, last, last !== undefined && sentAt - this.#confirmedAt < retentionMs)
       if (isHeld(page.history) !== isHeldBefore) this.#tellHold(isHeldBefore)
       if (isHeld(page.history)) {
         // It confirms nothing, and goes on as soon as the database is accepted.
@@ -363,21 +364,22 @@ export class Feed {
   }
 
   /**
-   * Tells what a poll found.
+   * Tells what a poll found. The position is the page's when all of it has been told.
    *
    * @returns whether anything may have changed
    */
-  #take(page: Page, last: Page | undefined, isRecent: boolean): boolean {
+  async #take(page: Page, last: Page | undefined, isRecent: boolean): Promise<boolean> {
     const before = this.#history
     if (before !== undefined && page.history !== before) this.counts.historyChanges++
     if (page.history !== before) this.#historyToken = hash('sha256', page.history, 'base64url').slice(0, 11)
     this.#history = page.history
     const why = resetReason(page, last, before, isRecent)
-    this.#page = page
     if (!why) {
-      if (page.changed.length > 0) this.parts.onChanges(page.changed as readonly Change[])
+      if (page.changed.length > 0) await this.parts.onChanges(page.changed as readonly Change[])
+      this.#page = page
       return page.changed.length > 0
     }
+    this.#page = page
     this.counts.resets++
     // What is read from now on is held against this page: nothing that was read before is left to be in doubt.
     this.#isInDoubt = false
@@ -434,6 +436,7 @@ function resetReason(page: Page, last: Page | undefined, history: string | undef
   if (!last) return 'reconnected'
   if (!isRecent) return 'away_too_long'
   if (page.is_swept) return 'changes_removed'
+  if (page.changed.length > MAX_CHANGED) return 'too_many_changes'
   return page.changed.some(({ id }) => id === null) ? 'every_key_changed' : undefined
 }
 

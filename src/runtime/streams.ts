@@ -11,6 +11,7 @@ import { overloaded } from '../errors.js'
 import { publicId } from '../key/id.js'
 import type { Clock } from './clock.js'
 import type { Change, Feed } from './feed.js'
+import { inSlices } from './slices.js'
 
 export interface StreamsParts {
   readonly feed: Pick<Feed, 'position' | 'confirmedAt' | 'historyToken' | 'now' | 'isFresh'>
@@ -29,6 +30,8 @@ interface Stream {
 
 /** Bytes that may wait for a gateway to read when there is more to say. */
 const MAX_WAITING = 64 * 1024
+/** Streams that are told something at a stretch: some milliseconds. */
+const STREAMS_PER_SLICE = 50
 /** More keys than this are not listed. */
 const MAX_LISTED = 10_000
 /** A longer one would not pass as a header when it comes back. */
@@ -38,12 +41,16 @@ const RETRY_MS = 1000
 /** How long the end of a stream may take to reach its gateway. */
 const END_MS = 1000
 
+/** What streams are told, by organization; `null` is all of them. */
+type Messages = Map<string | null, Buffer | undefined>
+
 export class ChangeStreams {
   readonly #streams = new Set<Stream>()
   /** Gateways that have been admitted and whose streams have not begun yet. */
   readonly #coming = new Set<{ readonly gateway: Gateway }>()
   readonly #timer: NodeJS.Timeout
   #beatAt = -Infinity
+  #isConfirming = false
   #isEnded = false
 
   constructor(private readonly parts: StreamsParts) {
@@ -89,29 +96,34 @@ export class ChangeStreams {
     this.#confirm(stream)
   }
 
-  changed(changes: readonly Change[]): void {
+  /** Resolves when all streams have been told, those that begin meanwhile as well. */
+  async changed(changes: readonly Change[]): Promise<void> {
     // Whose it was nobody can say, and everybody else's business it is not.
     if (changes.some(isGone)) return this.closeAll()
     const ids = new Set(changes.map(({ id }) => id))
-    const messages = new Map<string | null, string>()
-    for (const stream of this.#streams) {
+    const messages: Messages = new Map()
+    await inSlices(this.#streams, STREAMS_PER_SLICE, (stream) => {
       // The gateway itself changed, and may have been revoked: let it come back, if it still may.
       if (ids.has(stream.gateway.id)) this.#close(stream)
       else this.#tell(stream, changes, messages)
-    }
+    })
   }
 
   /** Passes on that everything has been told; not each time, for the feed is polled as often as something changes. */
   confirmed(): void {
     const at = this.parts.clock.now()
-    if (at - this.#beatAt < this.parts.heartbeatMs / 2) return
+    if (this.#isConfirming || at - this.#beatAt < this.parts.heartbeatMs / 2) return
     this.#beatAt = at
-    for (const stream of this.#streams) this.#confirm(stream)
+    this.#isConfirming = true
+    // What is confirmed moves on between slices only when every stream has been told what changed before.
+    void inSlices(this.#streams, STREAMS_PER_SLICE, (stream) => this.#confirm(stream)).finally(() => (this.#isConfirming = false))
   }
 
-  /** Gateways come back, are authenticated again, and are told what they missed. */
+  /** Gateways come back, are authenticated again, and are told what they missed. From now on these streams are told nothing. */
   closeAll(): void {
-    for (const stream of this.#streams) this.#close(stream)
+    const closing = [...this.#streams]
+    this.#streams.clear()
+    void inSlices(closing, STREAMS_PER_SLICE, (stream) => this.#close(stream))
   }
 
   /** From now on there are none. */
@@ -122,16 +134,20 @@ export class ChangeStreams {
   }
 
   /** @param messages those that have been written already, by organization: many gateways are told the same */
-  #tell(stream: Stream, changes: readonly Change[], messages: Map<string | null, string>): void {
+  #tell(stream: Stream, changes: readonly Change[], messages: Messages): void {
     const { org_id } = stream.gateway
-    let message = messages.get(org_id)
-    if (message === undefined) {
-      const keyIds = changes.filter((change) => change.kind === 'mecha' && (org_id === null || change.org_id === org_id)).map(({ id }) => publicId('mecha', id))
-      if (keyIds.length === 0) message = ''
-      else message = keyIds.length > MAX_LISTED ? this.#message('reset', {}) : this.#message('changed', { key_ids: keyIds })
-      messages.set(org_id, message)
-    }
+    if (!messages.has(org_id)) messages.set(org_id, this.#messageAbout(changes, org_id))
+    const message = messages.get(org_id)
     if (message) this.#write(stream, message)
+  }
+
+  /** `undefined` when nothing of this organization has changed. */
+  #messageAbout(changes: readonly Change[], orgId: string | null): Buffer | undefined {
+    const own = changes.filter((change) => change.kind === 'mecha' && (orgId === null || change.org_id === orgId))
+    if (own.length === 0) return undefined
+    const message = own.length > MAX_LISTED ? this.#message('reset', {}) : this.#message('changed', { key_ids: own.map(({ id }) => publicId('mecha', id)) })
+    // Bytes, and not text: all streams wait with the same ones, and nothing is encoded for each of them.
+    return Buffer.from(message)
   }
 
   #confirm(stream: Stream): void {
@@ -153,7 +169,7 @@ export class ChangeStreams {
     return `${id}event: ${event}\ndata: ${JSON.stringify(data)}\n\n`
   }
 
-  #write(stream: Stream, text: string): void {
+  #write(stream: Stream, text: string | Buffer): void {
     const { raw } = stream
     if (raw.writableLength <= MAX_WAITING) return void raw.write(text)
     // One that waits for its turn on a connection would not say that it was destroyed.

@@ -20,7 +20,7 @@ import type { CredentialKind } from '../key/id.js'
 import type { Roots } from '../key/roots.js'
 import { bareToken, isTaggedByUs, parseToken, type Token } from '../key/token.js'
 import { refusalOf, type Demand, type RefusalCode } from '../key/verdict.js'
-import type { CachedKey, KeyCache } from './cache.js'
+import { isCurrent, type CachedKey, type KeyCache } from './cache.js'
 import { createChecks } from './checks.js'
 import type { Clock } from './clock.js'
 import type { Feed } from './feed.js'
@@ -123,7 +123,7 @@ export function createVerifier(parts: VerifierParts) {
     const at = clock.now()
     const held = cache.findById(id)
     const isFresh = feed.isFresh(at)
-    if (isFresh && held?.current) return held.kind === 'mecha' && !refuse(held, feed.now(at), gateway, NO_DEMAND)
+    if (isFresh && held && isCurrent(held)) return held.kind === 'mecha' && !refuse(held, feed.now(at), gateway, NO_DEMAND)
     const isGoodRow = (found: FoundCredential | undefined) => found?.row.kind === 'mecha' && !refuse(found.row, found.now.getTime(), gateway, NO_DEMAND)
     return rows.withRow(id, isGoodRow).catch((error: unknown) => {
       throw held && !isFresh && isUnavailable(error) ? feedStale() : error
@@ -138,7 +138,7 @@ export function createVerifier(parts: VerifierParts) {
     const text = bareToken(presented)
     const isFresh = feed.isFresh()
     const held = cache.find(text)
-    if (isFresh && held?.current) return held
+    if (isFresh && held && isCurrent(held)) return held
     const token = parseToken(text)
     if (!token || !isTaggedByUs(token, roots) || (isFresh && cache.isRefused(text))) return undefined
     return (await withProven(token, signal, (proven) => proven ?? null))?.key
@@ -149,7 +149,7 @@ export function createVerifier(parts: VerifierParts) {
     const at = clock.now()
     const isFresh = feed.isFresh(at)
     const held = cache.find(text)
-    if (isFresh && held?.current) {
+    if (isFresh && held && isCurrent(held)) {
       // What is good as something else is known to be nothing of this kind.
       if (held.kind !== kind) return counted(kind, 'unknown')
       const now = feed.now(at)
