@@ -232,11 +232,11 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
       timeoutMs: Math.min(config.DATABASE_TIMEOUT * 1000, staleness),
       maxStalenessMs: staleness,
       retentionMs: FEED_RETENTION_MS,
-      async onChanges(changes) {
+      async onChanges(changes, position) {
         const ids = changes.map(({ id }) => id)
         await inSlices(piecesOf(ids, CHANGES_PER_SLICE), 1, (piece) => invalidate(followers, piece))
         // Only then: what a gateway is answered after it was told is of after the change.
-        await streams.changed(changes)
+        await streams.changed(changes, position)
       },
       onReset(why) {
         if (why !== 'start') app.log.info({ why, keys: countKeys(), streams: streams.size }, 'everything in memory is asked about anew, and streams of changes end')

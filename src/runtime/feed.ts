@@ -51,8 +51,12 @@ export interface FeedParts {
   readonly replicaId: string
   /** How long changes are kept. A replica that was away for longer starts anew. */
   readonly retentionMs: number
-  /** Nothing counts as told before this is over. */
-  readonly onChanges: (changes: readonly Change[]) => Promise<void>
+  /**
+   * Nothing counts as told before this is over.
+   *
+   * @param position of who has been told these as well
+   */
+  readonly onChanges: (changes: readonly Change[], position: string) => Promise<void>
   /** Anything may have changed, and why nobody can say what. Takes effect at once. */
   readonly onReset: (why: ResetReason) => void
   /** Everything that was committed before a poll was sent has been told. */
@@ -230,7 +234,11 @@ export class Feed {
 
   /** What has been told so far, for {@link missedSince} of any replica; `undefined` before the first poll. */
   get position(): string | undefined {
-    return this.#page && [this.#historyToken, this.#run.toString(36), this.#page.now.getTime().toString(36), this.#page.snapshot].join('.')
+    return this.#page && this.#positionAfter(this.#page)
+  }
+
+  #positionAfter({ now, snapshot }: Page): string {
+    return [this.#historyToken, this.#run.toString(36), now.getTime().toString(36), snapshot].join('.')
   }
 
   /**
@@ -375,7 +383,7 @@ export class Feed {
     this.#history = page.history
     const why = resetReason(page, last, before, isRecent)
     if (!why) {
-      if (page.changed.length > 0) await this.parts.onChanges(page.changed as readonly Change[])
+      if (page.changed.length > 0) await this.parts.onChanges(page.changed as readonly Change[], this.#positionAfter(page))
       this.#page = page
       return page.changed.length > 0
     }

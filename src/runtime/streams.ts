@@ -92,12 +92,16 @@ export class ChangeStreams {
     raw.writeHead(200, { ...headers, 'content-type': 'text/event-stream; charset=utf-8', 'cache-control': 'no-store', 'x-accel-buffering': 'no', connection: 'close' })
     this.#write(stream, `retry: ${RETRY_MS}\n\n`)
     if (!missed || missed.some(isGone)) this.#write(stream, this.#message('reset', {}))
-    else this.#tell(stream, missed, new Map())
+    else this.#tell(stream, missed, this.parts.feed.position, new Map())
     this.#confirm(stream)
   }
 
-  /** Resolves when all streams have been told, those that begin meanwhile as well. */
-  async changed(changes: readonly Change[]): Promise<void> {
+  /**
+   * Resolves when all streams have been told, those that begin meanwhile as well.
+   *
+   * @param position of who has been told these changes
+   */
+  async changed(changes: readonly Change[], position: string): Promise<void> {
     // Whose it was nobody can say, and everybody else's business it is not.
     if (changes.some(isGone)) return this.closeAll()
     const ids = new Set(changes.map(({ id }) => id))
@@ -105,7 +109,7 @@ export class ChangeStreams {
     await inSlices(this.#streams, STREAMS_PER_SLICE, (stream) => {
       // The gateway itself changed, and may have been revoked: let it come back, if it still may.
       if (ids.has(stream.gateway.id)) this.#close(stream)
-      else this.#tell(stream, changes, messages)
+      else this.#tell(stream, changes, position, messages)
     })
   }
 
@@ -134,18 +138,18 @@ export class ChangeStreams {
   }
 
   /** @param messages those that have been written already, by organization: many gateways are told the same */
-  #tell(stream: Stream, changes: readonly Change[], messages: Messages): void {
+  #tell(stream: Stream, changes: readonly Change[], position: string | undefined, messages: Messages): void {
     const { org_id } = stream.gateway
-    if (!messages.has(org_id)) messages.set(org_id, this.#messageAbout(changes, org_id))
+    if (!messages.has(org_id)) messages.set(org_id, this.#messageAbout(changes, position, org_id))
     const message = messages.get(org_id)
     if (message) this.#write(stream, message)
   }
 
   /** `undefined` when nothing of this organization has changed. */
-  #messageAbout(changes: readonly Change[], orgId: string | null): Buffer | undefined {
+  #messageAbout(changes: readonly Change[], position: string | undefined, orgId: string | null): Buffer | undefined {
     const own = changes.filter((change) => change.kind === 'mecha' && (orgId === null || change.org_id === orgId))
     if (own.length === 0) return undefined
-    const message = own.length > MAX_LISTED ? this.#message('reset', {}) : this.#message('changed', { key_ids: own.map(({ id }) => publicId('mecha', id)) })
+    const message = own.length > MAX_LISTED ? this.#message('reset', {}, position) : this.#message('changed', { key_ids: own.map(({ id }) => publicId('mecha', id)) }, position)
     // Bytes, and not text: all streams wait with the same ones, and nothing is encoded for each of them.
     return Buffer.from(message)
   }
@@ -163,8 +167,7 @@ export class ChangeStreams {
     this.#write(stream, this.#message('confirmed', confirmation))
   }
 
-  #message(event: string, data: object): string {
-    const { position = '' } = this.parts.feed
+  #message(event: string, data: object, position = this.parts.feed.position ?? ''): string {
     const id = position.length > 0 && position.length <= MAX_ID_LENGTH ? `id: ${position}\n` : ''
     return `${id}event: ${event}\ndata: ${JSON.stringify(data)}\n\n`
   }

@@ -44,13 +44,13 @@ t.test('400 streams are told in slices, with the same bytes; one that begins mea
     raw.write = ((chunk: unknown) => (written.push({ turn: turns.now(), chunk }), write(chunk))) as typeof raw.write
   }
   for (let i = 0; i < 400; i++) begin()
-  const told = streams.changed([{ id: newId(), kind: 'mecha', org_id: 'acme' }])
+  const told = streams.changed([{ id: newId(), kind: 'mecha', org_id: 'acme' }], 'a.b.c.2:2:')
   begin()
   await told
   t.equal(written.length, 401)
   t.equal(new Set(written.map(({ chunk }) => chunk)).size, 1, 'encoded once')
   const counts = written.reduce((all, { turn }) => all.set(turn, (all.get(turn) ?? 0) + 1), new Map<number, number>())
-  t.ok([...counts.values()].every((count) => count <= 50), `${[...counts.values()]} in one turn`)
+  t.ok([...counts.values()].every((count) => count <= 50), `${[...counts.values()].join()} in one turn`)
 })
 
 t.test('what is told is applied before it counts, and more than can be told is a reset', async (t) => {
