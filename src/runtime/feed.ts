@@ -137,6 +137,10 @@ export class Feed {
   #confirmedJumps = -1
   /** The database's clock at that poll. */
   #databaseTime = 0
+  /** When the last poll was sent whose page was told. */
+  #polledAt = -Infinity
+  /** When the last confirmation was sent: receipts wait for this replica for as long as the bound after it. */
+  #counted: { readonly at: number; readonly jumps: number } | undefined
   /** Whether something was read that is of another history. Until the two agree again, nothing is vouched for. */
   #isInDoubt = false
   #doubtedAt = -Infinity
@@ -327,7 +331,7 @@ export class Feed {
 
   /** Polls until told to stop: when notified, and every so often. */
   async #follow(onPolled: () => void): Promise<void> {
-    const { clock, retentionMs, replicaId, maxStalenessMs } = this.parts
+    const { clock, retentionMs } = this.parts
     /** The snapshot below which to sweep, when it is old enough. */
     let old: { readonly at: number; readonly snapshot: string } | undefined
     while (!this.#stopped) {
@@ -336,7 +340,8 @@ export class Feed {
       const last: Page | undefined = this.#page
       const page = await this.#poll(last?.snapshot)
       const isHeldBefore = last !== undefined && isHeld(last.history)
-      const isNews = await this.#take(page, last, last !== undefined && sentAt - this.#confirmedAt < retentionMs)
+      const isNews = await this.#take(page, last, last !== undefined && sentAt - this.#polledAt < retentionMs)
+      this.#polledAt = sentAt
       if (isHeld(page.history) !== isHeldBefore) this.#tellHold(isHeldBefore)
       if (isHeld(page.history)) {
         // It confirms nothing, and goes on as soon as the database is accepted.
@@ -346,9 +351,11 @@ export class Feed {
         await this.#sleep(this.parts.pollMs)
         continue
       }
-      await this.#query(CONFIRM, [replicaId, this.#secret, page.snapshot, page.history, Math.ceil(maxStalenessMs)])
+      const isCounted = await this.#confirm(page, sentJumps)
       const beat = Number(page.beat ?? 0) + 1
       if (isNews || page.timeline !== this.#known?.timeline || beat < this.#known.beat) this.#known = { timeline: page.timeline, beat }
+      // Until just now receipts did not wait for this replica, so this poll may be from before one: only the next vouches.
+      if (!isCounted) continue
       // Not before that is written: a receipt counts on it that who has been silent for the bound is not fresh.
       this.#databaseTime = page.now.getTime()
       this.#confirmedAt = sentAt
@@ -364,6 +371,22 @@ export class Feed {
       }
       await this.#sleep(this.parts.pollMs)
     }
+  }
+
+  /**
+   * Writes that everything has been applied that a poll saw.
+   *
+   * @param sentJumps how often the clock had jumped when the poll was sent
+   * @returns whether receipts waited for this replica all the time since its confirmation before
+   */
+  async #confirm(page: Page, sentJumps: number): Promise<boolean> {
+    const { clock, replicaId, maxStalenessMs } = this.parts
+    const before = this.#counted
+    const at = clock.now()
+    await this.#query(CONFIRM, [replicaId, this.#secret, page.snapshot, page.history, Math.ceil(maxStalenessMs)])
+    const writtenAt = clock.now()
+    this.#counted = { at, jumps: sentJumps }
+    return page.beat !== null && before !== undefined && before.jumps === clock.jumps && writtenAt - before.at <= maxStalenessMs
   }
 
   #tellHold(isOver: boolean): void {

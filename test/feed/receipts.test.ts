@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import { sql } from 'kysely'
+import { Client } from 'pg'
 import t, { type Test } from 'tap'
 import { ReplicaWatch } from '../../src/control/replicas.js'
 import { applied, createDatabase, emptyDatabase } from '../helpers/database.js'
@@ -196,4 +197,39 @@ t.test('one loop asks for all receipts that are open', async (t) => {
   for (const { body } of answers) t.match(body.propagation, { complete: false })
   // A revocation takes some ten statements; 200 questions for each of 30 receipts would be 6,000.
   t.ok((await queries()) - before < 30 * 20 + 400, `${(await queries()) - before} statements`)
+})
+
+t.test('a replica that receipts did not wait for yet does not answer by what it polled before one', async (t) => {
+  const database = await createDatabase(t)
+  const first = await startService(t, {}, database)
+  const gateway = await first.gateway()
+  const { key, plaintext_key } = await first.issue()
+  await fresh(first)
+  // A row that is new waits for a lock, so that there is time between a first poll and its confirmation.
+  await sql`CREATE FUNCTION wait_to_register() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+      IF NOT EXISTS (SELECT FROM replicas WHERE id = NEW.id) THEN PERFORM pg_advisory_xact_lock(42); END IF;
+      RETURN NEW;
+    END $$`.execute(database.db)
+  await sql`CREATE TRIGGER wait_to_register BEFORE INSERT ON replicas FOR EACH ROW EXECUTE FUNCTION wait_to_register()`.execute(database.db)
+  const admin = new Client({ connectionString: database.owner })
+  await admin.connect()
+  t.teardown(() => admin.end())
+  await admin.query('SELECT pg_advisory_lock(42)')
+
+  const wire = await layWire(t, database.runtime)
+  const second = await startService(t, { ROOT_SECRETS: first.config.ROOT_SECRETS!.join(), DATABASE_DIRECT_URL: wire.through(database.runtime) }, database)
+  await eventually(async () => (await admin.query("SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'")).rowCount === 1)
+  t.match(await second.verify(plaintext_key, {}, gateway), { valid: true })
+  const { body } = await first.call('POST', `/v1/keys/${key.id}/revoke`, { token: await first.token(), headers: { prefer: 'wait=10' } })
+  t.match(body.propagation, { replicas: 1, confirmed: 1, complete: true }, 'without the second, which has no row yet')
+
+  // It hears that its confirmation was written, and nothing more.
+  const isWritten = wire.hold()
+  await admin.query('SELECT pg_advisory_unlock(42)')
+  await isWritten
+  wire.release()
+  await wire.hold()
+  t.same(await second.verify(plaintext_key, {}, gateway), { valid: false, code: 'revoked' })
+  wire.release()
 })
