@@ -93,6 +93,8 @@ export class Checker {
   readonly complaints: string[] = []
   readonly #outages: { readonly what: string; readonly from: number; to: number }[] = []
   readonly #start = performance.now()
+  /** When the last question had no verdict. */
+  lastUnavailableAt = -Infinity
 
   issued(id: string, plaintext: string, mecha: string): Known {
     const known: Known = { id, plaintext, mecha, state: 'valid', since: performance.now(), by: 'being issued', confirmed: false, enabledAgain: false, ended: false, gone: false }
@@ -163,6 +165,7 @@ export class Checker {
 
   /** A question that had no verdict: allowed only while something was out of order. */
   unavailable(sentAt: number, answeredAt: number, why: string): void {
+    this.lastUnavailableAt = answeredAt
     if (this.#outages.some(({ from, to }) => sentAt <= to && answeredAt >= from)) this.counts.unavailableInOutage++
     else this.#failed('unavailableOutsideOutage', `outside of any outage, ${why}`)
   }

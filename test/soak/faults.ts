@@ -25,6 +25,8 @@ interface Fault {
   readonly happen: (scene: Scene) => Promise<unknown>
 }
 
+/** All is well when for so long nobody was told that nobody can say. */
+const QUIET_MS = 500
 /** Long enough that a replica which heard nothing meanwhile has to refuse. */
 const LONG_MS = BOUND_MS * 1.5
 
@@ -131,11 +133,14 @@ export const FAULTS = {
     happen: (scene) =>
       failOver(scene, async (_old, promoted) => {
         const { cluster, random } = scene
-        const moves = shuffle(cluster.replicas.flatMap(({ wires }) => [wires.feed, wires.runtime]), random)
+        // A replica that sees only the old one cannot know: one way of each leads to the new one before anything changes there.
+        const orders = cluster.replicas.map(({ wires }) => shuffle([wires.feed, wires.runtime], random))
+        lead(orders.map(([first]) => first!), promoted)
+        const moves = shuffle(orders.map(([, second]) => second!), random)
         return async () => {
           for (const wire of moves) {
+            await sleep(random(1500))
             lead([wire], promoted)
-            await sleep(random(700))
           }
         }
       }),
@@ -211,7 +216,10 @@ export async function wreck(scene: Scene, { only, over, say }: WreckOptions): Pr
     const start = performance.now()
     await happen(scene)
     const happened = performance.now()
-    const tookMs = await cluster.recovered()
+    await cluster.recovered()
+    // What waited for the feed may have an answer only now. Dead connections are found out one by one: see below.
+    while (!leavesDeadConnections && performance.now() - checker.lastUnavailableAt < QUIET_MS && performance.now() - happened < 2 * RECOVERY_MS) await sleep(20)
+    const tookMs = performance.now() - happened
     checker.recovered(about, tookMs)
     end(leavesDeadConnections ? DEAD_CONNECTIONS_MS : 0)
     say(`${about}: ${Math.round(happened - start)} ms, and all well ${Math.round(tookMs)} ms later`)
