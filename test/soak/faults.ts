@@ -114,8 +114,9 @@ export const FAULTS = {
         if (random(2) === 0) for (const wire of cluster.wires('runtime')) wire.leadTo(promoted.urls.owner)
         // Where the old one is not fenced, it takes writes again as soon as the feeds have seen the new one.
         const isFenced = random(2) === 0
+        await followers(promoted, cluster.replicas.length)
         return async () => {
-          if (!isFenced) await followers(promoted).then(() => old.setReadOnly(false))
+          if (!isFenced) await old.setReadOnly(false)
           await sleep(LONG_MS)
         }
       }),
@@ -136,6 +137,7 @@ export const FAULTS = {
         // A replica that sees only the old one cannot know: one way of each leads to the new one before anything changes there.
         const orders = cluster.replicas.map(({ wires }) => shuffle([wires.feed, wires.runtime], random))
         lead(orders.map(([first]) => first!), promoted)
+        await followers(promoted, orders.filter(([first], i) => first === cluster.replicas[i]!.wires.feed).length)
         const moves = shuffle(orders.map(([, second]) => second!), random)
         return async () => {
           for (const wire of moves) {
@@ -251,10 +253,10 @@ async function failOver(scene: Scene, move: (old: SoakDatabase, promoted: SoakDa
   await old.remove()
 }
 
-/** Resolves when the feeds of all replicas follow a database. */
-async function followers(database: SoakDatabase): Promise<void> {
+/** Resolves when the feeds of so many replicas follow a database: until then, those see only the old one. */
+async function followers(database: SoakDatabase, count: number): Promise<void> {
   const end = performance.now() + RECOVERY_MS
-  while ((await database.query("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'mecha-keys feed%' AND state_change > backend_start AND query NOT LIKE 'LISTEN%'")).length < 3) {
+  while ((await database.query("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'mecha-keys feed%' AND state_change > backend_start AND query NOT LIKE 'LISTEN%'")).length < count) {
     if (performance.now() > end) throw new Error('the feeds do not find the promoted database')
     await sleep(20)
   }
