@@ -42,7 +42,8 @@ CREATE TRIGGER keys_are_made_now BEFORE INSERT ON keys
   FOR EACH ROW WHEN (writes_as_control()) EXECUTE FUNCTION keys_are_made_now();
 
 -- What has ended does not live on, and what has been rotated ends when its overlap does. An end is counted as the service
--- counts it or earlier: by the transaction's own time, so that nothing honest is refused in the millisecond of an end.
+-- counts it or earlier: by the transaction's own time, so that nothing honest is refused in the millisecond of an end, or by the
+-- clock where that went back since.
 CREATE FUNCTION keys_keep_their_end() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_seqscan = off AS $$
 BEGIN
   IF (NEW.name, NEW.metadata, NEW.hash, NEW.tag_root, NEW.pepper_root, NEW.enabled, NEW.expires_at, NEW.revoked_at, NEW.rotated_to)
@@ -53,11 +54,11 @@ BEGIN
   END IF;
   IF NEW.revoked_at IS NOT NULL THEN
     NEW.revoked_at := within_transaction(NEW.revoked_at);
-  ELSIF OLD.expires_at <= now() AND (NEW.name, NEW.metadata, NEW.enabled, NEW.expires_at, NEW.rotated_to)
+  ELSIF OLD.expires_at <= least(now(), clock_timestamp()) AND (NEW.name, NEW.metadata, NEW.enabled, NEW.expires_at, NEW.rotated_to)
         IS DISTINCT FROM (OLD.name, OLD.metadata, OLD.enabled, OLD.expires_at, OLD.rotated_to) THEN
     RAISE EXCEPTION 'an expired key can be revoked and not changed' USING ERRCODE = 'insufficient_privilege';
   END IF;
-  IF NEW.expires_at IS DISTINCT FROM OLD.expires_at AND NEW.expires_at < date_trunc('milliseconds', now()) THEN
+  IF NEW.expires_at IS DISTINCT FROM OLD.expires_at AND NEW.expires_at < date_trunc('milliseconds', least(now(), clock_timestamp())) THEN
     RAISE EXCEPTION 'a key cannot have ended before' USING ERRCODE = 'insufficient_privilege';
   END IF;
   IF NEW.rotated_to IS NOT NULL AND (NEW.expires_at IS NULL OR NEW.expires_at > OLD.expires_at) THEN

@@ -95,6 +95,11 @@ export function databaseRestored(): Problem {
   return new Problem('database_restored', 'Nobody can say whether keys that were revoked are revoked still.', { headers: { 'retry-after': '1' } })
 }
 
+/** Nobody can say whether what is known of keys still holds. */
+export function feedStale(): Problem {
+  return new Problem('feed_stale', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
+}
+
 /** For the log: there is nobody to tell. */
 export function abandoned(): Problem {
   return new Problem('request_timeout', 'The caller did not wait for the answer.')

@@ -2,7 +2,7 @@
 
 import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { authenticateGateway } from '../auth/gateways.js'
-import { overloaded, Problem } from '../errors.js'
+import { feedStale, overloaded } from '../errors.js'
 import { dropCredentials } from '../http/headers.js'
 import { responses } from '../http/schemas.js'
 import { requireGateway } from './callers.js'
@@ -48,7 +48,7 @@ export function changesRoutes({ verifier, feed, streams }: ChangesParts): Fastif
         },
       },
       async (request, reply) => {
-        if (!feed.isFresh()) throw new Problem('feed_stale', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
+        if (!feed.isFresh()) throw feedStale()
         const position = request.headers['last-event-id']
         const leave = streams.admit(request.gateway)
         try {

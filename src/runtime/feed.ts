@@ -21,6 +21,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyBaseLogger } from 'fastify'
 import { Client } from 'pg'
 import { HISTORY, isHeld } from '../db/history.js'
+import { isReadOnly } from '../db/outage.js'
 import { commitDurably, SERVER_TIMEOUTS } from '../db/pool.js'
 import type { CredentialKind } from '../key/id.js'
 import type { Clock } from './clock.js'
@@ -144,6 +145,8 @@ export class Feed {
   /** Whether something was read that is of another history. Until the two agree again, nothing is vouched for. */
   #isInDoubt = false
   #doubtedAt = -Infinity
+  /** Whether the database that the feed is at takes no writes: a standby, or a primary that another one has taken over from. */
+  #isReadOnly = false
   /** Those who wait for a poll to say which history is the feed's. */
   #doubting: { readonly at: number; readonly resolve: () => void }[] = []
   #client: Client | undefined
@@ -217,6 +220,14 @@ export class Feed {
   }
 
   /**
+   * Whether nothing may be answered by what the database says: it takes no writes, so that this replica cannot confirm that it
+   * follows. Another one may be the primary by now.
+   */
+  get isAtReadOnlyDatabase(): boolean {
+    return this.#isReadOnly
+  }
+
+  /**
    * Something was read that is of another history. Nothing is vouched for until something is read that is of the feed's;
    * and the feed looks at once where it is itself, for it may be behind. Where that has not helped for a second, it
    * connects anew: its own connection may be the one that leads to the wrong server.
@@ -286,6 +297,7 @@ export class Feed {
         await this.#follow(() => (failures = 0))
         await this.#client?.query(LEAVE, [this.parts.replicaId, this.#secret])
       } catch (error) {
+        if (isReadOnly(error)) this.#isReadOnly = true
         if (failures++ === 0 && !this.#stopped) this.#tellThatLost(error)
       } finally {
         await this.#disconnect()
@@ -385,6 +397,7 @@ export class Feed {
     const at = clock.now()
     await this.#query(CONFIRM, [replicaId, this.#secret, page.snapshot, page.history, Math.ceil(maxStalenessMs)])
     const writtenAt = clock.now()
+    this.#isReadOnly = false
     this.#counted = { at, jumps: sentJumps }
     return page.beat !== null && before !== undefined && before.jumps === clock.jumps && writtenAt - before.at <= maxStalenessMs
   }

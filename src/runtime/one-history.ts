@@ -2,11 +2,11 @@
 
 import type { FastifyBaseLogger } from 'fastify'
 import { isHeld } from '../db/history.js'
-import { databaseRestored, Problem } from '../errors.js'
+import { databaseRestored, feedStale } from '../errors.js'
 import type { Feed } from './feed.js'
 
 export interface OneHistoryParts {
-  readonly feed: Pick<Feed, 'isOfHistory' | 'doubt'>
+  readonly feed: Pick<Feed, 'isOfHistory' | 'isAtReadOnlyDatabase' | 'doubt'>
   /** Drops the connections that are open now. */
   readonly renewConnections: () => void
   readonly log: FastifyBaseLogger
@@ -20,7 +20,8 @@ export type OfOneHistory = <T extends { readonly history: string }>(send: () => 
  * looked where it is itself; meanwhile nothing is answered from memory.
  *
  * @returns a function that throws Problem `feed_stale` where the two go on to disagree: one of them is at a server that is
- *   not, or no longer, the one that counts, and nobody can say which; and `database_restored` where it is one that went back
+ *   not, or no longer, the one that counts, and nobody can say which; also where the database takes no writes, for another one
+ *   may be the primary by now; and `database_restored` where it is one that went back
  */
 export function holdToOneHistory({ feed, renewConnections, log }: OneHistoryParts): OfOneHistory {
   let isTold = false
@@ -30,11 +31,12 @@ export function holdToOneHistory({ feed, renewConnections, log }: OneHistoryPart
       if (feed.isOfHistory(answer.history)) {
         isTold = false
         if (isHeld(answer.history)) throw databaseRestored()
+        if (feed.isAtReadOnlyDatabase) throw feedStale()
         return answer
       }
       if (!isTold) log.warn('the database answered out of another history than the change feed is of: its connections are dropped, and nothing is answered from memory until both agree')
       isTold = true
-      if (attempt > 0) throw new Problem('feed_stale', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
+      if (attempt > 0) throw feedStale()
       renewConnections()
       await feed.doubt()
     }

@@ -13,7 +13,7 @@ import type { Gateway } from '../auth/gateways.js'
 import type { Hasher } from '../auth/hasher.js'
 import { isDatabaseOutage } from '../db/outage.js'
 import type { Database } from '../db/tables.js'
-import { Problem } from '../errors.js'
+import { feedStale, Problem } from '../errors.js'
 import type { Metrics } from '../http/metrics.js'
 import { findPepper, gatewaySubject, isOutdated, nameOfPepper, type Pepper } from '../key/hash.js'
 import type { CredentialKind } from '../key/id.js'
@@ -272,11 +272,6 @@ function refuse(key: CachedKey | CredentialRow, now: number, { org_id }: Asker, 
 
 function isUnavailable(error: unknown): boolean {
   return isDatabaseOutage(error) || (error instanceof Problem && error.code === 'database_unavailable')
-}
-
-/** The key is known, and nobody can say whether it still is as it was. */
-function feedStale(): Problem {
-  return new Problem('feed_stale', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
 }
 
 function gatewayOf(verdict: Verdict): Gateway | undefined {

@@ -34,7 +34,7 @@ const PROVOKED: readonly [what: string, code: string, failure: Failure, provoke:
     return query(trx)
   })],
   ['two transactions that wait for each other', '40P01', 'unavailable', (_t, _database, db) => deadlock(db)],
-  ['a transaction that saw what another one changed', '40001', 'unavailable', (_t, _database, db) => conflict(db)],
+  ['a transaction that saw what another one changed', '40001', 'unavailable', (_t, { db: owner }, db) => conflict(owner, db)],
   ['a write to a database that is read-only', '25006', 'unavailable', (_t, _database, db) => db.transaction().setAccessMode('read only').execute((trx) => sql`INSERT INTO mechas (handle, org_id) VALUES ('a^b', 'c')`.execute(trx))],
   ['a lock in a database that is read-only', '25006', 'unavailable', (_t, _database, db) => db.transaction().setAccessMode('read only').execute((trx) => sql`SELECT FROM keys FOR UPDATE`.execute(trx))],
   ['a full disk', '53100', 'unavailable', (_t, _database, db) => raised(db, '53100')],
@@ -169,6 +169,10 @@ t.test('a standby is no place for traffic either', async (t) => {
   })
   const service = await startService(t, { ROOT_SECRETS: roots }, { ...urls, db: open(t, urls.owner) })
   await refusesWrites(t, service, made!, 'the database is a standby, which cannot be written to: lead DATABASE_URL to the primary')
+  const ask = () => service.call('POST', '/v1/verify', { token: made.gateway, body: { key: made.used.plaintext_key } })
+  // Its feed cannot confirm that it follows, and another server may be the primary by now.
+  await eventually(async () => (await ask()).status === 503)
+  t.match(await ask(), { status: 503, body: { code: 'feed_stale' } })
 })
 
 async function makeKeys(service: Service) {
@@ -245,12 +249,12 @@ async function deadlock(db: Db): Promise<void> {
   if (failed) throw (failed as PromiseRejectedResult).reason
 }
 
-async function conflict(db: Db): Promise<void> {
+async function conflict(owner: Db, db: Db): Promise<void> {
   await sql`INSERT INTO mechas (handle, org_id) VALUES ('conflict^acmecorp', 'acme')`.execute(db)
   await db.transaction().setIsolationLevel('repeatable read').execute(async (trx) => {
     await sql`SELECT FROM mechas`.execute(trx)
-    await sql`UPDATE mechas SET created_at = now()`.execute(db)
-    await sql`UPDATE mechas SET created_at = now()`.execute(trx)
+    await sql`UPDATE mechas SET created_at = now()`.execute(owner)
+    await sql`SELECT FROM mechas FOR UPDATE`.execute(trx)
   })
 }
 
