@@ -33,6 +33,7 @@ t.test('the runtime role can verify, note use and renew a hash, and nothing else
     'INSERT INTO signing_keys SELECT * FROM signing_keys', 'UPDATE signing_keys SET sealed = sealed', 'UPDATE signing_keys SET signs_from = signs_from', 'DELETE FROM signing_keys', 'TRUNCATE signing_keys',
     'INSERT INTO token_status (idx) VALUES (7)', 'UPDATE token_status SET key_id = NULL', 'DELETE FROM token_status',
     'UPDATE database_identity SET lost_at = NULL', 'DELETE FROM database_identity', "SELECT accept_database('x')",
+    'INSERT INTO changes (key_id) VALUES (NULL)', 'UPDATE changes SET key_id = key_id',
     'CREATE TABLE mine (x int)', 'DELETE FROM kysely_migration', 'ALTER TABLE keys DISABLE TRIGGER ALL',
   ])
     await t.rejects(run(statement), denied, statement)
@@ -86,6 +87,7 @@ t.test('the control role cannot delete a key, re-point it, touch the audit trail
     'INSERT INTO token_status (idx) VALUES (7)', 'UPDATE token_status SET idx = idx', 'DELETE FROM token_status', 'SELECT token_status_place(id) FROM keys',
     'SELECT * FROM nonces', 'SELECT * FROM nonce_sweeps', "SELECT take_nonce(id, NULL, '', now(), 1, 1) FROM keys", "SELECT revoke_by_holder(id, hash, 'x', 'x') FROM keys",
     'UPDATE database_identity SET lost_at = NULL', 'DELETE FROM database_identity', "SELECT accept_database('x')", "SELECT recall_feed(gen_random_uuid(), 'x', '1', 1)",
+    "SELECT confirm_feed(gen_random_uuid(), '0123456789abcdef', pg_current_snapshot(), 'x', 1)", "SELECT leave_feed(gen_random_uuid(), 'x')", 'SELECT sweep_changes(pg_current_snapshot())',
     'CREATE TABLE mine (x int)', 'DROP TABLE keys', 'ALTER TABLE events DISABLE TRIGGER ALL',
   ])
     await t.rejects(sql.raw(statement).execute(control), denied, statement)
