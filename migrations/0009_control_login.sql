@@ -42,8 +42,11 @@ CREATE TRIGGER keys_are_made_now BEFORE INSERT ON keys
   FOR EACH ROW WHEN (writes_as_control()) EXECUTE FUNCTION keys_are_made_now();
 
 -- What has ended does not live on, and what has been rotated ends when its overlap does. An end is counted as the service
--- counts it or earlier: by the transaction's own time, so that nothing honest is refused in the millisecond of an end, or by the
--- clock where that went back since.
+-- counts it or earlier: by the transaction's own time, so that nothing honest is refused in the millisecond of an end. Where the
+-- clock went back in the transaction, the service's time is from after that: its transaction is run again, as after a conflict.
+CREATE FUNCTION refusal_of_end(ended_at timestamptz) RETURNS text LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT CASE WHEN ended_at >= least(now(), clock_timestamp()) - interval '15 seconds' THEN 'serialization_failure' ELSE 'insufficient_privilege' END
+$$;
 CREATE FUNCTION keys_keep_their_end() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp SET enable_seqscan = off AS $$
 BEGIN
   IF (NEW.name, NEW.metadata, NEW.hash, NEW.tag_root, NEW.pepper_root, NEW.enabled, NEW.expires_at, NEW.revoked_at, NEW.rotated_to)
@@ -54,12 +57,12 @@ BEGIN
   END IF;
   IF NEW.revoked_at IS NOT NULL THEN
     NEW.revoked_at := within_transaction(NEW.revoked_at);
-  ELSIF OLD.expires_at <= least(now(), clock_timestamp()) AND (NEW.name, NEW.metadata, NEW.enabled, NEW.expires_at, NEW.rotated_to)
+  ELSIF OLD.expires_at <= now() AND (NEW.name, NEW.metadata, NEW.enabled, NEW.expires_at, NEW.rotated_to)
         IS DISTINCT FROM (OLD.name, OLD.metadata, OLD.enabled, OLD.expires_at, OLD.rotated_to) THEN
-    RAISE EXCEPTION 'an expired key can be revoked and not changed' USING ERRCODE = 'insufficient_privilege';
+    RAISE EXCEPTION 'an expired key can be revoked and not changed' USING ERRCODE = refusal_of_end(OLD.expires_at);
   END IF;
-  IF NEW.expires_at IS DISTINCT FROM OLD.expires_at AND NEW.expires_at < date_trunc('milliseconds', least(now(), clock_timestamp())) THEN
-    RAISE EXCEPTION 'a key cannot have ended before' USING ERRCODE = 'insufficient_privilege';
+  IF NEW.expires_at IS DISTINCT FROM OLD.expires_at AND NEW.expires_at < date_trunc('milliseconds', now()) THEN
+    RAISE EXCEPTION 'a key cannot have ended before' USING ERRCODE = refusal_of_end(NEW.expires_at);
   END IF;
   IF NEW.rotated_to IS NOT NULL AND (NEW.expires_at IS NULL OR NEW.expires_at > OLD.expires_at) THEN
     RAISE EXCEPTION 'a rotated key ends, and no later than it would have' USING ERRCODE = 'insufficient_privilege';
@@ -235,7 +238,7 @@ LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
   INSERT INTO farewells (id) SELECT id FROM gone ON CONFLICT DO NOTHING;
 $$;
 
-REVOKE ALL ON FUNCTION writes_as_control, within_transaction, refuse_write, keys_are_made_now, keys_keep_their_end, key_changes_are_told,
+REVOKE ALL ON FUNCTION writes_as_control, within_transaction, refusal_of_end, refuse_write, keys_are_made_now, keys_keep_their_end, key_changes_are_told,
   events_tell_of_changes, idempotency_keys_name_new_keys, signing_keys_are_announced, signing_keys_are_told, signing_keys_end, token_status_is_freed FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION writes_as_control() TO mecha_keys_control, mecha_keys_runtime;
-GRANT EXECUTE ON FUNCTION within_transaction(timestamptz) TO mecha_keys_control;
+GRANT EXECUTE ON FUNCTION within_transaction(timestamptz), refusal_of_end(timestamptz) TO mecha_keys_control;

@@ -34,6 +34,21 @@ t.test('a database whose clock is set back does not leave a time of use in the f
   t.match(await read(), { first_used_at: /Z$/ }, 'the first use stays as it was written')
 })
 
+t.test('a change whose transaction sees the clock go back is no failure of the service, and nothing of it happens', async (t) => {
+  const database = await createDatabase(t)
+  const clock = await steppable(database)
+  const service = await startService(t, {}, database)
+  const { key } = await service.issue()
+  const token = await service.token()
+  const rotate = () => service.call('POST', `/v1/keys/${key.id}/rotate`, { token, body: { overlap_seconds: 0 } })
+  // What the service reads is from after the step; the transaction's own time, by which the trigger goes, is from before.
+  await clock.step(-3)
+  t.match(await rotate(), { status: 503, body: { code: 'database_unavailable' } })
+  t.match((await service.call('GET', `/v1/keys/${key.id}`, { token })).body, { status: 'active', rotated_to: null })
+  await clock.step(0)
+  t.match(await rotate(), { status: 201 })
+})
+
 t.test('a signing key that was made while the database was ahead signs when its clock is set right', async (t) => {
   const database = await createDatabase(t)
   const clock = await steppable(database)
