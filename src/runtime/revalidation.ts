@@ -5,7 +5,7 @@
  */
 
 import type { FastifyBaseLogger } from 'fastify'
-import type { CachedKey, KeyCache } from './cache.js'
+import { isCurrent, type CachedKey, type KeyCache } from './cache.js'
 import type { HeldVersion } from './store.js'
 
 export interface RevalidationParts {
@@ -72,7 +72,7 @@ export class Revalidation {
   /** Compares the last of those that are left. */
   async #compare(count: number): Promise<void> {
     const keys = this.#left.slice(-count)
-    const { changed } = await this.parts.findChanged(keys.filter(({ current }) => current), null)
+    const { changed } = await this.parts.findChanged(keys.filter(isCurrent), null)
     this.#left.length -= keys.length
     this.changed += changed.length
     this.parts.cache.invalidate(changed)
