@@ -4,9 +4,12 @@ import { createGateway } from '../../src/control/gateways.js'
 import { newId, publicId } from '../../src/key/id.js'
 import { rootsOf } from '../../src/key/roots.js'
 import { makeToken, parseToken } from '../../src/key/token.js'
+import { contractOf, operationsOf } from '../helpers/contract.js'
 import { applied } from '../helpers/database.js'
+import { listen } from '../helpers/events.js'
 import { costs } from '../helpers/metrics.js'
-import { isSameAnswer } from '../helpers/refusals.js'
+import { ACCESS_TOKEN, EXCHANGE, exchanged, sendForm } from '../helpers/oauth.js'
+import { isSameAnswer, NOTHING } from '../helpers/refusals.js'
 import { fresh, startService, type Answer } from '../helpers/service.js'
 
 const service = await startService(t)
@@ -115,6 +118,100 @@ t.test('a gateway whose row is moved to another organization by hand is refused'
     t.equal((await verify(gateway)).status, 200, 'back where it was, it works again')
   }
 })
+
+t.test('with a gateway credential: what can be had at each route, and of which keys', async (t) => {
+  const app = (await startService(t, { ROOT_SECRETS: config.ROOT_SECRETS!.join() }, database)).app
+  const url = await app.listen({ host: '127.0.0.1', port: 0 })
+  const [ours, theirs] = [await holding(acmes, gatewayOfAcme), await holding(globexs, await service.gateway(globex))]
+  const nothing: Held = { id: publicId('mecha', newId()), key: makeToken(config.KEY_PREFIX, newId(), roots[0]).text, jwt: 'a.b.c', version: ours.version }
+  const bearer = { authorization: `Bearer ${gatewayOfAcme}` }
+  const post = (path: string, body: object) => service.call('POST', path, { body, headers: bearer })
+  const inAMinute = () => new Date(Date.now() + 60_000).toISOString()
+
+  /** What a gateway is told of a key, and what is told of its own organization's. Of every other key it is told what is told of none. */
+  const asked = (ask: (about: Held) => Promise<Answer>, ofOurs: object) => ({ ask, ofOurs })
+  const REFUSED = 'it takes an operator', OPEN = 'it asks nobody who they are'
+  const IDENTITY = { key_id: ours.id, mecha: { handle: 'sales^acmecorp', name: 'sales', crew: 'acmecorp' }, org_id: 'acme', scopes: ['orders:read'], metadata: {}, expires_at: null }
+  const ACTIVE = { status: 200, body: { active: true, key_id: ours.id, org_id: 'acme' } }
+  const REACH: Record<string, typeof REFUSED | typeof OPEN | ReturnType<typeof asked> | (() => Promise<void>)> = {
+    'POST /v1/keys': REFUSED,
+    'GET /v1/keys': REFUSED,
+    'GET /v1/keys/{id}': REFUSED,
+    'PATCH /v1/keys/{id}': REFUSED,
+    'POST /v1/keys/{id}/rotate': REFUSED,
+    'POST /v1/keys/{id}/revoke': REFUSED,
+    'POST /v1/mechas/{mecha}/revoke-keys': REFUSED,
+    'POST /v1/gateways': REFUSED,
+    'GET /v1/gateways': REFUSED,
+    'POST /v1/gateways/{id}/revoke': REFUSED,
+    'GET /v1/events': REFUSED,
+    'POST /v1/verify': asked(({ key }) => post('/v1/verify', { key }), { status: 200, text: JSON.stringify({ valid: true, ...IDENTITY }) }),
+    'POST /v1/verify/batch': asked(({ key }) => post('/v1/verify/batch', { keys: [{ key }] }), { status: 200, text: JSON.stringify({ results: [{ valid: true, ...IDENTITY }] }) }),
+    'POST /v1/introspect': async () => {
+      for (const token of ['key', 'jwt'] as const) await isTold(asked((about) => sendForm(service, '/v1/introspect', { token: about[token] }, bearer), ACTIVE), `introspection of a ${token}`)
+    },
+    'GET /v1/authz': asked(({ key }) => service.call('GET', '/v1/authz', { headers: { 'x-gateway-authorization': bearer.authorization, 'x-mecha-key': key } }), { status: 200, headers: { 'x-mecha-key-id': ours.id, 'x-mecha-org': 'acme' } }),
+    // Whose key has this id is not told: that it is one of this organization is.
+    'POST /v1/nonces': asked(({ id }) => post('/v1/nonces', { key_id: id, nonce: 'n'.repeat(22), expires_at: inAMinute() }), { status: 201, text: '{}' }),
+    'POST /v1/usage': asked(({ id }) => post('/v1/usage', { uses: [{ key_id: id, used_at: '2020-01-31T12:00:00Z' }] }), { status: 202, text: '{}' }),
+    'POST /v1/revalidate': async () => {
+      for (const [about, changed] of [[ours, []], [theirs, [theirs.id]], [nothing, [nothing.id]]] as const)
+        t.same((await post('/v1/revalidate', { keys: [{ key_id: about.id, version: about.version }] })).body, { changed })
+    },
+    'GET /v1/changes': async () => {
+      const stream = await listen(t, url, gatewayOfAcme)
+      t.equal(stream.status, 200)
+      await stream.heard('confirmed')
+      const [mine, others] = [await service.issue(), await service.issue({ mecha: 'sales^globexcrew' }, globex)]
+      for (const [{ key }, of] of [[others, globex], [mine, {}]] as const)
+        t.equal((await service.call('PATCH', `/v1/keys/${key.id}`, { token: await service.token(of), body: { name: 'other' } })).status, 200)
+      await stream.heard('changed', ({ key_ids }) => key_ids.includes(mine.key.id))
+      t.notOk(JSON.stringify(stream.events).includes(others.key.id))
+    },
+    'POST /v1/revoke-token': OPEN,
+    'POST /v1/token': async () => {
+      const told = (subject: string, headers: Record<string, string>) => sendForm(service, '/v1/token', { grant_type: EXCHANGE, subject_token: subject, subject_token_type: ACCESS_TOKEN }, headers)
+      isSameAnswer(t, await told(gatewayOfAcme, bearer), await told(nothing.key, {}), 'it is exchanged for nothing')
+    },
+    'GET /.well-known/oauth-authorization-server': OPEN,
+    'GET /.well-known/jwks.json': OPEN,
+    'GET /.well-known/token-status': OPEN,
+    'GET /livez': OPEN,
+    'GET /readyz': OPEN,
+  }
+  const operations = operationsOf(contractOf(service.app))
+  t.same(operations.map(({ name }) => name).sort(), Object.keys(REACH).sort(), 'of a new route it has to be said here what it tells a gateway')
+  for (const { name, method, path } of operations) {
+    const reach = REACH[name]!
+    const at = path.replace('{mecha}', 'sales%5Eacmecorp').replace('{id}', path.includes('gateways') ? NOTHING.gateway : ours.id)
+    if (typeof reach === 'function') await reach()
+    else if (typeof reach === 'object') await isTold(reach, name)
+    else {
+      const call = (headers: Record<string, string>) => service.call(method as 'GET', at, { headers, ...(method !== 'GET' && { body: {} }) })
+      const answer = await call(bearer)
+      if (reach === REFUSED) t.equal(answer.status, 401, name)
+      isSameAnswer(t, answer, await call(reach === REFUSED ? { authorization: 'Bearer garbage' } : {}), `${name} as without a credential`)
+    }
+  }
+
+  async function isTold({ ask, ofOurs }: ReturnType<typeof asked>, what: string): Promise<void> {
+    t.match(await ask(ours), ofOurs, `${what} of our own`)
+    isSameAnswer(t, await ask(theirs), await ask(nothing), `${what} of another organization's`)
+  }
+
+  /** What somebody has who holds a key of an organization, and what its gateways are told of it. */
+  async function holding({ key, plaintext_key }: Awaited<ReturnType<typeof service.issue>>, gateway: string): Promise<Held> {
+    const { headers } = await service.call('POST', '/v1/verify', { token: gateway, body: { key: plaintext_key }, headers: { prefer: 'freshness' } })
+    return { id: key.id, key: plaintext_key, jwt: await exchanged(service, plaintext_key), version: String(headers['x-key-version']) }
+  }
+})
+
+interface Held {
+  readonly id: string
+  readonly key: string
+  readonly jwt: string
+  readonly version: string
+}
 
 /** As the command line makes it: for any organization, or for all. */
 async function gatewayOf(orgId: string | null): Promise<string> {
