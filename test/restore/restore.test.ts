@@ -1,5 +1,6 @@
 /** The documented back-up and restore, by the documented commands, while replicas and a gateway are asked all the time. */
 
+import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -11,6 +12,7 @@ import { eventually } from '../helpers/eventually.js'
 import { outcome } from '../helpers/gateway.js'
 import { createCluster, createServiceDatabase, postgresPrograms } from '../helpers/postgres.js'
 import { start } from '../helpers/process.js'
+import { found, processSecrets } from '../helpers/secrets.js'
 import { fresh, startService, type Service } from '../helpers/service.js'
 import { openShell, type Shell } from '../helpers/shell.js'
 import { layWire } from '../helpers/wire.js'
@@ -56,6 +58,10 @@ t.test('back up, revoke, restore, replay: what was revoked is accepted at no mom
   for (const replica of replicas) t.equal(await accepted(replica, credential, ended), ended.length)
   for (const key of ended) await verifier.verify(key)
   await terminal.succeed(t, ...commandsUnder('## Back-up', 'pg_dump'))
+  const dump = execFileSync(join(programs!, 'pg_dump'), [urls.MIGRATE_DATABASE_URL], { encoding: 'latin1', maxBuffer: Infinity })
+  t.equal(dump.split('$argon2id$').length - 1, ended.length + 13, 'the back-up has the keys')
+  const plaintexts = Object.fromEntries([...ended.slice(-20), credential].map((key, i) => [`secret ${i} of a key`, Buffer.from(key.slice(-60, -17))]))
+  t.same(found({ ...processSecrets(service.config), ...plaintexts }, { 'the back-up': dump }), [], 'and nothing that verifies or makes one')
 
   // What happens since.
   const following = start(t, commandsUnder('## Back-up', 'events')[0]!.split(' ').slice(1, -1).concat(terminal.file), { env: urls })
