@@ -265,7 +265,7 @@ function eventRoutes({ db }: ControlParts): FastifyPluginAsyncTypebox {
 }
 
 /** Every route names the scope that it needs: one that names none does not start. */
-function requireOperator(app: FastifyInstance, authenticate: OperatorAuthenticator): void {
+export function requireOperator(app: FastifyInstance, authenticate: OperatorAuthenticator): void {
   app.decorateRequest('operator')
   app.addHook('onRoute', ({ url, config, method, schema }) => {
     if (!config?.scope && method !== 'OPTIONS') throw new Error(`${String(method)} ${url} names no scope`)

@@ -1,5 +1,7 @@
+import Fastify, { type FastifyContextConfig } from 'fastify'
 import t from 'tap'
 import { SCOPES, type Scope } from '../../src/auth/scopes.js'
+import { requireOperator } from '../../src/control/routes.js'
 import { NOTHING } from '../helpers/refusals.js'
 import { startService, type CallOptions, type Service } from '../helpers/service.js'
 
@@ -45,6 +47,17 @@ const control = routes.filter(({ plane }) => plane === 'control')
 t.test('every documented operation of the control plane has a scope here', async (t) => {
   t.same(control.map(({ id }) => id).sort(), Object.keys(SCOPE_OF).sort())
   t.ok(routes.some(({ plane }) => plane === 'runtime'))
+})
+
+t.test('a route of the control plane that names no scope does not start', async (t) => {
+  const plane = async (config: FastifyContextConfig) => {
+    const app = Fastify()
+    requireOperator(app, () => Promise.reject(new Error('nobody')))
+    app.get('/v1/new', { config }, async () => 'anybody')
+    await app.ready()
+  }
+  await t.rejects(plane({}), /GET \/v1\/new names no scope/)
+  await t.resolves(plane({ scope: 'keys:read' }))
 })
 
 t.test('these routes ask for no credential beside what they are sent, and no others', async (t) => {

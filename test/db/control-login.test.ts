@@ -1,14 +1,39 @@
 /** With the control plane's database login, and not with the service: what the database refuses, whoever holds that login. */
 
+import { randomBytes } from 'node:crypto'
 import { sql, type Kysely } from 'kysely'
 import t, { type Test } from 'tap'
 import { openDatabase } from '../../src/db/pool.js'
 import type { Database } from '../../src/db/tables.js'
-import { parsePublicId } from '../../src/key/id.js'
+import { rotateSigningKeys } from '../../src/control/signing/keys.js'
+import { hashSecret } from '../../src/key/hash.js'
+import { newId, parsePublicId } from '../../src/key/id.js'
+import { rootsOf, type Root } from '../../src/key/roots.js'
 import { KEEP, LEAD } from '../../src/key/signing.js'
+import { makeToken } from '../../src/key/token.js'
+import { applied } from '../helpers/database.js'
+import { exchange } from '../helpers/oauth.js'
+import { rightsOf } from '../helpers/rights.js'
 import { startService, type Service } from '../helpers/service.js'
 
 const DENIED = { code: '42501' }
+
+/** A right of a new kind belongs into `docs/security.md`, with a test of what it is good for. */
+const RIGHTS: readonly string[] = [
+  'USAGE public',
+  ...['change_horizon', 'changes', 'database_identity', 'events', 'farewells', 'idempotency_keys', 'key_refusals', 'key_usage', 'keys', 'kysely_migration', 'mechas', 'replicas', 'signing_keys', 'token_status'].map((table) => `SELECT ${table}`),
+  ...['handle', 'org_id'].map((column) => `INSERT mechas.${column}`),
+  ...['id', 'kind', 'org_id', 'mecha', 'name', 'scopes', 'metadata', 'hash', 'tag_root', 'pepper_root', 'created_at', 'created_by', 'expires_at', 'rotated_from'].map((column) => `INSERT keys.${column}`),
+  ...['name', 'metadata', 'hash', 'tag_root', 'pepper_root', 'enabled', 'expires_at', 'revoked_at', 'revoked_by', 'revoke_reason', 'rotated_to'].map((column) => `UPDATE keys.${column}`),
+  ...['at', 'type', 'org_id', 'key_id', 'kind', 'mecha', 'actor', 'request_id', 'address', 'data'].map((column) => `INSERT events.${column}`),
+  'INSERT idempotency_keys', 'DELETE idempotency_keys',
+  'INSERT signing_keys', 'UPDATE signing_keys.sealed', 'UPDATE signing_keys.root', 'DELETE signing_keys',
+  'UPDATE token_status.key_id',
+  // To lock rows with: triggers keep every value as it is.
+  'UPDATE mechas.created_at', 'UPDATE idempotency_keys.expires_at',
+  // To read and to check with.
+  ...['current_identity', 'current_timeline', 'restore_hold', 'writes_as_control', 'within_transaction', 'refusal_of_end'].map((name) => `EXECUTE ${name}`),
+]
 
 /** Runs statements in one transaction of the control plane's login. */
 type Write = (...statements: string[]) => Promise<void>
@@ -39,6 +64,11 @@ async function issued(service: Service): Promise<{ id: string; plaintext: string
   const { key, plaintext_key } = await service.issue()
   return { id: parsePublicId('mecha', key.id)!, plaintext: plaintext_key }
 }
+
+t.test('it has the rights that the service needs, and no other', async (t) => {
+  const { owner } = await login(t)
+  t.same(await rightsOf('mecha_keys_control', owner), RIGHTS.toSorted())
+})
 
 t.test('an event tells of a change that its own transaction made, as it was made, and once', async (t) => {
   const { service, write, owner } = await login(t)
@@ -185,6 +215,66 @@ t.test('an index of the status list is freed when its key ended long ago, and gi
   await t.rejects(write(free), DENIED, 'a JWT of it may be alive')
   await owner.updateTable('keys').set({ expires_at: sql<Date>`now() - make_interval(secs => ${KEEP + 1})` }).where('id', '=', id).execute()
   await t.resolves(write(free))
+})
+
+t.test('who did something, and to which living key, is the service\'s word', async (t) => {
+  const { service, write } = await login(t)
+  const { key, plaintext_key } = await service.issue({ mecha: 'sales^rivalcrew' }, { org: 'rival' })
+  const id = parsePublicId('mecha', key.id)!
+  const told = (what: string, data: string) => event(id, { org_id: 'rival', mecha: 'sales^rivalcrew', actor: `oidc:${what}`, data })
+  t.match(await service.verify(plaintext_key, {}, await service.gateway({ org: 'rival' })), { valid: true })
+  const change = (set: string) => `UPDATE keys SET ${set} WHERE id = '${id}'`
+  for (const set of ["name = 'other'", 'enabled = false', 'enabled = true', "expires_at = now() + interval '1 hour'", 'expires_at = NULL']) await t.resolves(write(change(set), told('anybody', '{"any": "thing"}')), set)
+  await t.resolves(write(revoke(id, 'oidc:anybody'), told('anybody', '{}').replace('key.updated', 'key.revoked')))
+  await t.resolves(write("INSERT INTO mechas (handle, org_id) VALUES ('free^handle', 'whoever')"))
+  const { events } = (await service.call('GET', `/v1/events?key_id=${key.id}`, { token: await service.token({ org: 'rival' }) })).body
+  t.match(events.at(-1), { type: 'key.revoked', actor: 'oidc:anybody', address: '203.0.113.7' })
+})
+
+t.test('a key that it makes verifies nothing without the root secret, and with it, it does; both are events', async (t) => {
+  const { service, write } = await login(t)
+  const { id: unused } = await issued(service)
+  const [root] = rootsOf(service.config.ROOT_SECRETS!)
+  const [guess] = rootsOf([randomBytes(32).toString('base64url')])
+  /** The plaintext of a key that nobody was issued, whose hash was made under a root. */
+  const make = async (id: string, under: Root) => {
+    const { text, secret } = makeToken(service.config.KEY_PREFIX, id, root)
+    return { text, hash: await hashSecret({ id, subject: 'sales^acmecorp', secret }, { root: under, version: 2 }, 'high-entropy') }
+  }
+  const columns = COPIED.split(', ')
+  for (const [under, verdict] of [[guess, { valid: false, code: 'unknown' }], [root, { valid: true }]] as const) {
+    const [id, replaced] = [newId(), await make(unused, under)]
+    const made = await make(id, under)
+    const values = columns.map((column) => ({ hash: `'${made.hash}'`, pepper_root: `'${root.id}/2'`, tag_root: `'${root.id}'` })[column] ?? column)
+    await write(insert(`id, created_at, ${COPIED}`, `'${id}', now(), ${values.join()}`, unused), event(id, { type: 'key.issued', actor: 'builtin:alice' }))
+    await write(`UPDATE keys SET hash = '${replaced.hash}', pepper_root = '${root.id}/2' WHERE id = '${unused}'`, event(unused, { type: 'key.secret_replaced' }))
+    await applied(service.database)
+    for (const { text } of [made, replaced]) t.match(await service.verify(text), verdict)
+  }
+})
+
+t.test('signing keys that it spoils sign nothing until they are rotated as compromised', async (t) => {
+  const { service, write, owner } = await login(t)
+  const { plaintext } = await issued(service)
+  const signs = async () => {
+    const replica = await startService(t, { ROOT_SECRETS: service.config.ROOT_SECRETS!.join(), PLANES: 'runtime' }, service.database)
+    return (await exchange(replica, plaintext)).status
+  }
+  const rotate = () => rotateSigningKeys({ db: owner, roots: rootsOf(service.config.ROOT_SECRETS!) }, { actor: 'test', requestId: 'test', address: '' }, { compromised: true })
+  t.equal(await signs(), 200)
+  await write("UPDATE signing_keys SET sealed = '\\x00'")
+  t.equal(await signs(), 503)
+  await rotate()
+  t.equal(await signs(), 200)
+  const [old] = await owner.selectFrom('signing_keys').select(['kid', 'root']).execute()
+  const kid = 'x'.repeat(43)
+  await write(
+    'DELETE FROM signing_keys', `INSERT INTO signing_keys VALUES ('${kid}', 'EdDSA', '\\x00', '${old!.root}', now(), 'cli:anybody', now())`,
+    `INSERT INTO events (at, type, kind, actor, request_id, address, data) VALUES (now(), 'signing_key.created', 'signing_key', 'cli:anybody', 'x', 'x', '{"kid": "${kid}", "compromised": ["${old!.kid}"]}')`,
+  )
+  t.equal(await signs(), 503)
+  await rotate()
+  t.equal(await signs(), 200)
 })
 
 t.test('a table of one\'s own under another name does not make one its owner', async (t) => {

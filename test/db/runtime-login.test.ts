@@ -16,6 +16,7 @@ import { makeToken } from '../../src/key/token.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
 import { applied, createDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
+import { rightsOf } from '../helpers/rights.js'
 import { fresh, startService, type Service } from '../helpers/service.js'
 
 const DENIED = { code: '42501' }
@@ -51,16 +52,7 @@ t.test('the security model says what this login can do, and it has no right for 
   const said = section.split('\n').filter((line) => line.startsWith('- ')).flatMap((line) => [...line.matchAll(/\*([^*]+)\*/g)].map(([, words]) => words!))
   t.same([...said, 'Read'].sort(), Object.keys(RIGHTS).sort())
   const { owner } = login(t, await startService(t))
-  const { rows } = await sql<{ right: string }>`
-    WITH granted AS (
-      SELECT relname AS what, (aclexplode(relacl)).* FROM pg_class WHERE relnamespace = 'public'::regnamespace
-      UNION ALL SELECT relname || '.' || attname, (aclexplode(attacl)).* FROM pg_attribute JOIN pg_class c ON c.oid = attrelid WHERE relnamespace = 'public'::regnamespace
-      UNION ALL SELECT proname, (aclexplode(coalesce(proacl, acldefault('f', proowner)))).* FROM pg_proc WHERE pronamespace = 'public'::regnamespace
-      UNION ALL SELECT nspname, (aclexplode(nspacl)).* FROM pg_namespace WHERE nspname = 'public'
-    )
-    SELECT DISTINCT privilege_type || ' ' || what AS "right" FROM granted
-    WHERE grantee = 0 OR grantee = 'mecha_keys_runtime'::regrole ORDER BY 1`.execute(owner)
-  t.same(rows.map(({ right }) => right), Object.values(RIGHTS).flat().sort())
+  t.same(await rightsOf('mecha_keys_runtime', owner), Object.values(RIGHTS).flat().sort())
 })
 
 t.test('what it can do to keys: break them, end them, write false times of use', async (t) => {
@@ -211,6 +203,7 @@ t.test('with the root secret as well: JWTs are signed, and a key that is there g
   const signing = openSigningKey(await runtime.selectFrom('signing_keys').selectAll().executeTakeFirstOrThrow(), roots)
   const forged = await new SignJWT({ key_id: key.id }).setProtectedHeader({ alg: 'EdDSA', kid: signing.kid, typ: 'at+jwt' }).setIssuer('https://keys.example.com').sign(signing.privateKey)
   await t.resolves(jwtVerify(forged, createLocalJWKSet((await service.call('GET', '/.well-known/jwks.json')).body)))
+  t.same(await service.verify(forged), { valid: false, code: 'malformed' }, 'verify knows no JWT')
 })
 
 t.test('without the root secret, a hash that it writes verifies nothing', async (t) => {

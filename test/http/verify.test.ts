@@ -75,6 +75,20 @@ t.test('a key that is known costs no query and no argon2, and neither does one t
   t.same(await costs(service), known)
 })
 
+t.test('a key that somebody made with the root secret costs one query, and verifies nothing', async (t) => {
+  const service = await startService(t)
+  await fresh(service)
+  const gateway = await service.gateway()
+  const { plaintext_key } = await service.issue()
+  await service.verify(plaintext_key, {}, gateway)
+  const [root] = rootsOf(service.config.ROOT_SECRETS!)
+  const before = await costs(service)
+  for (let i = 0; i < 10; i++) t.same(await service.verify(makeToken('mecha', newId(), root).text, {}, gateway), { valid: false, code: 'unknown' })
+  t.same(await costs(service), { queries: before.queries + 10, argon2: before.argon2 })
+  // Under the id of a key that is there, argon2 decides.
+  t.same(await service.verify(makeToken('mecha', parseToken(plaintext_key)!.id, root).text, {}, gateway), { valid: false, code: 'unknown' })
+})
+
 t.test('a genuine key that is revoked or deleted stays as cheap', async (t) => {
   const service = await startService(t)
   const [gateway, token] = [await service.gateway(), await service.token()]
