@@ -8,9 +8,9 @@
  * A text that is the same for statements of one history, as SQL: when the server was started, and the files of the two tables
  * that the feed stands on. A file's name holds the database's oid, and changes when its table is made anew, as a restore
  * does. It also changes with a rewrite (VACUUM FULL), which costs followers what they hold and nothing else. Where the database
- * is held ({@link isHeld}), that is part of it.
+ * is held ({@link isHeld}), that is part of it. `migrations/0013_current_history.sql` says how.
  */
-export const HISTORY = `concat_ws(' ', extract(epoch FROM pg_postmaster_start_time()), pg_relation_filepath('keys'), pg_relation_filepath('changes'), 'held:' || restore_hold())`
+export const HISTORY = 'current_history()'
 
 /** Whether a history is of a database that went back: nothing of it may be answered (`db/identity.ts`). */
 export function isHeld(history: string): boolean {

@@ -127,6 +127,8 @@ const CONFIRM = 'SELECT confirm_feed($1, $2, $3::pg_snapshot, $4, $5)'
 const LEAVE = 'SELECT leave_feed($1, $2)'
 /** Lets the database compare what it has with what this replica knows. */
 const RECALL = 'SELECT recall_feed($1, $2, $3, $4)'
+/** Spares every statement from finding out anew that this is the accepted database. */
+const VERIFY = 'SELECT verify_history()'
 
 /** What was over when this snapshot was taken, every follower has seen by now, or will start anew. */
 const SWEEP = 'SELECT sweep_changes($1::pg_snapshot)'
@@ -339,6 +341,7 @@ export class Feed {
     this.#run = rows[0]?.run ?? randomInt(1, 2 ** 31 - 1)
     await client.query(JOIN_RUN, [this.#run])
     if (this.#known) await client.query(RECALL, [this.parts.replicaId, this.#secret, this.#known.timeline, this.#known.beat])
+    await client.query(VERIFY)
   }
 
   /** Polls until told to stop: when notified, and every so often. */

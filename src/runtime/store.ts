@@ -27,19 +27,28 @@ export interface OfHistory {
 }
 const history = sql<string>`${sql.raw(HISTORY)}`
 
-const COLUMNS = ['id', 'kind', 'org_id', 'mecha', 'scopes', 'metadata', 'hash', 'pepper_root', 'enabled', 'created_at', 'expires_at', 'revoked_at'] as const
+/** JSON has no type for an instant. */
+type AsJson<Row> = { readonly [Column in keyof Row]: Row[Column] extends Date ? string : Row[Column] extends Date | null ? string | null : Row[Column] }
 
-/** The rows of some keys: of those that there are, in any order. */
+/**
+ * The rows of some keys: of those that there are, in any order. They come as one value, so that there is a row that names the
+ * history whether there is a key or not: a join planned and cost more than what it was for. `used` is a value and no EXISTS,
+ * which PostgreSQL answers for many keys by reading the whole of `key_usage`.
+ */
 export async function findCredentials(db: Kysely<Database>, ids: readonly string[]): Promise<OfHistory & { readonly found: FoundCredential[] }> {
-  // One row at least, whether there is a key or not: it names the history.
-  const rows = await db
-    .selectFrom(sql<OfHistory & { now: Date }>`(SELECT ${history} AS history, clock_timestamp() AS now)`.as('answer'))
-    .leftJoin('keys', (join) => join.on('keys.id', '=', sql<string>`ANY(${ids}::uuid[])`))
-    .select(['answer.history', 'answer.now', ...COLUMNS])
-    .select([sql<boolean>`EXISTS (SELECT FROM key_usage WHERE key_id = id)`.as('used'), sql<number>`keys.xmin::text::float8`.as('version')])
-    .execute()
-  const found = rows.flatMap(({ used, now, history: _history, ...row }) => (row.id === null ? [] : [{ row: row as CredentialRow, used, now }]))
-  return { history: rows[0]!.history, found }
+  const { rows } = await sql<OfHistory & { now: Date; found: (AsJson<CredentialRow> & { readonly used: boolean })[] }>`
+    SELECT ${history} AS history, clock_timestamp() AS now, (
+      SELECT coalesce(json_agg(key), '[]') FROM (
+        SELECT id, kind, org_id, mecha, scopes, metadata, hash, pepper_root, enabled, created_at, expires_at, revoked_at, xmin::text::float8 AS version,
+               coalesce((SELECT true FROM key_usage WHERE key_id = id), false) AS used
+        FROM keys WHERE id = ANY(${ids}::uuid[])) key) AS found`.execute(db)
+  const { history: of, now, found } = rows[0]!
+  return { history: of, found: found.map(({ used, ...row }) => ({ row: withInstants(row), used, now })) }
+}
+
+function withInstants(row: AsJson<CredentialRow>): CredentialRow {
+  const instant = (text: string | null) => (text === null ? null : new Date(text))
+  return { ...row, created_at: new Date(row.created_at), expires_at: instant(row.expires_at), revoked_at: instant(row.revoked_at) }
 }
 
 /** A key in a version that somebody holds of it. */

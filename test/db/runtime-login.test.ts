@@ -34,7 +34,9 @@ function login(t: Test, { database }: Pick<Service, 'database'>): { runtime: Kys
 const RIGHTS: Record<string, readonly string[]> = {
   Read: [
     ...['keys', 'key_usage', 'key_refusals', 'signing_keys', 'token_status', 'nonces', 'changes', 'change_horizon', 'replicas', 'database_identity', 'kysely_migration'].map((table) => `SELECT ${table}`),
-    'USAGE public', ...['current_identity', 'current_timeline', 'restore_hold', 'writes_as_control'].map((name) => `EXECUTE ${name}`),
+    'USAGE public', ...['current_identity', 'current_timeline', 'current_history', 'restore_hold', 'writes_as_control'].map((name) => `EXECUTE ${name}`),
+    // It writes that this history is of the accepted database, where that is so.
+    'EXECUTE verify_history',
   ],
   'Break keys': ['UPDATE keys.hash', 'UPDATE keys.pepper_root'],
   'end them': ['EXECUTE revoke_by_holder'],
@@ -237,7 +239,7 @@ t.test('the runtime role can verify, note use and renew a hash, and nothing else
     'UPDATE key_refusals SET key_id = key_id', 'DELETE FROM key_refusals', 'TRUNCATE key_refusals',
     'INSERT INTO signing_keys SELECT * FROM signing_keys', 'UPDATE signing_keys SET sealed = sealed', 'UPDATE signing_keys SET signs_from = signs_from', 'DELETE FROM signing_keys', 'TRUNCATE signing_keys',
     'INSERT INTO token_status (idx) VALUES (7)', 'UPDATE token_status SET key_id = NULL', 'DELETE FROM token_status',
-    'UPDATE database_identity SET lost_at = NULL', 'DELETE FROM database_identity', "SELECT accept_database('x')",
+    'UPDATE database_identity SET lost_at = NULL', 'UPDATE database_identity SET verified_in = verified_in', 'DELETE FROM database_identity', "SELECT accept_database('x')",
     'INSERT INTO changes (key_id) VALUES (NULL)', 'UPDATE changes SET key_id = key_id',
     'CREATE TABLE mine (x int)', 'DELETE FROM kysely_migration', 'ALTER TABLE keys DISABLE TRIGGER ALL',
   ])

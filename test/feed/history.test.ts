@@ -220,6 +220,20 @@ t.test('the runtime login cannot take a change away, nor speak or stand in the w
   t.same(await rows(), [], 'the replica itself says goodbye')
 })
 
+t.test('which history is of the accepted database is written down when a feed connects, and not of a database that is held', async (t) => {
+  const database = await createDatabase(t)
+  const admin = await connect(t, database)
+  const verified = async () => (await admin.query('SELECT verified_in = unheld_history() AS verified FROM database_identity')).rows[0].verified
+  await admin.query('UPDATE database_identity SET verified_in = NULL, lost_at = now()')
+  const service = await startService(t, {}, database)
+  await eventually(async () => (await admin.query('SELECT count(*)::int AS n FROM pg_stat_activity WHERE datname = current_database() AND query LIKE $1', ['%AS is_swept%'])).rows[0].n > 0)
+  t.equal(await verified(), null)
+  await service.app.close()
+  await admin.query('UPDATE database_identity SET lost_at = NULL')
+  await fresh(await startService(t, {}, database))
+  t.equal(await verified(), true)
+})
+
 /** A service on a primary that a standby follows; its feed goes another way than its queries. */
 async function twoServers(t: Test) {
   const [folder, copy] = [emptyFolder(t), emptyFolder(t)]
