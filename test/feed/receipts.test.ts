@@ -1,11 +1,17 @@
 import { randomUUID } from 'node:crypto'
+import { join } from 'node:path'
 import { sql } from 'kysely'
 import { Client } from 'pg'
 import t, { type Test } from 'tap'
+import { signOperatorToken } from '../../src/auth/operators.js'
+import { SCOPES } from '../../src/auth/scopes.js'
+import { loadConfig } from '../../src/config.js'
 import { ReplicaWatch } from '../../src/control/replicas.js'
 import { applied, createDatabase, emptyDatabase } from '../helpers/database.js'
-import { fresh, startService, type Service } from '../helpers/service.js'
 import { eventually } from '../helpers/eventually.js'
+import { start } from '../helpers/process.js'
+import { fresh, startService, testEnvironment, type Service } from '../helpers/service.js'
+import { wallClock, withoutFaketime } from '../helpers/wall-clock.js'
 import { layWire, type Wire } from '../helpers/wire.js'
 
 t.test('a change is answered with how many replicas have applied it, and so is a look at a revoked key', async (t) => {
@@ -232,4 +238,70 @@ t.test('a replica that receipts did not wait for yet does not answer by what it 
   await wire.hold()
   t.same(await second.verify(plaintext_key, {}, gateway), { valid: false, code: 'revoked' })
   wire.release()
+})
+
+t.test('a replica that is killed while a clock is an hour off counts for its bound, no less and no longer', { skip: withoutFaketime }, async (t) => {
+  const BOUND_MS = 2000
+  const database = await createDatabase(t)
+  const environment = { ...testEnvironment(database), REVOCATION_MAX_STALENESS: `${BOUND_MS / 1000}s`, HOST: '127.0.0.1', PORT: '0' }
+  const folder = t.testdir()
+  const serve = async (planes: string) => {
+    const clock = wallClock(join(folder, randomUUID()), 0)
+    const process = start(t, ['serve'], { env: { ...environment, ...clock.environment, PLANES: planes } })
+    const [, url] = await process.line(/listening at (http:\/\/[\d.:]+)/)
+    const kill = async () => {
+      process.signal('SIGKILL')
+      await process.ended()
+    }
+    return { url: url!, clock, kill }
+  }
+  const token = await signOperatorToken(loadConfig(environment), { org: 'acme', scopes: SCOPES, subject: 'alice', ttlSeconds: 86_400 })
+  const post = async (url: string, body: object, prefer = 'wait=10', by = token) => {
+    const answer = await fetch(url, { method: 'POST', headers: { authorization: `Bearer ${by}`, 'content-type': 'application/json', prefer }, body: JSON.stringify(body) })
+    return (await answer.json()) as any
+  }
+  const [counting, away] = [await serve('both'), await serve('runtime')]
+  const { plaintext_key: gateway } = await post(`${counting.url}/v1/gateways`, { name: 'edge' })
+  const issue = (): Promise<any> => post(`${counting.url}/v1/keys`, { mecha: 'sales^acmecorp' })
+  const revoked = async (wait: number, key?: any) => (await post(`${counting.url}/v1/keys/${(key ?? (await issue())).key.id}/revoke`, {}, `wait=${wait}`)).propagation
+  const ask = ({ url }: typeof away, { plaintext_key }: any) => post(`${url}/v1/verify`, { key: plaintext_key }, '', gateway)
+  const isOfBoth = ({ replicas, confirmed, complete }: any) => replicas === 2 && confirmed === 2 && complete
+  /** How long the one that was killed last has been silent, by the database's clock; it is the other one that wrote its row just now. */
+  const silentMs = async () => (await sql<{ ms: number }>`SELECT extract(epoch FROM clock_timestamp() - seen_at)::float8 * 1000 AS ms FROM replicas ORDER BY seen_at DESC OFFSET 1 LIMIT 1`.execute(database.db)).rows[0]!.ms
+  const isTrue = async (receipt: any) => {
+    t.ok(receipt.confirmed < 2, 'the dead one is not confirmed')
+    t.ok(!receipt.complete || (await silentMs()) >= BOUND_MS, 'and may be alive until the bound is over')
+  }
+  await eventually(async () => (await revoked(10)).replicas === 2)
+
+  // One that lives on with its clock an hour back is counted, for longer than its bound, and tells the truth.
+  away.clock.step(-3600)
+  const key = await issue()
+  t.match(await ask(away, key), { valid: true })
+  let isCounted = true
+  for (const end = performance.now() + BOUND_MS * 1.5; performance.now() < end; ) isCounted &&= isOfBoth(await revoked(10))
+  t.ok(isCounted)
+  t.ok(isOfBoth(await revoked(10, key)))
+  t.same(await ask(away, key), { valid: false, code: 'revoked' })
+
+  // Killed while it is back; and the clock of the process that counts goes back too while it waits.
+  await away.kill()
+  const waiting = revoked(10)
+  await isTrue(await revoked(0))
+  counting.clock.step(-3600)
+  await isTrue(await revoked(0))
+  const last = await waiting
+  await isTrue(last)
+  t.match(last, { replicas: 1, confirmed: 1, complete: true }, 'it is not waited for any longer')
+
+  // Killed, and the clock of the process that counts goes forward by an hour.
+  const another = await serve('runtime')
+  await eventually(async () => isOfBoth(await revoked(10)))
+  await another.kill()
+  await isTrue(await revoked(0))
+  counting.clock.step(0)
+  for (let receipt = await revoked(0); ; receipt = await revoked(10)) {
+    await isTrue(receipt)
+    if (receipt.complete) break
+  }
 })

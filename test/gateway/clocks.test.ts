@@ -1,34 +1,26 @@
 /** What a gateway does when its clocks do not agree: after the machine was suspended, or its clock was set. */
 
-import { existsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import type { StreamLost } from '../../src/gateway/index.js'
 import { eventually } from '../helpers/eventually.js'
 import { held, isHeld, outcome, serve, split, startGateway, verifierFor } from '../helpers/gateway.js'
+import { wallClock, withoutFaketime } from '../helpers/wall-clock.js'
 import { layWire } from '../helpers/wire.js'
 
-/** Debian's package `faketime`. */
-const LIBFAKETIME = ['x86_64-linux-gnu', 'aarch64-linux-gnu'].map((machine) => `/usr/lib/${machine}/faketime/libfaketime.so.1`).find((path) => existsSync(path))
 const SUSPENDED = 30_000
 
-t.test('a gateway that was suspended, which its monotonic clock does not see, believes nothing from before', { skip: LIBFAKETIME ? false : 'it needs libfaketime (the Debian package faketime), which is not on this machine' }, async (t) => {
+t.test('a gateway that was suspended, which its monotonic clock does not see, believes nothing from before', { skip: withoutFaketime }, async (t) => {
   const served = await serve(t)
   const wire = await layWire(t, served.url)
-  const clock = join(t.testdir(), 'clock')
-  writeFileSync(clock, '+0\n')
-  const gateway = startGateway(t, [wire.through(served.url).replace(/\/$/, ''), served.credential, '20000'], {
-    LD_PRELOAD: LIBFAKETIME!,
-    FAKETIME_TIMESTAMP_FILE: clock,
-    FAKETIME_NO_CACHE: '1',
-    FAKETIME_DONT_FAKE_MONOTONIC: '1',
-  })
+  const clock = wallClock(join(t.testdir(), 'clock'), 0)
+  const gateway = startGateway(t, [wire.through(served.url).replace(/\/$/, ''), served.credential, '20000'], clock.environment)
   const { key, plaintext_key } = await served.service.issue()
   await eventually(async () => (await gateway.ask(plaintext_key)).wasHeld)
   wire.silence()
   await served.service.call('POST', `/v1/keys/${key.id}/revoke`, { token: await served.service.token() })
   t.match(await gateway.ask(plaintext_key), { outcome: 'valid', isFresh: true }, 'within the bound it knows no better')
-  writeFileSync(clock, `+${SUSPENDED / 1000}\n`)
+  clock.step(SUSPENDED / 1000)
   t.match(await gateway.ask(plaintext_key), { outcome: 'service_unreachable', wasHeld: false, isFresh: false }, 'and past it, it says so at once')
   wire.restore()
   await eventually(async () => (await gateway.ask(plaintext_key)).outcome === 'revoked')

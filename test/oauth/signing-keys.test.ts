@@ -100,6 +100,7 @@ t.test('rotation of compromised keys: the new one signs at once, and nothing of 
   t.match(views, [{ role: 'signing' }])
   t.equal(views.length, 1)
   const replica = await another(t, service)
+  t.match(await replica.call('GET', '/.well-known/jwks.json'), { headers: { 'cache-control': 'public, max-age=300' } }, 'gateways ask again within five minutes')
   await t.rejects(jwtVerify(stolen, createLocalJWKSet(await jwksOf(replica))), { code: 'ERR_JWKS_NO_MATCHING_KEY' })
   t.same(await introspect(replica, await service.gateway(), stolen), { active: false })
   t.equal(decodeProtectedHeader(await exchanged(replica, plaintext_key)).kid, views[0]!.kid)

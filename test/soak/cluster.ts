@@ -20,9 +20,10 @@ import { ensureLogin } from '../../src/db/logins.js'
 import { migrate } from '../../src/db/migrate.js'
 import { openDatabase } from '../../src/db/pool.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
+import { wallClock, type WallClock } from '../helpers/wall-clock.js'
 import { layWire, type Wire } from '../helpers/wire.js'
 import { BOUND_MS } from './checker.js'
-import { suspendable, wallClock, type WallClock } from './clocks.js'
+import { suspendable } from './clocks.js'
 import { SoakDatabase } from './database.js'
 
 export const REPLICAS = 3
@@ -69,7 +70,7 @@ export async function startCluster() {
   const folder = mkdtempSync(join(tmpdir(), 'mecha-keys-soak-'))
   const endings: (() => unknown)[] = []
   const t = { teardown: (end: () => unknown) => void endings.push(end) }
-  const databaseClock = wallClock(join(folder, 'database-clock'))
+  const databaseClock = wallClock(join(folder, 'database-clock'), 1)
   const first = await SoakDatabase.start(databaseClock.environment)
   // The wires know where the database is by now; these say who asks.
   const { urls } = first
@@ -88,7 +89,7 @@ export async function startCluster() {
 
   async function layReplica(i: number): Promise<Replica> {
     const [port, authzPort] = [await freePort(), await freePort()]
-    const clock = wallClock(join(folder, `clock-${i}`))
+    const clock = wallClock(join(folder, `clock-${i}`), 1)
     const suspension = join(folder, `suspended-${i}`)
     const wires = { control: await layWire(t, urls.owner), runtime: await layWire(t, urls.owner), feed: await layWire(t, urls.owner) }
     const log = openSync(join(folder, `replica-${i}.log`), 'a')

@@ -4,9 +4,9 @@
  */
 
 import { setTimeout as sleep } from 'node:timers/promises'
+import { FAKETIME } from '../helpers/wall-clock.js'
 import { oneOf, shuffle, type Random } from './chance.js'
 import { BOUND_MS, DEAD_CONNECTIONS_MS, RECOVERY_MS, type Checker } from './checker.js'
-import { FAKETIME } from './clocks.js'
 import { LINKS, type Cluster, type Link, type Replica, type Suspendable } from './cluster.js'
 import type { SoakDatabase } from './database.js'
 import type { Gate } from './work.js'
