@@ -10,7 +10,8 @@ import { loadConfig } from '../src/config.js'
 import { PACKAGE_ROOT } from '../src/package-root.js'
 import { createDatabase } from './helpers/database.js'
 import { run, start, startCommand, type Running } from './helpers/process.js'
-import { isInstalled, KEY_TO_THE_GATEWAY, startNginx } from './helpers/proxies.js'
+import { isInstalled } from './helpers/programs.js'
+import { KEY_TO_THE_GATEWAY, startNginx } from './helpers/proxies.js'
 import { testEnvironment } from './helpers/service.js'
 
 /** `REVOCATION_MAX_STALENESS`, and that of the gateway, without a setting. */

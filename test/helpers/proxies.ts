@@ -1,15 +1,12 @@
 /** Real proxies with the configurations of `examples/proxies/`, in which nothing is replaced but addresses and paths. */
 
-import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
-import { once } from 'node:events'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { connect } from 'node:net'
-import { tmpdir } from 'node:os'
+import { appendFileSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Test } from 'tap'
 import { freePort } from '../../src/db/free-port.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
 import { eventually } from './eventually.js'
+import { runProgram, temporaryFolder } from './programs.js'
 
 export interface ProxyOptions {
   /** Of mecha-keys, or of its `AUTHZ_LISTEN`: `http://127.0.0.1:8080`. */
@@ -28,13 +25,6 @@ type Parent = Pick<Test, 'teardown'>
 
 /** For nginx, in the place of what keeps the key away from the upstream. */
 export const KEY_TO_THE_GATEWAY = 'proxy_set_header X-Mecha-Key $http_x_mecha_key;'
-
-/** Programs of the system, which Debian keeps where only root looks. */
-const PATH = `${process.env['PATH']}:/usr/sbin`
-
-export function isInstalled(program: 'nginx' | 'caddy' | 'haproxy' | 'envoy'): boolean {
-  return spawnSync('sh', ['-c', `command -v ${program}`], { env: { PATH } }).status === 0
-}
 
 /** Starts nginx with `examples/proxies/nginx.conf`, and resolves to its URL when it listens. It ends with the test. */
 export async function startNginx(t: Parent, { authz, upstream, gatewayCredential, demand, passesKey }: ProxyOptions): Promise<string> {
@@ -55,7 +45,7 @@ export async function startNginx(t: Parent, { authz, upstream, gatewayCredential
   const main = join(folder, 'main.conf')
   writeFileSync(main, `${process.getuid?.() === 0 ? 'user root;' : ''} worker_processes 1; daemon off; pid ${folder}/pid; error_log stderr warn;
     events {} http { access_log off; ${temporary.join(' ')} include ${example}; }`)
-  await run(t, 'nginx', ['-e', 'stderr', '-p', folder, '-c', main], port)
+  await runProgram(t, 'nginx', ['-e', 'stderr', '-p', folder, '-c', main], port)
   return `http://127.0.0.1:${port}`
 }
 
@@ -74,7 +64,7 @@ export async function startCaddy(t: Parent, { authz, upstream, gatewayCredential
   const main = join(folder, 'main')
   writeFileSync(main, `{\n  admin off\n  auto_https off\n}\nimport ${example}\n`)
   const env = { HOME: folder, XDG_CONFIG_HOME: folder, XDG_DATA_HOME: folder, ...(gatewayCredential && { GATEWAY_CREDENTIAL: gatewayCredential }) }
-  await run(t, 'caddy', ['run', '--config', main, '--adapter', 'caddyfile'], port, env)
+  await runProgram(t, 'caddy', ['run', '--config', main, '--adapter', 'caddyfile'], port, env)
   return `http://127.0.0.1:${port}`
 }
 
@@ -92,7 +82,32 @@ export async function startHaproxy(t: Parent, { authz, upstream, gatewayCredenti
     ...(demand && { '# http-request set-var(txn.mecha_demand) str("scope=orders:read&mecha=sales%5Eacmecorp")': `http-request set-var(txn.mecha_demand) str("${demand}")` }),
     'bind :8000': `bind 127.0.0.1:${port}`,
   })
-  await run(t, 'haproxy', ['-db', '-f', example], port)
+  await runProgram(t, 'haproxy', ['-db', '-f', example], port)
+  return `http://127.0.0.1:${port}`
+}
+
+/** Starts Traefik with `examples/proxies/traefik-static.yml` and `traefik.yml`, as {@link startNginx} does nginx. */
+export async function startTraefik(t: Parent, { authz, upstream, gatewayCredential, demand }: ProxyOptions): Promise<string> {
+  const folder = temporaryFolder(t)
+  const port = await freePort()
+  writeExample(folder, 'traefik.yml', {
+    'http://127.0.0.1:8080': authz,
+    'http://127.0.0.1:3000': upstream,
+    ...(demand && { '/v1/authz\n': `/v1/authz?${demand}\n` }),
+    // Without a credential, the middleware that adds it is left out.
+    ...(!gatewayCredential && { 'mecha-keys-credential, ': '' }),
+  })
+  // It listens before it has read its routes, and says so there when it has.
+  writeFileSync(join(folder, 'ready.yml'), "http: { routers: { ready: { rule: 'Path(`/_is_ready`)', priority: 100, service: 'ping@internal' } } }")
+  const example = writeExample(folder, 'traefik-static.yml', {
+    "address: ':8000'": `address: '127.0.0.1:${port}'`,
+    'filename: /etc/traefik/mecha-keys.yml': `directory: ${join(folder, 'dynamic')}`,
+  })
+  mkdirSync(join(folder, 'dynamic'))
+  for (const name of ['traefik.yml', 'ready.yml']) renameSync(join(folder, name), join(folder, 'dynamic', name))
+  appendFileSync(example, '\nping: { manualRouting: true }\nglobal: { checkNewVersion: false }\n')
+  await runProgram(t, 'traefik', ['--configFile', example], port, gatewayCredential ? { GATEWAY_CREDENTIAL: gatewayCredential } : {})
+  await eventually(async () => (await fetch(`http://127.0.0.1:${port}/_is_ready`)).status === 200)
   return `http://127.0.0.1:${port}`
 }
 
@@ -108,7 +123,7 @@ export async function startEnvoy(t: Parent, { authz, upstream, gatewayCredential
     ...(demand && { 'path_prefix: /v1/authz?request=': `path_prefix: /v1/authz?${demand}&request=` }),
   })
   const env: Record<string, string> = gatewayCredential ? { GATEWAY_CREDENTIAL: gatewayCredential } : {}
-  await run(t, 'envoy', ['--use-dynamic-base-id', '--concurrency', '1', '--log-level', 'warn', '-c', example], port, env)
+  await runProgram(t, 'envoy', ['--use-dynamic-base-id', '--concurrency', '1', '--log-level', 'warn', '-c', example], port, env)
   return `http://127.0.0.1:${port}`
 }
 
@@ -124,35 +139,6 @@ function writeExample(folder: string, name: string, replacements: Readonly<Recor
   return path
 }
 
-/** Starts a program and resolves when it listens. */
-async function run(t: Parent, program: string, args: string[], port: number, env: Record<string, string> = {}): Promise<ChildProcess> {
-  const child = spawn(program, args, { env: { PATH, ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
-  let said = ''
-  for (const stream of [child.stdout, child.stderr]) stream.setEncoding('utf8').on('data', (text: string) => (said += text))
-  const exited = once(child, 'exit')
-  t.teardown(async () => {
-    child.kill('SIGTERM')
-    await exited
-  })
-  const hasEnded = () => child.exitCode !== null || child.signalCode !== null
-  await eventually(async () => hasEnded() || (await accepts(port)))
-  if (hasEnded()) throw new Error(`${program} ended:\n${said}`)
-  return child
-}
-
-function accepts(port: number): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(port, '127.0.0.1')
-    socket.once('connect', () => (socket.destroy(), resolve(true))).once('error', () => resolve(false))
-  })
-}
-
 function hostOf(url: string): string {
   return new URL(url).host
-}
-
-function temporaryFolder(t: Parent): string {
-  const folder = mkdtempSync(join(tmpdir(), 'mecha-keys-proxy-'))
-  t.teardown(() => rmSync(folder, { recursive: true, force: true }))
-  return folder
 }

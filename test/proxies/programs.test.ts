@@ -8,16 +8,21 @@ import { text } from 'node:stream/consumers'
 import t, { type Test } from 'tap'
 import { applied } from '../helpers/database.js'
 import { startEcho, type Arrived, type Echo } from '../helpers/echo.js'
-import { isInstalled, startCaddy, startEnvoy, startHaproxy, startNginx, type ProxyOptions } from '../helpers/proxies.js'
+import { startPhp } from '../helpers/php.js'
+import { isInstalled } from '../helpers/programs.js'
+import { startCaddy, startEnvoy, startHaproxy, startNginx, startTraefik, type ProxyOptions } from '../helpers/proxies.js'
 import { startService, type Service } from '../helpers/service.js'
 
-const PROXIES: Record<'nginx' | 'caddy' | 'haproxy' | 'envoy', (t: Test, options: ProxyOptions) => Promise<string>> = { nginx: startNginx, caddy: startCaddy, haproxy: startHaproxy, envoy: startEnvoy }
+const PROXIES: Record<'nginx' | 'caddy' | 'haproxy' | 'traefik' | 'envoy', (t: Test, options: ProxyOptions) => Promise<string>> = { nginx: startNginx, caddy: startCaddy, haproxy: startHaproxy, traefik: startTraefik, envoy: startEnvoy }
 const PROGRAMS = Object.keys(PROXIES) as (keyof typeof PROXIES)[]
 const installed = () => PROGRAMS.filter(isInstalled).map((name) => [name, PROXIES[name]] as const)
 const SKIP = installed().length === 0 && 'no proxy is installed'
 const IDENTITY = ['x-mecha-id', 'x-mecha-handle', 'x-mecha-crew', 'x-mecha-org', 'x-mecha-scopes', 'x-mecha-key-id']
-/** All that an application may take for one of these: hyphens, underscores, any case. */
-const LOOKS_LIKE_OURS = /^x[-_]mecha/i
+/** All that an application may take for one of these: CGI (RFC 3875, section 4.1.18) leaves it to a server what becomes of the rest. */
+const LOOKS_LIKE_OURS = /^x[^0-9a-z]mecha/i
+/** All that a header's name may have in the place of a hyphen (RFC 9110, section 5.6.2). */
+const SEPARATORS = [..."!#$%&'*+.^_`|~"]
+const php = isInstalled('php') ? await startPhp(t) : undefined
 
 for (const name of PROGRAMS) {
   const startProxy = PROXIES[name]
@@ -27,7 +32,13 @@ for (const name of PROGRAMS) {
     const { service, listen } = await startListening(t)
     const gatewayCredential = await service.gateway()
     const echo = await startEcho(t)
-    const proxy = await startProxy(t, { authz: await listen(), upstream: echo.url, gatewayCredential })
+    const authz = await listen()
+    const proxy = await startProxy(t, { authz, upstream: echo.url, gatewayCredential })
+
+    await t.test('an application in PHP reads no identity but the true one', { skip: !php && 'php is not installed' }, async (t) => {
+      await readsTheTrueIdentity(t, { service, proxy: await startProxy(t, { authz, upstream: php!, gatewayCredential }) })
+    })
+
     await passesAndRefuses(t, { service, echo, proxy })
 
     await t.test('no credential of the gateway reaches the application', async (t) => {
@@ -66,7 +77,8 @@ t.test('a service that takes a request and says nothing lets nothing pass, and h
   t.teardown(() => (mute.close(), mute.closeAllConnections()))
   const echo = await startEcho(t)
   const options = { authz: `http://127.0.0.1:${(mute.address() as AddressInfo).port}`, upstream: echo.url, gatewayCredential: 'mgw_of_nobody' }
-  await Promise.all(installed().map(async ([name, startProxy]) => {
+  // Traefik's wait of 30 seconds cannot be set.
+  await Promise.all(installed().filter(([name]) => name !== 'traefik').map(async ([name, startProxy]) => {
     const proxy = await startProxy(t, options)
     const { status } = await send(proxy, { headers: { 'X-Mecha-Key': 'x' } })
     t.ok(status >= 500, `${name} answers ${status}`)
@@ -127,17 +139,29 @@ async function passesAndRefuses(t: Test, { service, echo, proxy }: Scene): Promi
   })
 
   await t.test('forged identity headers, in any spelling and as often as one likes, never get through', async (t) => {
-    const names = [...IDENTITY, 'x-mecha-key'].flatMap((name) => [name, name.toUpperCase(), name.replaceAll('-', '_'), name.toUpperCase().replaceAll('-', '_'), name.replace('-', '_'), name.replace(/-(?=[^-]*$)/, '_')])
-    const forged = names.filter((name) => name.toLowerCase() !== 'x-mecha-key').map((name) => [name, 'forged'] as const)
-    const { status, arrived } = await send(proxy, { headers: [...forged, ['X-Mecha-Key', plaintext_key], ...forged] })
-    t.equal(status, 200)
-    t.same(ours(arrived!), identity)
-    t.notMatch(JSON.stringify(arrived), /forged/)
+    for (const forged of forgeries()) {
+      const { status, arrived } = await send(proxy, { headers: [...forged, ['X-Mecha-Key', plaintext_key], ...forged] })
+      t.equal(status, 200, forged[0]![0])
+      t.same(ours(arrived!), identity, forged[0]![0])
+      t.notMatch(JSON.stringify(arrived), /forged/)
+    }
     // Of a key without scopes, the header is empty or not there: not the client's.
     const without = await send(proxy, { headers: [['X-Mecha-Scopes', 'forged'], ['X-Mecha-Key', plain.plaintext_key]] })
     t.equal(without.status, 200)
     t.notMatch(JSON.stringify(without.arrived), /forged/)
     t.notOk(ours(without.arrived!)['x-mecha-scopes'])
+  })
+
+  await t.test('a client cannot have a proxy drop the true ones, by calling them headers of the connection', async (t) => {
+    const sendAs = (connection: string) => send(proxy, { headers: [['Connection', connection], ['X.Mecha.Id', 'forged'], ['X-Mecha-Key', plaintext_key]] })
+    for (const connection of [IDENTITY.join(', '), 'close,X-MECHA-ID ,x-mecha-org', 'X-Gateway-Authorization']) {
+      const { status, arrived } = await sendAs(connection)
+      t.equal(status, 200, connection)
+      t.same(arrived && ours(arrived), identity, connection)
+    }
+    // Its own key it may have dropped: it is asked for one then.
+    const { status, arrived } = await sendAs('X-Mecha-Key')
+    t.same(arrived ? ours(arrived) : status, arrived ? identity : 401)
   })
 
   await t.test('a credential of a gateway that a client sends is neither used nor passed on', async (t) => {
@@ -186,6 +210,27 @@ async function passesAndRefuses(t: Test, { service, echo, proxy }: Scene): Promi
   })
 }
 
+/** The client says that it is somebody else, and has the proxy drop what says otherwise. */
+async function readsTheTrueIdentity(t: Test, { service, proxy }: Omit<Scene, 'echo'>): Promise<void> {
+  const { key, plaintext_key } = await service.issue({ scopes: ['orders:read'] })
+  const identity = { HTTP_X_MECHA_ID: 'sales^acmecorp', HTTP_X_MECHA_HANDLE: 'sales^acmecorp', HTTP_X_MECHA_CREW: 'acmecorp', HTTP_X_MECHA_ORG: 'acme', HTTP_X_MECHA_SCOPES: 'orders:read', HTTP_X_MECHA_KEY_ID: key.id }
+  for (const forged of forgeries())
+    for (const more of [[], [['Connection', IDENTITY.join(', ')] as const]]) {
+      const { status, answer } = await send(proxy, { headers: [...forged, ...more, ['X-Mecha-Key', plaintext_key]] })
+      const read = Object.entries(JSON.parse(answer) as Record<string, string>).filter(([name]) => name.startsWith('HTTP_X_MECHA'))
+      t.match({ status, read: Object.fromEntries(read) }, { status: 200, read: identity }, `${forged[0]![0]} ${more.join()}`)
+      t.notMatch(answer, /forged/, forged[0]![0])
+    }
+}
+
+/** Lists of headers under our names, in every spelling that an application may take for one of them; as many as a proxy takes at once. */
+function forgeries(): (readonly [string, string])[][] {
+  const names = [...IDENTITY, 'x-mecha-key', 'x-gateway-authorization']
+  const spelled = SEPARATORS.map((separator) => names.flatMap((name) => [name.replaceAll('-', separator), name.replace('-', separator), name.replace(/-(?=[^-]*$)/, separator)]))
+  const inOtherCase = [...IDENTITY, ...IDENTITY.map((name) => name.toUpperCase())]
+  return [inOtherCase, ...spelled, SEPARATORS.map((separator) => `X${separator}MECHA${separator}ID`)].map((some) => some.map((name) => [name, 'forged'] as const))
+}
+
 async function startListening(t: Test, environment: Record<string, string> = {}) {
   const service = await startService(t, environment)
   const listen = () => service.app.listen({ host: '127.0.0.1', port: 0 })
@@ -211,7 +256,7 @@ async function send(proxy: string, { method = 'GET', path = '/', headers = {}, b
   const { response, socket } = await Promise.any([upgraded, answered])
   const isOfApplication = !socket && response.statusCode === 200
   const answer = socket ? '' : await text(response)
-  return { status: response.statusCode!, headers: response.headers, socket, arrived: isOfApplication ? (JSON.parse(answer) as Arrived) : undefined }
+  return { status: response.statusCode!, headers: response.headers, socket, answer, arrived: isOfApplication ? (JSON.parse(answer) as Arrived) : undefined }
 }
 
 /** What an application may take for the identity's headers: by their names in lower case, and each no more than once. */
