@@ -18,6 +18,7 @@ import { hashVersion } from './db/hash-version.js'
 import { openPool, type OpenPool } from './db/pool.js'
 import { databaseTrouble } from './db/readiness.js'
 import type { Database } from './db/tables.js'
+import { readBodies } from './http/bodies.js'
 import { registerHealth, type ReadinessCheck } from './http/health.js'
 import { createLogger, secretFields } from './http/logging.js'
 import { collectMethods } from './http/methods.js'
@@ -122,7 +123,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
 
   for (const schema of [ProblemSchema, OAuthErrorSchema, KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
   app.setValidatorCompiler(schemaCompiler())
-  app.removeContentTypeParser('text/plain')
+  readBodies(app)
   registerMetrics(app, metrics)
   await registerOpenApi(app, VERSION)
   const addMethodNotAllowed = collectMethods(app)

@@ -41,7 +41,6 @@ export const ProblemSchema = Type.Object(
 
 /** What Fastify and Node.js find wrong before a handler runs. */
 const FRAMEWORK_ERRORS: Record<string, [code: ErrorCode, detail: string]> = {
-  FST_ERR_CTP_EMPTY_JSON_BODY: ['malformed_body', 'The body is empty.'],
   FST_ERR_CTP_INVALID_JSON_BODY: ['malformed_body', 'The body is not JSON.'],
   FST_ERR_CTP_INVALID_CONTENT_LENGTH: ['malformed_body', 'The body is not as long as its Content-Length says.'],
   FST_ERR_BAD_URL: ['invalid_request', 'The path is not a valid URL path.'],

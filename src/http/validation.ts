@@ -3,7 +3,7 @@
 import { Ajv, type Options } from 'ajv'
 import addFormats from 'ajv-formats'
 import type { FastifyInstance, FastifySchemaCompiler } from 'fastify'
-import { Problem } from '../errors.js'
+import { invalid, Problem } from '../errors.js'
 import { containsToken } from '../key/token.js'
 
 /** Our own words in schemas: a secret field, and a rule in words for errors. */
@@ -32,8 +32,8 @@ export function refuseSecretsAndUnstorable(app: FastifyInstance): void {
   app.addHook('preValidation', async (request) => {
     if (containsToken(decodeURIComponentSafely(request.url)))
       throw new Problem('contains_secret', 'The path or query holds a plaintext key. Use the key\'s id, and revoke the key: it may have been logged on its way here.')
-    // A body that may be left out is validated as an empty one.
-    request.body ??= {}
+    // A body that was left out is validated as an empty object. `null` is not one.
+    if (request.body === undefined) request.body = {}
     inspect(request.body, 'body', 0)
   })
 }
@@ -46,6 +46,8 @@ function inspect(value: unknown, field: string, depth: number): void {
   else if (typeof value === 'object' && value !== null)
     for (const [name, item] of Object.entries(value)) {
       inspectText(name, `a field name in ${field}`)
+      // Who merges it into an object of theirs would change more than that object.
+      if (name === '__proto__') throw invalid(`${field}.__proto__`, 'propertyNames', 'is no name that a field may have')
       inspect(item, `${field}.${name}`, depth + 1)
     }
 }

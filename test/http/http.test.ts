@@ -82,6 +82,37 @@ t.test('a browser frontend of an allowed origin may call, another may not', asyn
   t.equal((await none.call('GET', '/v1/keys', { headers: { origin: 'https://console.example.com' } })).headers['access-control-allow-origin'], undefined)
 })
 
+t.test('a body that may be left out is left out where it is empty, whatever its type is called', async (t) => {
+  const service = await startService(t, { MAX_ACTIVE_KEYS_PER_MECHA: '100' })
+  await service.app.listen({ port: 0, host: '127.0.0.1' })
+  const { port } = service.app.server.address() as AddressInfo
+  const token = await service.token()
+  const send = async (path: string, type: string, body: string | ReadableStream = '') => {
+    const response = await fetch(`http://127.0.0.1:${port}${path}`, { method: 'POST', headers: { 'authorization': `Bearer ${token}`, 'content-type': type }, body, duplex: 'half' })
+    return { status: response.status, body: (await response.json()) as { code?: string; errors?: object[] } }
+  }
+  const noChunks = () => new ReadableStream({ start: (stream) => stream.close() })
+  const gateway = async () => (await service.call('POST', '/v1/gateways', { token, body: { name: 'edge' } })).body.gateway.id as string
+  const key = async () => (await service.issue()).key.id as string
+  const routes: [path: () => Promise<string>, status: number][] = [
+    [async () => `/v1/keys/${await key()}/revoke`, 200],
+    [async () => `/v1/keys/${await key()}/rotate`, 201],
+    [async () => `/v1/gateways/${await gateway()}/revoke`, 200],
+    [async () => (await key(), '/v1/mechas/sales%5Eacmecorp/revoke-keys'), 200],
+  ]
+  const types = ['application/json', 'application/json; charset=utf-8', 'application/x-www-form-urlencoded', 'text/plain;charset=UTF-8', 'application/octet-stream']
+  for (const [freshPath, status] of routes) {
+    for (const type of types) t.equal((await send(await freshPath(), type)).status, status, type)
+    t.equal((await send(await freshPath(), 'application/json', noChunks())).status, status, 'in no chunks')
+    const path = await freshPath()
+    t.match(await send(path, 'application/json', 'null'), { status: 400, body: { code: 'invalid_request', errors: [{ field: 'body', rule: 'type' }] } }, 'null is no object, and the contract asks for one')
+    t.match(await send(path, 'text/plain', '{}'), { status: 415, body: { code: 'unsupported_media_type' } })
+    t.match(await send(path, 'application/json', ' '), { status: 400, body: { code: 'malformed_body' } })
+  }
+  t.match(await send('/nowhere', 'text/plain', 'x'), { status: 404 })
+  t.match(await service.call('POST', '/v1/verify', { token: await service.gateway(), body: '', headers: { 'content-type': 'application/json' } }), { status: 400, body: { code: 'invalid_request' } }, 'one that is needed is missed')
+})
+
 t.test('the address in the audit trail is the peer\'s, and a forwarded one only from a proxy that is trusted', async (t) => {
   const service = await startService(t)
   const trusting = await startService(t, { TRUST_PROXY: '127.0.0.1', ROOT_SECRETS: service.config.ROOT_SECRETS![0]! }, service.database)

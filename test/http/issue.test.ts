@@ -88,9 +88,10 @@ t.test('400, 413 and 415: bodies that are not what they must be', async (t) => {
   const send = (body: string, type = 'application/json') =>
     service.call('POST', '/v1/keys', { token, body, headers: { 'content-type': type } })
   t.match(await send('{"mecha":'), { status: 400, body: { code: 'malformed_body' } })
-  t.match(await send(''), { status: 400, body: { code: 'malformed_body' } })
-  t.match(await send('{"__proto__":{"x":1},"mecha":"a^b"}'), { status: 400, body: { code: 'malformed_body' } })
-  t.match(await send('null'), { status: 400, body: { code: 'invalid_request' } })
+  t.match(await send(''), { status: 400, body: { code: 'invalid_request', errors: [{ field: 'body.mecha', rule: 'required' }] } })
+  t.match(await send('null'), { status: 400, body: { code: 'invalid_request', errors: [{ field: 'body', rule: 'type' }] } })
+  for (const [body, field] of [['{"__proto__":{"x":1},"mecha":"a^b"}', 'body.__proto__'], ['{"mecha":"a^b","metadata":{"a":[{"__proto__":{"x":1}}]}}', 'body.metadata.a.0.__proto__']] as const)
+    t.match(await send(body), { status: 400, body: { code: 'invalid_request', errors: [{ field, message: 'is no name that a field may have' }] } })
   t.match(await send('mecha=a%5Eb', 'application/x-www-form-urlencoded'), { status: 415, body: { code: 'unsupported_media_type' } })
   t.match(await send(`{"mecha":"a^b","name":"${'x'.repeat(16 * 1024)}"}`), { status: 413, body: { code: 'body_too_large' } })
 })
