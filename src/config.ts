@@ -166,9 +166,23 @@ export function describeConfig(environment: Environment): Record<string, { value
   return Object.fromEntries(
     NAMES.map((name) => {
       const { value, from } = rawSetting(name, environment)
-      return [name, { value: value === undefined ? null : settingOf(name).secret ? '********' : value, from }]
+      return [name, { value: value === undefined ? null : masked(settingOf(name), value.trim()), from }]
     }),
   )
+}
+
+const MASK = '********'
+/** Parameters of a database URL that hold no secret. */
+const SHOWN_PARAMETERS = ['host', 'port', 'sslmode', 'sslrootcert', 'application_name', 'target_session_attrs']
+
+/** A setting as it may be shown. Of a URL only the password is masked, and parameters that could hold one: where it leads is no secret. */
+function masked({ secret, parse }: Setting<unknown>, value: string): string {
+  const url = URL.canParse(value) ? new URL(value) : undefined
+  if (secret ? parse !== postgresUrl || !url?.username : !url?.password) return secret ? MASK : value
+  if (url!.password) url!.password = MASK
+  for (const name of url!.searchParams.keys()) if (!SHOWN_PARAMETERS.includes(name)) url!.searchParams.set(name, MASK)
+  url!.hash = ''
+  return url!.href.replace(/\/$/, '')
 }
 
 /** For the README's table. */

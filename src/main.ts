@@ -81,7 +81,7 @@ program
   .command('root-secrets')
   .description('root secrets')
   .command('status')
-  .description('which root secrets living keys still need')
+  .description('which root secrets living keys still need; exits with 1 where one of them is not configured')
   .option('--json')
   .action(lazily(async () => (await database()).runRootSecretsStatus))
 

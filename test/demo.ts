@@ -22,7 +22,7 @@ const service = spawn(process.execPath, [join(PACKAGE_ROOT, 'dist', 'src', 'main
 let wrong = 0
 try {
   say('Starting the service on a throw-away PostgreSQL …')
-  await walk(await readExports())
+  await live(await readExports())
 } catch (error) {
   wrong++
   say(`✗ ${error instanceof Error ? error.message : String(error)}`)
@@ -35,7 +35,7 @@ say(wrong === 0 ? '\nEverything is as it should be.' : `\n${wrong} of the steps 
 process.exit(wrong === 0 ? 0 : 1)
 
 interface Exports {
-  readonly URL: string
+  readonly MECHA_KEYS_URL: string
   readonly OPERATOR_TOKEN: string
   readonly GATEWAY_CREDENTIAL: string
 }
@@ -55,7 +55,7 @@ async function readExports(): Promise<Exports> {
   return found as unknown as Exports
 }
 
-async function walk({ URL, OPERATOR_TOKEN, GATEWAY_CREDENTIAL }: Exports): Promise<void> {
+async function live({ MECHA_KEYS_URL: URL, OPERATOR_TOKEN, GATEWAY_CREDENTIAL }: Exports): Promise<void> {
   const asOperator = (method: string, path: string, body?: object) => send(method, URL + path, OPERATOR_TOKEN, body)
   const verify = (key: string) => send('POST', `${URL}/v1/verify`, GATEWAY_CREDENTIAL, { key })
 

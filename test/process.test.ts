@@ -30,13 +30,13 @@ t.test('the embedded default: from the first start to the last, on one data fold
   const serve = () => start(t, ['serve'], { env: { DATA_DIR: dataDir, PORT: '0' } })
 
   const first = serve()
-  const walk = await readWalk(first)
-  const issued = await post(`${walk.URL}/v1/keys`, walk.OPERATOR_TOKEN, { mecha: 'sales^acmecorp' })
+  const printed = await readQuickstart(first)
+  const issued = await post(`${printed.MECHA_KEYS_URL}/v1/keys`, printed.OPERATOR_TOKEN, { mecha: 'sales^acmecorp' })
   t.equal(issued.status, 201, 'the token that was printed works')
   const { key, plaintext_key } = issued.body
-  const verified = async ({ URL, GATEWAY_CREDENTIAL }: Walk) => (await post(`${URL}/v1/verify`, GATEWAY_CREDENTIAL, { key: plaintext_key })).body
-  t.match(await verified(walk), { valid: true, key_id: key.id }, 'and so does the credential')
-  t.match(await (await fetch(`${walk.URL}/readyz`)).json(), { ready: true })
+  const verified = async ({ MECHA_KEYS_URL, GATEWAY_CREDENTIAL }: Quickstart) => (await post(`${MECHA_KEYS_URL}/v1/verify`, GATEWAY_CREDENTIAL, { key: plaintext_key })).body
+  t.match(await verified(printed), { valid: true, key_id: key.id }, 'and so does the credential')
+  t.match(await (await fetch(`${printed.MECHA_KEYS_URL}/readyz`)).json(), { ready: true })
   for (const name of ['root-secrets', 'builtin-issuer.pem', 'postgres.json', 'gateway-credential'])
     t.equal(statSync(join(dataDir, name)).mode & 0o777, 0o600, `${name} is its owner's alone`)
 
@@ -47,10 +47,10 @@ t.test('the embedded default: from the first start to the last, on one data fold
     for (const secret of secrets) t.notOk(commandOf(pid).includes(secret), 'no secret on a command line, where everybody can read it')
 
   const second = serve()
-  t.match(await verified(walk), { valid: true }, 'the first serves on while a second one tries to start')
+  t.match(await verified(printed), { valid: true }, 'the first serves on while a second one tries to start')
   const refused = await second.ended()
   t.match(refused, { code: 78, stdout: '', stderr: /^mecha-keys: [^\n]*another mecha-keys is using [^\n]*\n$/ }, 'two services do not share a folder')
-  t.match(await verified(walk), { valid: true }, 'nor does it harm the first')
+  t.match(await verified(printed), { valid: true }, 'nor does it harm the first')
 
   first.signalGroup('SIGINT')
   t.match(await first.ended(), { code: 0, signal: null }, 'Ctrl-C, which reaches the whole group, is an orderly end')
@@ -58,8 +58,8 @@ t.test('the embedded default: from the first start to the last, on one data fold
   t.same(pidsOf(dataDir), [], 'the database was shut down and not killed')
 
   const third = serve()
-  const again = await readWalk(third)
-  t.equal(again.GATEWAY_CREDENTIAL, walk.GATEWAY_CREDENTIAL, 'the same credential as before')
+  const again = await readQuickstart(third)
+  t.equal(again.GATEWAY_CREDENTIAL, printed.GATEWAY_CREDENTIAL, 'the same credential as before')
   t.match(await verified(again), { valid: true, key_id: key.id }, 'the key is still there')
   const killed = pidsOf(dataDir)
   t.equal(killed.length, 2)
@@ -68,7 +68,7 @@ t.test('the embedded default: from the first start to the last, on one data fold
   t.pass('the database ends with a service that was killed')
 
   const fourth = serve()
-  await readWalk(fourth)
+  await readQuickstart(fourth)
   const [keeperToKill, orphan] = pidsOf(dataDir)
   process.kill(keeperToKill!, 'SIGKILL')
   fourth.signal('SIGKILL')
@@ -76,7 +76,7 @@ t.test('the embedded default: from the first start to the last, on one data fold
   t.match(commandOf(orphan!), /postgres/, 'with its keeper killed as well, the database is left behind')
 
   const fifth = serve()
-  const last = await readWalk(fifth)
+  const last = await readQuickstart(fifth)
   await gone(orphan!)
   t.not(pidsOf(dataDir)[1], orphan, 'the next start ends it and starts its own')
   t.match(await verified(last), { valid: true, key_id: key.id }, 'and nothing is lost')
@@ -153,15 +153,15 @@ async function refusesConnections(url: string): Promise<void> {
   }
 }
 
-interface Walk {
-  readonly URL: string
+interface Quickstart {
+  readonly MECHA_KEYS_URL: string
   readonly OPERATOR_TOKEN: string
   readonly GATEWAY_CREDENTIAL: string
 }
 
-async function readWalk(service: Running): Promise<Walk> {
+async function readQuickstart(service: Running): Promise<Quickstart> {
   const value = async (name: string) => (await service.line(new RegExp(`^export ${name}=(\\S+)$`, 'm')))[1]!
-  return { URL: await value('URL'), OPERATOR_TOKEN: await value('OPERATOR_TOKEN'), GATEWAY_CREDENTIAL: await value('GATEWAY_CREDENTIAL') }
+  return { MECHA_KEYS_URL: await value('MECHA_KEYS_URL'), OPERATOR_TOKEN: await value('OPERATOR_TOKEN'), GATEWAY_CREDENTIAL: await value('GATEWAY_CREDENTIAL') }
 }
 
 async function post(url: string, token: string, body: object): Promise<{ status: number; body: any }> {

@@ -16,7 +16,7 @@ import { createHasher } from '../auth/hasher.js'
 import { newId, parsePublicId, publicId } from '../key/id.js'
 import { statusAt } from '../key/status.js'
 import { isLocal, startLocal } from '../local.js'
-import { print, userName } from './shared.js'
+import { EXIT, print, userName } from './shared.js'
 
 export async function runMigrate(options: { withLogins?: true }): Promise<void> {
   await withDatabaseSettings(async (config) => {
@@ -74,6 +74,7 @@ export async function runRootSecretsStatus({ json }: { json?: true }): Promise<v
           return `${root.id}  ${root.role}  tags ${root.tagged} living keys, peppers ${root.peppered}, seals ${root.sealed} signing keys  ${next[root.role]}`
         }),
       )
+      if (status.some(({ role }) => role === 'missing')) process.exitCode = EXIT.no
     }),
   )
 }

@@ -1,4 +1,4 @@
-/** `serve`: the deployment's service, or the embedded default with a walk to paste. */
+/** `serve`: the deployment's service, or the embedded default with a quickstart to paste. */
 
 import { signOperatorToken } from '../auth/operators.js'
 import { SCOPES } from '../auth/scopes.js'
@@ -6,13 +6,13 @@ import { call } from '../client.js'
 import { loadConfig, processEnvironment, type Settings } from '../config.js'
 import { createGateway } from '../control/gateways.js'
 import { isLocal, keptSecret, startLocal, withLocalFiles } from '../local.js'
+import { renderQuickstart } from '../quickstart.js'
 import { serve } from '../server.js'
-import { renderWalk } from '../walk.js'
 import { commandLine, migrateDatabase, withControlParts } from './database.js'
 import { userName } from './shared.js'
 
-/** The organization and the operator of the walk that `npm start` prints. */
-const WALK_ORG = 'acmecorp'
+/** The organization of the quickstart that `npm start` prints. */
+const QUICKSTART_ORG = 'acmecorp'
 const DAY = 86_400
 
 export async function runServe(): Promise<void> {
@@ -26,7 +26,7 @@ export async function runServe(): Promise<void> {
     await migrateDatabase(config, true)
     await serve(config, {
       environment,
-      onListening: async (url) => void process.stdout.write(await walkOf(config, url)),
+      onListening: async (url) => void process.stdout.write(await quickstartOf(config, url)),
       onClosed: () => local.database.stop(),
     })
   } catch (error) {
@@ -35,12 +35,12 @@ export async function runServe(): Promise<void> {
   }
 }
 
-async function walkOf(config: Settings, url: string): Promise<string> {
-  const operatorToken = await signOperatorToken(config, { org: WALK_ORG, scopes: SCOPES, subject: userName(), ttlSeconds: DAY })
+async function quickstartOf(config: Settings, url: string): Promise<string> {
+  const operatorToken = await signOperatorToken(config, { org: QUICKSTART_ORG, scopes: SCOPES, subject: userName(), ttlSeconds: DAY })
   const gatewayCredential = await keptSecret(processEnvironment(), 'gateway-credential', {
     isGood: (credential) =>
       call({ MECHA_KEYS_URL: url }, { method: 'POST', path: '/v1/verify', body: { key: '' }, credential }).then(() => true, () => false),
-    make: () => withControlParts(config, async (parts) => (await createGateway(parts, commandLine(WALK_ORG), 'npm start')).plaintext),
+    make: () => withControlParts(config, async (parts) => (await createGateway(parts, commandLine(QUICKSTART_ORG), 'npm start')).plaintext),
   })
-  return renderWalk({ url, operatorToken, gatewayCredential })
+  return renderQuickstart({ url, operatorToken, gatewayCredential })
 }

@@ -1,4 +1,4 @@
-import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { createRemoteJWKSet, jwtVerify } from 'jose'
 import t, { type Test } from 'tap'
@@ -6,7 +6,7 @@ import { signOperatorToken } from '../../src/auth/operators.js'
 import { SCOPES } from '../../src/auth/scopes.js'
 import { loadConfig } from '../../src/config.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
-import { WALK } from '../../src/walk.js'
+import { QUICKSTART, renderQuickstart } from '../../src/quickstart.js'
 import { contractOf, operationsOf } from '../helpers/contract.js'
 import { createDatabase } from '../helpers/database.js'
 import { start } from '../helpers/process.js'
@@ -16,34 +16,37 @@ import { withSettings } from '../tools/documents.js'
 
 const README = readFileSync(join(PACKAGE_ROOT, 'README.md'), 'utf8')
 const ORG = 'acmecorp'
+/** The same program without the second that npx takes to find it. */
+const NPX = `npx() { shift; ${process.execPath} dist/src/main.js "$@"; }`
 
-t.test("the README's walk is the one that npm start prints", async (t) => {
-  t.same(commandsUnder('The walk').filter((line) => !line.startsWith('#')).slice(3), WALK.map(([, command]) => command))
-  for (const [what] of WALK) t.ok(README.includes(`\n# ${what}\n`), what)
+t.test("the README's quickstart is the one that npm start prints", async (t) => {
+  const lines = commandsUnder('Quickstart')
+  t.same(lines.slice(3), QUICKSTART.flatMap(([what, command]) => [`# ${what}`, command]))
+  const filled = { url: 'http://127.0.0.1:8080', operatorToken: 'eyJ…', gatewayCredential: 'mgw_…' }
+  t.same(renderQuickstart(filled).trim().split('\n').slice(2), lines)
 })
 
-t.test("the README's walk works as it stands", async (t) => {
+t.test("the README's quickstart works as it stands, and ends with a refusal", async (t) => {
   const { url, shell, operatorToken, gatewayCredential } = await served(t)
-  const filled: Record<string, string> = { URL: url, OPERATOR_TOKEN: operatorToken, GATEWAY_CREDENTIAL: gatewayCredential }
-  const answers: any[] = []
-  for (const line of commandsUnder('The walk')) {
-    const name = /^export (\w+)=/.exec(line)?.[1]
-    const { output, code } = await shell.run(name ? `export ${name}=${filled[name]}` : line)
-    t.equal(code, 0, `${line}\n${output}`)
-    if (name || line.startsWith('#')) continue
-    const answer = JSON.parse(output)
-    if (answer.plaintext_key) filled['MECHA_KEY'] = answer.plaintext_key
-    answers.push(answer)
+  const filled: Record<string, string> = { MECHA_KEYS_URL: url, OPERATOR_TOKEN: operatorToken, GATEWAY_CREDENTIAL: gatewayCredential }
+  await shell.run(NPX)
+  const answers: { output: string; code: number }[] = []
+  for (const line of commandsUnder('Quickstart').filter((one) => !one.startsWith('#'))) {
+    const name = /^export (\w+)=/.exec(line)?.[1] ?? ''
+    const answer = await shell.run(name in filled ? `export ${name}=${filled[name]}` : line)
+    if (!(name in filled)) answers.push(answer)
   }
-  const [issued, list, verdict, revocation] = answers
-  t.equal(answers.length, 4)
-  t.match(issued, { key: { mecha: 'sales^acmecorp', name: 'first', status: 'active' }, plaintext_key: /^mecha_\w+$/ })
-  t.match(list, { keys: [{ id: issued.key.id }], next_cursor: null })
-  t.notOk(JSON.stringify(list).includes(issued.plaintext_key))
-  t.match(verdict, { valid: true, key_id: issued.key.id, mecha: { handle: 'sales^acmecorp' } })
-  t.match(revocation, { mecha: 'sales^acmecorp', revoked: [issued.key.id] })
-  const again = await shell.run(WALK.find(([, line]) => line.includes('/v1/verify'))![1])
-  t.same(JSON.parse(again.output), { valid: false, code: 'revoked' })
+  const [issued, verdict, list, revocation, refusal] = answers
+  t.equal(answers.length, 5)
+  t.match(issued, { code: 0, output: /^key_\w+$/ }, 'the plaintext is in the variable, and not on the screen')
+  const id = issued!.output
+  t.match(JSON.parse(verdict!.output), { valid: true, key_id: id, mecha: { handle: 'sales^acmecorp' } })
+  t.match(list!.output, new RegExp(`^${id}  active    sales\\^acmecorp  first$`))
+  t.match(JSON.parse(revocation!.output), { mecha: 'sales^acmecorp', revoked: [id] })
+  t.same(refusal, { code: 1, output: 'not valid: revoked' })
+
+  const rows = renderQuickstart({ url, operatorToken, gatewayCredential }).split('\n').map((line) => Math.max(1, Math.ceil(line.length / 80)))
+  t.ok(rows.reduce((sum, row) => sum + row) <= 24, `fits a screen of 80 by 24: ${rows.join('+')}`)
 })
 
 t.test("the README's exchange works as it stands", async (t) => {
@@ -56,7 +59,7 @@ t.test("the README's exchange works as it stands", async (t) => {
     body: JSON.stringify({ mecha: 'sales^acmecorp' }),
   })
   const { plaintext_key } = (await issued.json()) as { plaintext_key: string }
-  await shell.run(`export URL=${url} MECHA_KEY=${plaintext_key}`)
+  await shell.run(`export MECHA_KEYS_URL=${url} MECHA_KEY=${plaintext_key}`)
   const { output, code } = await shell.run(line!)
   t.equal(code, 0)
   const { access_token } = JSON.parse(output)
@@ -71,8 +74,7 @@ t.test("the README's command lines work as they stand", async (t) => {
     await shell.run(`export ${name}='${value}'`)
   const version = await shell.run('npx --no-install mecha-keys --version')
   t.match(version, { code: 0, output: /^\d+\.\d+\.\d+$/m }, 'npx finds the checkout itself')
-  // The same program without the second that npx takes to find it.
-  await shell.run(`npx() { shift; ${process.execPath} dist/src/main.js "$@"; }`)
+  await shell.run(NPX)
 
   const expected: Record<string, RegExp> = {
     'migrate': /^nothing to apply$/,
@@ -119,6 +121,17 @@ t.test("the README's table of calls is the contract's", async (t) => {
 
 t.test("the README's settings are the program's", async (t) => {
   t.ok(README === withSettings(README), 'the table of settings is up to date: run npm run docs')
+})
+
+t.test('npm start, like whatever builds first, leaves alone what is built', async (t) => {
+  const built = join(PACKAGE_ROOT, 'dist', 'src', 'main.js')
+  const before = statSync(built)
+  const shell = openShell(t)
+  t.match(await shell.run('npm run --silent build'), { code: 0, output: '' })
+  t.equal(statSync(built).mtimeMs, before.mtimeMs)
+  t.equal(statSync(built).mode & 0o111, 0o111, 'and it can be run')
+  const { scripts } = JSON.parse(readFileSync(join(PACKAGE_ROOT, 'package.json'), 'utf8')) as { scripts: Record<string, string> }
+  t.match(scripts['build'], /^tsc -b /, 'which looks at times first, where tsc -p checks every type again')
 })
 
 t.test('every npm script that the README names is there', async (t) => {
