@@ -13,9 +13,9 @@ import { eventually } from './eventually.js'
 type Parent = Pick<Test, 'teardown'>
 
 /** The virtual environment of the tests, and programs of the system, which Debian keeps where only root looks. */
-const PATH = `${join(PACKAGE_ROOT, '.programs/bin')}:${process.env['PATH']}:/usr/sbin`
+export const PATH = `${join(PACKAGE_ROOT, '.programs/bin')}:${process.env['PATH']}:/usr/sbin`
 
-export function isInstalled(program: 'nginx' | 'caddy' | 'haproxy' | 'traefik' | 'envoy' | 'php'): boolean {
+export function isInstalled(program: 'nginx' | 'caddy' | 'haproxy' | 'traefik' | 'envoy' | 'php' | 'kubectl' | 'kubernetes-validate'): boolean {
   return spawnSync('sh', ['-c', `command -v ${program}`], { env: { PATH } }).status === 0
 }
 
