@@ -21,11 +21,11 @@ import type { Database } from './db/tables.js'
 import { readBodies } from './http/bodies.js'
 import { registerHealth, type ReadinessCheck } from './http/health.js'
 import { createLogger, secretFields } from './http/logging.js'
-import { collectMethods } from './http/methods.js'
 import { createMetrics, registerMetrics, takeTimes } from './http/metrics.js'
 import { OAuthErrorSchema } from './http/oauth.js'
+import { registerNotFound } from './http/not-found.js'
 import { registerOpenApi } from './http/openapi.js'
-import { ProblemSchema, registerNotFound, registerProblems } from './http/problems.js'
+import { ProblemSchema, registerProblems } from './http/problems.js'
 import { createServer } from './http/server.js'
 import { schemaCompiler } from './http/validation.js'
 import { VERSION } from './package-root.js'
@@ -124,10 +124,10 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   for (const schema of [ProblemSchema, OAuthErrorSchema, KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
   app.setValidatorCompiler(schemaCompiler())
   readBodies(app)
+  registerNotFound(app, metrics.recordUnknownRoute)
   registerMetrics(app, metrics)
   await registerOpenApi(app, VERSION)
-  const addMethodNotAllowed = collectMethods(app)
-  registerProblems(app, metrics.recordUnknownRoute)
+  registerProblems(app)
 
   if (config.PLANES !== 'runtime') {
     const { db } = openPlane('control', requireDatabase(config, 'DATABASE_URL'))
@@ -172,7 +172,6 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     if (config.AUTHZ_LISTEN) authz = await openDoor(verifier)
   }
   registerHealth(app, { checks, isDraining: () => draining, onReadiness: (ready) => metrics.ready.set(ready ? 1 : 0) })
-  addMethodNotAllowed()
   await app.ready()
   return { app, authz, startDraining }
 

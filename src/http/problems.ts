@@ -99,27 +99,14 @@ function isShed(error: unknown): boolean {
   return error instanceof Problem && error.code === 'overloaded'
 }
 
-/**
- * Registers the error handlers and the pages that problems point to.
- *
- * @param onNotFound called for a request that no route is there for, before it is answered
- */
-export function registerProblems(app: FastifyInstance, onNotFound: (reply: FastifyReply) => void): void {
+/** Registers the error handler and the pages that problems point to. */
+export function registerProblems(app: FastifyInstance): void {
   app.setErrorHandler((error, request, reply) => answerProblem(reply, loggedProblem(error, request)))
-  registerNotFound(app, onNotFound)
   app.get('/errors/:code', { schema: { hide: true } }, async (request, reply) => {
     const { code } = request.params as { code: string }
     if (!(ERROR_CODES as string[]).includes(code)) throw new Problem('route_not_found', 'Nothing is served at this path.')
     const page = await readFile(join(PACKAGE_ROOT, 'docs', 'errors', `${code}.md`), 'utf8')
     return reply.type('text/markdown; charset=utf-8').send(page)
-  })
-}
-
-/** Answers what no route is there for. */
-export function registerNotFound(app: FastifyInstance, onNotFound: (reply: FastifyReply) => void): void {
-  app.setNotFoundHandler((_request: FastifyRequest, reply) => {
-    onNotFound(reply)
-    return answerProblem(reply, new Problem('route_not_found', 'Nothing is served at this path.'))
   })
 }
 

@@ -93,13 +93,7 @@ t.test('the contract', async (t) => {
   })
 
   t.test('has everything that is served, but for what is hidden on purpose', async (t) => {
-    const served: string[] = []
-    for (const route of routesOf(app.printRoutes({ commonPrefix: false }))) {
-      const [method, path] = route.split(' ') as ['GET', string]
-      const { statusCode } = await app.inject({ method, url: path.replace(/\{\w+\}/g, 'x') })
-      // A path that exists answers the methods that it does not take with 405.
-      if (method !== ('HEAD' as string) && statusCode !== 405) served.push(route)
-    }
+    const served = routesOf(app.printRoutes({ commonPrefix: false })).filter((route) => !route.startsWith('HEAD '))
     t.same(served.sort(), [...operations.map(({ name }) => name), ...HIDDEN].sort())
   })
 

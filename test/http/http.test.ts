@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import { connect, type AddressInfo } from 'node:net'
 import t from 'tap'
+import { contractOf } from '../helpers/contract.js'
 import { startService, type Service } from '../helpers/service.js'
 
 t.test('404 and 405 are problems, and 405 says what the path takes', async (t) => {
@@ -14,6 +15,19 @@ t.test('404 and 405 are problems, and 405 says what the path takes', async (t) =
     ['GET', '/v1/keys/x/rotate', 'POST'],
   ] as const)
     t.match(await service.call(method, url, { body: {} }), { status: 405, headers: { allow }, body: { code: 'method_not_allowed' } }, `${method} ${url}`)
+})
+
+t.test('every path that exists answers every method that it does not take with 405, whatever was sent along', async (t) => {
+  const { app } = await startService(t)
+  const paths = [...Object.keys(contractOf(app).paths).map((path) => path.replace(/\{\w+\}/g, 'x%20y')), '/docs', '/docs/', '/docs/json', '/docs/static/x', '/errors/not_found', '/openapi.json', '/metrics']
+  const bodies = [{}, { payload: '{', headers: { 'content-type': 'application/json' } }, { payload: '<x/>', headers: { 'content-type': 'text/xml' } }]
+  for (const url of paths.filter((one) => one !== '/v1/authz'))
+    for (const method of ['TRACE', 'OPTIONS', 'QUERY', 'PROPFIND', 'DELETE']) {
+      const answers = await Promise.all(bodies.map((body) => app.inject({ method: method as 'DELETE', url: `${url}?x=y`, ...body })))
+      const told = answers.map(({ statusCode, headers }) => `${statusCode} ${String(headers['content-type'])} ${String(headers['allow'])}`)
+      t.match(told, bodies.map(() => /^405 application\/problem\+json (GET, HEAD(, PATCH|, POST)?|GET|POST)$/), `${method} ${url}: ${told[0]}`)
+    }
+  for (const [which, body] of bodies.entries()) t.equal((await app.inject({ method: 'POST', url: '/v1/nowhere', ...body })).statusCode, 404, `404 ${which}`)
 })
 
 t.test('a request id is taken over when it is one, and made when it is not', async (t) => {
