@@ -2,7 +2,6 @@
 
 import { randomUUID } from 'node:crypto'
 import type { AddressInfo } from 'node:net'
-import cors from '@fastify/cors'
 import type { FastifyInstance } from 'fastify'
 import type { Kysely } from 'kysely'
 import type { DestinationStream, Logger } from 'pino'
@@ -19,11 +18,12 @@ import { openPool, type OpenPool } from './db/pool.js'
 import { databaseTrouble } from './db/readiness.js'
 import type { Database } from './db/tables.js'
 import { readBodies } from './http/bodies.js'
+import { allowOrigins } from './http/cors.js'
 import { registerHealth, type ReadinessCheck } from './http/health.js'
 import { createLogger, secretFields } from './http/logging.js'
 import { createMetrics, registerMetrics, takeTimes } from './http/metrics.js'
-import { OAuthErrorSchema } from './http/oauth.js'
 import { registerNotFound } from './http/not-found.js'
+import { OAuthErrorSchema } from './http/oauth.js'
 import { registerOpenApi } from './http/openapi.js'
 import { ProblemSchema, registerProblems } from './http/problems.js'
 import { createServer } from './http/server.js'
@@ -137,8 +137,8 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     app.addHook('onReady', () => keeper.start())
     app.addHook('onClose', () => keeper.stop())
     await app.register(async (scope) => {
-      // The runtime plane is none of a browser's business.
-      if (config.CORS_ORIGINS) await scope.register(cors, { origin: config.CORS_ORIGINS, exposedHeaders: ['location', 'x-request-id'] })
+      // Gateways are no browsers, so the runtime plane answers no preflight.
+      if (config.CORS_ORIGINS) await allowOrigins(scope, config.CORS_ORIGINS)
       await scope.register(plane)
     })
   }

@@ -14,8 +14,8 @@ export function readBodies(app: FastifyInstance): void {
     else void parse(request, body as string, done)
   })
   // Many clients name a type for a body that they then leave out: curl names the one of forms.
-  app.addContentTypeParser('*', { parseAs: 'buffer' }, ({ is404 }, body, done) => {
-    if (body.length === 0 || is404) done(null, undefined)
+  app.addContentTypeParser('*', { parseAs: 'buffer' }, (_request, body, done) => {
+    if (body.length === 0) done(null, undefined)
     else done(new errorCodes.FST_ERR_CTP_INVALID_MEDIA_TYPE())
   })
 }

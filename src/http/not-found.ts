@@ -4,15 +4,12 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { Problem } from '../errors.js'
 import { answerProblem } from './problems.js'
 
-/** The methods that the path of a request's target takes. Empty for a path at which nothing is served. */
-export type MethodsAt = (target: string) => readonly string[]
-
 /**
  * Must be called before the routes are registered.
  *
  * @param onNotFound called for a request that no route is there for, before it is answered
  */
-export function registerNotFound(app: FastifyInstance, onNotFound: (reply: FastifyReply) => void): MethodsAt {
+export function registerNotFound(app: FastifyInstance, onNotFound: (reply: FastifyReply) => void): void {
   const methodsAt = collectMethods(app)
 
   function answerNotFound(request: FastifyRequest, reply: FastifyReply): void {
@@ -30,10 +27,13 @@ export function registerNotFound(app: FastifyInstance, onNotFound: (reply: Fasti
     scope.addHook('onRequest', (request, reply, _done) => answerNotFound(request, reply))
     scope.setNotFoundHandler(answerNotFound)
   })
-  return methodsAt
 }
 
-function collectMethods(app: FastifyInstance): MethodsAt {
+/**
+ * Collects what routes take that are registered on `app` from here on. The function that it returns says which methods the path
+ * of a target takes: none where nothing is served.
+ */
+export function collectMethods(app: FastifyInstance): (target: string) => string[] {
   const methodsOf = new Map<string, Set<string>>()
   app.addHook('onRoute', ({ url, method }) => {
     // `*` is what the CORS plugin takes every preflight with.

@@ -84,18 +84,6 @@ t.test('the contract and its page are served', async (t) => {
   t.match(await service.call('GET', '/docs/'), { status: 200, headers: { 'content-type': /text\/html/ } })
 })
 
-t.test('a browser frontend of an allowed origin may call, another may not', async (t) => {
-  const service = await startService(t, { CORS_ORIGINS: 'https://console.example.com' })
-  const preflight = (origin: string) =>
-    service.call('OPTIONS', '/v1/keys', { headers: { origin, 'access-control-request-method': 'POST', 'access-control-request-headers': 'authorization' } })
-  t.equal((await preflight('https://console.example.com')).headers['access-control-allow-origin'], 'https://console.example.com')
-  t.equal((await preflight('https://evil.example.com')).headers['access-control-allow-origin'], undefined)
-  const verified = await service.call('POST', '/v1/verify', { token: await service.gateway(), body: { key: 'x' }, headers: { origin: 'https://console.example.com' } })
-  t.match([verified.status, verified.headers['access-control-allow-origin']], [200, undefined], 'the runtime plane is none of a browser\'s business')
-  const none = await startService(t, {}, service.database)
-  t.equal((await none.call('GET', '/v1/keys', { headers: { origin: 'https://console.example.com' } })).headers['access-control-allow-origin'], undefined)
-})
-
 t.test('a body that may be left out is left out where it is empty, whatever its type is called', async (t) => {
   const service = await startService(t, { MAX_ACTIVE_KEYS_PER_MECHA: '100' })
   await service.app.listen({ port: 0, host: '127.0.0.1' })
