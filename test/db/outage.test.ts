@@ -1,7 +1,5 @@
 import { sql, type Kysely } from 'kysely'
 import t, { type Test } from 'tap'
-import { migrate } from '../../src/db/migrate.js'
-import { ensureLogin } from '../../src/db/logins.js'
 import { freePort } from '../../src/db/free-port.js'
 import { causeOf, databaseFailure, isConflict, isReadOnly } from '../../src/db/outage.js'
 import { openDatabase } from '../../src/db/pool.js'
@@ -9,7 +7,7 @@ import type { Database } from '../../src/db/tables.js'
 import { createDatabase, type TestDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { fresh, startService, type Answer, type Service } from '../helpers/service.js'
-import { startStandby } from '../helpers/standby.js'
+import { startPair } from '../helpers/own-server.js'
 import { layWire } from '../helpers/wire.js'
 
 type Db = Kysely<Database>
@@ -155,20 +153,13 @@ t.test('a database that takes no writes is no place for traffic, and its calls a
 })
 
 t.test('a standby is no place for traffic either', async (t) => {
-  let made: Awaited<ReturnType<typeof makeKeys>>
-  let roots = ''
-  const urls = await startStandby(t, async (primary) => {
-    const db = open(t, primary.owner, 30_000)
-    await migrate(db)
-    for (const plane of ['control', 'runtime'] as const) await ensureLogin(db, plane, primary[plane], 5000)
-    await db.destroy()
-    const service = await startService(t, {}, { ...primary, db })
-    roots = service.config.ROOT_SECRETS!.join()
-    made = await makeKeys(service)
-    await service.app.close()
-  })
-  const service = await startService(t, { ROOT_SECRETS: roots }, { ...urls, db: open(t, urls.owner) })
-  await refusesWrites(t, service, made!, 'the database is a standby, which cannot be written to: lead DATABASE_URL to the primary')
+  const { primary, caughtUp, standby } = await startPair(t)
+  const before = await startService(t, {}, primary)
+  const made = await makeKeys(before)
+  await before.app.close()
+  await caughtUp()
+  const service = await startService(t, { ROOT_SECRETS: before.config.ROOT_SECRETS!.join() }, await standby())
+  await refusesWrites(t, service, made, 'the database is a standby, which cannot be written to: lead DATABASE_URL to the primary')
   const ask = () => service.call('POST', '/v1/verify', { token: made.gateway, body: { key: made.used.plaintext_key } })
   // Its feed cannot confirm that it follows, and another server may be the primary by now.
   await eventually(async () => (await ask()).status === 503)

@@ -1,6 +1,5 @@
 /** One history: what is read from the database is of the history that the feed follows, and nothing empties or evades the feed. */
 
-import { execFileSync } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { sql } from 'kysely'
@@ -11,7 +10,7 @@ import { Clock } from '../../src/runtime/clock.js'
 import { applied, createDatabase, type TestDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { exchanged, introspect } from '../helpers/oauth.js'
-import { emptyFolder, startDatabase, startStandby } from '../helpers/own-server.js'
+import { startPair } from '../helpers/own-server.js'
 import { fresh, startService, type Answer, type Service } from '../helpers/service.js'
 import { layWire } from '../helpers/wire.js'
 
@@ -236,32 +235,24 @@ t.test('which history is of the accepted database is written down when a feed co
 
 /** A service on a primary that a standby follows; its feed goes another way than its queries. */
 async function twoServers(t: Test) {
-  const [folder, copy] = [emptyFolder(t), emptyFolder(t)]
-  const seed = await startDatabase(t, folder)
-  await seed.embedded.stop()
-  execFileSync('cp', ['-a', `${folder}/.`, copy])
-  const primary = await startDatabase(t, folder)
-  const standby = startStandby(t, copy, primary.embedded)
-  const [queries, feed] = [await layWire(t, primary.database.runtime), await layWire(t, primary.database.runtime)]
-  const service = await startService(t, { DATABASE_DIRECT_URL: feed.through(primary.database.runtime) }, { ...primary.database, runtime: queries.through(primary.database.runtime) })
+  const { primary, caughtUp, promote: promoteStandby } = await startPair(t)
+  const [queries, feed] = [await layWire(t, primary.runtime), await layWire(t, primary.runtime)]
+  const service = await startService(t, { DATABASE_DIRECT_URL: feed.through(primary.runtime) }, { ...primary, runtime: queries.through(primary.runtime) })
   const { key, plaintext_key } = await service.issue()
   const gateway = await service.gateway()
   const ask = () => service.call('POST', '/v1/verify', { token: gateway, body: { key: plaintext_key } })
   await fresh(service)
   t.match(await ask(), { body: { valid: true } })
-  await eventually(async () => {
-    const { rows } = await sql<{ all: boolean }>`SELECT replay_lsn >= pg_current_wal_lsn() AS all FROM pg_stat_replication`.execute(primary.database.db)
-    return rows[0]?.all === true
-  })
+  await caughtUp()
 
   /** The standby becomes a primary beside the old one. Connections of queries stay where they are. */
   async function promote(): Promise<TestDatabase> {
-    const { urls } = await standby.promote()
-    feed.leadTo(urls.runtime)
+    const promoted = await promoteStandby()
+    feed.leadTo(promoted.runtime)
     feed.cut()
     feed.restore()
-    await eventually(async () => (await sql<{ here: boolean }>`SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'mecha-keys feed') AS here`.execute(primary.database.db)).rows[0]!.here === false)
-    return { ...primary.database, owner: urls.owner, control: urls.control, runtime: urls.runtime }
+    await eventually(async () => (await sql<{ here: boolean }>`SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'mecha-keys feed') AS here`.execute(primary.db)).rows[0]!.here === false)
+    return promoted
   }
   return { service, key, ask, promote, leadQueriesTo: (url: string) => queries.leadTo(url) }
 }

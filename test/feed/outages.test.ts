@@ -1,12 +1,11 @@
 /** The change feed while the database, or the way to it, is not there. */
 
-import { execFileSync } from 'node:child_process'
 import { sql } from 'kysely'
 import t from 'tap'
 import type { EmbeddedDatabase } from '../../src/db/embedded.js'
 import { createDatabase, type TestDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
-import { emptyFolder, kill, startDatabase, startStandby } from '../helpers/own-server.js'
+import { copyOf, emptyFolder, kill, startDatabase, startPair } from '../helpers/own-server.js'
 import { fresh, startService, type Answer, type Service } from '../helpers/service.js'
 import { layWire } from '../helpers/wire.js'
 
@@ -62,7 +61,7 @@ for (const [how, end] of [['orderly', (database: EmbeddedDatabase) => database.s
   })
 
 t.test('after a failover to a database that gives numbers of transactions again, nothing revoked there is missed', async (t) => {
-  const [folder, copy] = [emptyFolder(t), emptyFolder(t)]
+  const folder = emptyFolder(t)
   const before = await startDatabase(t, folder)
   const seeding = await startService(t, {}, before.database)
   const { key, plaintext_key } = await seeding.issue()
@@ -71,7 +70,7 @@ t.test('after a failover to a database that gives numbers of transactions again,
   await seeding.app.close()
   await before.embedded.stop()
   // A standby that had received this much, and is promoted: the primary goes on without it.
-  execFileSync('cp', ['-a', `${folder}/.`, copy])
+  const copy = copyOf(t, folder)
   const primary = await startDatabase(t, folder)
   const wire = await layWire(t, primary.database.runtime)
   const service = await startService(t, { ROOT_SECRETS: seeding.config.ROOT_SECRETS!.join() }, { ...primary.database, control: wire.through(primary.database.control), runtime: wire.through(primary.database.runtime) })
@@ -90,28 +89,19 @@ t.test('after a failover to a database that gives numbers of transactions again,
 })
 
 t.test('failed over to a standby that is promoted, what was revoked before stays so and what is revoked there is refused', async (t) => {
-  const [folder, copy] = [emptyFolder(t), emptyFolder(t)]
-  const seed = await startDatabase(t, folder)
-  await seed.embedded.stop()
-  execFileSync('cp', ['-a', `${folder}/.`, copy])
-  const primary = await startDatabase(t, folder)
-  const standby = startStandby(t, copy, primary.embedded)
-  const wire = await layWire(t, primary.database.runtime)
-  const service = await startService(t, { REVOCATION_MAX_STALENESS: '1m' }, { ...primary.database, control: wire.through(primary.database.control), runtime: wire.through(primary.database.runtime) })
-  const { ask, key } = await held(service, primary.database)
+  const { primary, caughtUp, killPrimary, promote } = await startPair(t)
+  const wire = await layWire(t, primary.runtime)
+  const service = await startService(t, { REVOCATION_MAX_STALENESS: '1m' }, { ...primary, control: wire.through(primary.control), runtime: wire.through(primary.runtime) })
+  const { ask, key } = await held(service, primary)
   const early = await service.issue({ mecha: 'early^acmecorp' })
   await service.verify(early.plaintext_key)
   const token = await service.token()
   t.match((await service.call('POST', `/v1/keys/${early.key.id}/revoke`, { token })).body, { status: 'revoked', propagation: { replicas: 1, confirmed: 1 } })
-  await eventually(async () => {
-    const { rows } = await sql<{ all: boolean }>`SELECT flush_lsn >= pg_current_wal_lsn() AS all FROM pg_stat_replication`.execute(primary.database.db)
-    return rows[0]?.all === true
-  })
+  await caughtUp()
 
-  await kill(primary.embedded, folder)
+  await killPrimary()
   t.match(await ask(), { status: 200, body: { valid: true } }, 'known while there is no primary')
-  const promoted = await standby.promote()
-  wire.leadTo(promoted.urls.runtime)
+  wire.leadTo((await promote()).runtime)
   let answer: Answer
   await eventually(async () => (answer = await service.call('POST', `/v1/keys/${key.id}/revoke`, { token, headers: { prefer: 'wait=10' } })).status === 200)
   await eventually(async () => (await service.call('GET', `/v1/keys/${key.id}`, { token })).body.propagation.confirmed > 0)

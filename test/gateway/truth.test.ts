@@ -1,14 +1,13 @@
 /** What a gateway holds against the truth: two histories of the database, and changes that nobody told of. */
 
 import { randomBytes } from 'node:crypto'
-import { execFileSync } from 'node:child_process'
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
 import type { End } from '../../src/gateway/index.js'
 import type { TestDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { held, isHeld, outcome, serve, split, verifierFor, type Served } from '../helpers/gateway.js'
-import { emptyFolder, startDatabase } from '../helpers/own-server.js'
+import { copyOf, emptyFolder, startDatabase } from '../helpers/own-server.js'
 import { startService } from '../helpers/service.js'
 import { layWire } from '../helpers/wire.js'
 
@@ -129,7 +128,7 @@ t.test('what cannot be compared in time is asked about', async (t) => {
  * Then the key is revoked on the promoted one alone.
  */
 async function twoPrimaries(t: Test) {
-  const [folder, copy] = [emptyFolder(t), emptyFolder(t)]
+  const folder = emptyFolder(t)
   const seed = await startDatabase(t, folder)
   const ROOT_SECRETS = randomBytes(32).toString('base64url')
   const seeding = await startService(t, { ROOT_SECRETS }, seed.database)
@@ -138,7 +137,7 @@ async function twoPrimaries(t: Test) {
   const credential = await seeding.gateway()
   await seeding.app.close()
   await seed.embedded.stop()
-  execFileSync('cp', ['-a', `${folder}/.`, copy])
+  const copy = copyOf(t, folder)
   const serving = async (place: string): Promise<Served> => serve(t, { ROOT_SECRETS, REVOCATION_MAX_STALENESS: '10s' }, (await startDatabase(t, place)).database)
   const [old, promoted] = [await serving(folder), await serving(copy)]
   await promoted.service.call('POST', `/v1/keys/${key.id}/revoke`, { token: await promoted.service.token() })

@@ -1,6 +1,7 @@
 /** PostgreSQL servers of a test's own, with data that survives them, and copies that are promoted. */
 
-import { appendFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { appendFileSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { sql } from 'kysely'
@@ -10,6 +11,7 @@ import { ensureLogin } from '../../src/db/logins.js'
 import { migrate } from '../../src/db/migrate.js'
 import { openDatabase } from '../../src/db/pool.js'
 import type { TestDatabase } from './database.js'
+import { eventually } from './eventually.js'
 
 /** A PostgreSQL of the test's own, migrated, with the planes' logins. */
 export async function startDatabase(t: Test, folder: string, flags: readonly string[] = []): Promise<{ embedded: EmbeddedDatabase; database: TestDatabase }> {
@@ -25,23 +27,68 @@ export async function startDatabase(t: Test, folder: string, flags: readonly str
   return { embedded, database: { owner, db, control, runtime } }
 }
 
-/** A copy of a primary's folder that follows it until it is promoted, which is when its start is over. */
-export function startStandby(t: Test, copy: string, primary: EmbeddedDatabase): { promote: () => Promise<EmbeddedDatabase> } {
+export interface Pair {
+  readonly primary: TestDatabase
+  readonly killPrimary: () => Promise<void>
+  /** The standby, once it answers. */
+  readonly standby: () => Promise<TestDatabase>
+  /** Resolves when the standby has all that the primary has. */
+  readonly caughtUp: () => Promise<void>
+  /** The standby becomes a primary, beside the one that it followed if that is there still. */
+  readonly promote: () => Promise<TestDatabase>
+}
+
+/** A primary, and a standby that follows it until it is promoted. */
+export async function startPair(t: Test): Promise<Pair> {
+  const folder = emptyFolder(t)
+  const seed = await startDatabase(t, folder)
+  await seed.embedded.stop()
+  const copy = copyOf(t, folder)
+  const { embedded, database } = await startDatabase(t, folder)
   const data = join(copy, 'postgres', 'data')
-  const { hostname, port, username, password } = new URL(primary.urls.owner)
+  const { hostname, port, username, password } = new URL(database.owner)
   appendFileSync(join(data, 'postgresql.auto.conf'), `\nprimary_conninfo = 'host=${hostname} port=${port} user=${username} password=${password}'\n`)
   writeFileSync(join(data, 'standby.signal'), '')
+  // This start is over when writes are taken, which is when the standby has been promoted.
   const starting = startEmbedded({ dataDir: copy, flags: ['fsync=off'] })
-  t.teardown(async () => (await starting).stop())
+  starting.catch(() => {})
+  let isPromoted = false
+  const postmaster = () => {
+    const file = join(data, 'postmaster.pid')
+    const [pid, , , ownPort, , , , state] = existsSync(file) ? readFileSync(file, 'utf8').split('\n').map((line) => line.trim()) : []
+    return { pid: Number(pid), port: ownPort!, state }
+  }
+  t.teardown(async () => {
+    if (!isPromoted && postmaster().pid > 0) process.kill(postmaster().pid, 'SIGINT')
+    await starting.then((standby) => standby.stop(), () => {})
+  })
+  const standby = async () => {
+    await eventually(() => postmaster().state === 'ready')
+    const here = (url: string) => Object.assign(new URL(url), { port: postmaster().port }).href
+    const db = openDatabase({ url: here(database.owner), size: 2, timeoutMs: 10_000, name: 'test owner' })
+    t.teardown(() => db.destroy())
+    return { owner: here(database.owner), control: here(database.control), runtime: here(database.runtime), db }
+  }
   return {
-    async promote() {
-      const [, , , own] = readFileSync(join(data, 'postmaster.pid'), 'utf8').split('\n')
-      const db = openDatabase({ url: Object.assign(new URL(primary.urls.owner), { port: own }).href, size: 1, timeoutMs: 10_000, name: 'test owner' })
-      await sql`SELECT pg_promote()`.execute(db)
-      await db.destroy()
-      return starting
+    primary: database,
+    killPrimary: () => kill(embedded, folder),
+    standby,
+    caughtUp: () => eventually(async () => (await sql<{ all: boolean }>`SELECT replay_lsn >= pg_current_wal_lsn() AS all FROM pg_stat_replication`.execute(database.db)).rows[0]?.all === true),
+    promote: async () => {
+      const promoted = await standby()
+      isPromoted = true
+      await sql`SELECT pg_promote()`.execute(promoted.db)
+      await starting
+      return promoted
     },
   }
+}
+
+/** A copy of the folder of a server that is stopped. */
+export function copyOf(t: Test, folder: string): string {
+  const copy = emptyFolder(t)
+  execFileSync('cp', ['-a', `${folder}/.`, copy])
+  return copy
 }
 
 export async function kill(database: EmbeddedDatabase, folder: string): Promise<void> {
