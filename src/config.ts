@@ -78,6 +78,7 @@ const SETTINGS = {
   OIDC_AUDIENCE: { about: "What must be in an operator token's `aud`", default: 'mecha-keys', parse: text },
   OIDC_JWKS_URL: { about: "Where the issuer's keys are; found through its discovery document where it is not set", parse: issuerUrl },
   OIDC_ALGORITHMS: { about: 'Signature algorithms accepted, asymmetric ones only', default: 'RS256,PS256,ES256,EdDSA', parse: list(oneOf('RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512', 'ES256', 'ES384', 'ES512', 'EdDSA', 'Ed25519')) },
+  OIDC_TOKEN_TYPES: { about: "Types (`typ`) of operators' tokens accepted, `none` being one without: an ID token is refused where its issuer tells it apart by its type", default: 'at+jwt,none', parse: list(tokenType) },
   OIDC_ORG_CLAIM: { about: 'Claim that holds the organization', default: 'org_id', parse: text },
   OIDC_SCOPE_CLAIM: { about: 'Claim that holds the scopes, as text with spaces or as a list', default: 'scope', parse: text },
   OIDC_CREWS_CLAIM: { about: 'Claim that narrows an operator to some crews', default: 'crews', parse: text },
@@ -320,6 +321,18 @@ function address(value: string): Address {
   const [, host, port] = /^(\[[0-9a-fA-F:.]+\]|[^\s:/[\]]+):(\d{1,5})$/.exec(value) ?? []
   if (!host || Number(port) > 65535) throw new Error('must be an address like 127.0.0.1:8081, [::1]:8081 or unix:/run/mecha-keys/authz.sock')
   return { host: host.replace(/[[\]]/g, ''), port: Number(port) }
+}
+
+/** As it is compared: `undefined` for a token that names none. */
+function tokenType(value: string): string | undefined {
+  if (value === 'none') return undefined
+  if (!/^[\w.+-]+(\/[\w.+-]+)?$/.test(value)) throw new Error('must hold types of tokens like at+jwt or JWT, or none')
+  return mediaTypeOf(value)
+}
+
+/** The media type that a token's `typ` stands for (RFC 7515, section 4.1.9). */
+export function mediaTypeOf(typ: string): string {
+  return (typ.includes('/') ? typ : `application/${typ}`).toLowerCase()
 }
 
 function organization(value: string): string {

@@ -12,7 +12,7 @@ import {
   type JWTPayload,
   type JWTVerifyGetKey,
 } from 'jose'
-import { isFetchable, type Settings } from '../config.js'
+import { isFetchable, mediaTypeOf, type Settings } from '../config.js'
 import { ConfigError, Problem } from '../errors.js'
 import { ProvedTokens } from './proved-tokens.js'
 import { SCOPES, type Scope } from './scopes.js'
@@ -40,12 +40,14 @@ const CREW = /^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$/
 interface Issuer {
   readonly issuer: string
   readonly algorithms: readonly string[]
+  /** Media types of the tokens that are taken, `undefined` being one that names none; every type where it is not there. */
+  readonly types?: readonly (string | undefined)[]
   readonly key: JWTVerifyGetKey | CryptoKeyLike
 }
 type CryptoKeyLike = Awaited<ReturnType<typeof importPKCS8>>
 
 /**
- * Builds the check of operator tokens (RFC 8725: algorithms pinned, issuer and audience checked, `exp` demanded).
+ * Builds the check of operator tokens (RFC 8725: algorithms and type pinned, issuer and audience checked, `exp` demanded).
  *
  * @returns a function that resolves to the operator, or throws `unauthenticated` (401) or `issuer_unavailable` (503)
  */
@@ -96,7 +98,7 @@ async function trustedIssuers(config: Settings): Promise<Map<string, Issuer>> {
   }
   if (config.OIDC_ISSUER) {
     const issuer = config.OIDC_ISSUER
-    issuers.set(issuer, { issuer, algorithms: config.OIDC_ALGORITHMS, key: remoteKeys(issuer, config) })
+    issuers.set(issuer, { issuer, algorithms: config.OIDC_ALGORITHMS, types: config.OIDC_TOKEN_TYPES, key: remoteKeys(issuer, config) })
   }
   return issuers
 }
@@ -167,7 +169,10 @@ async function verifiedClaims(token: string, issuer: Issuer, config: Settings): 
   }
   try {
     // The two overloads of jwtVerify take the same arguments here.
-    const { payload } = await jwtVerify(token, issuer.key as JWTVerifyGetKey, options)
+    const { payload, protectedHeader } = await jwtVerify(token, issuer.key as JWTVerifyGetKey, options)
+    const { typ } = protectedHeader
+    if (issuer.types && !issuer.types.includes(typ === undefined ? undefined : mediaTypeOf(String(typ))))
+      throw unauthenticated('The type of the token (typ) is not one that is taken here. Send an access token, and not an ID token.', 'invalid_token')
     return payload
   } catch (error) {
     if (error instanceof Problem) throw error

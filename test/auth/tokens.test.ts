@@ -125,6 +125,25 @@ t.test('only the algorithms that are set are accepted', async (t) => {
   for (const key of [ec, rsa, ed]) isRefused(t, await list(strict, await issuer.token({}, key)), key.alg)
 })
 
+t.test('the type of a token is pinned: an access token passes, and an ID token does not where its issuer tells them apart', async (t) => {
+  const typed = async (service: Service, typ: unknown) => list(service, await sign(claimsOf(issuer.url), ec, typ === undefined ? {} : { typ }))
+  for (const typ of [undefined, 'at+jwt', 'AT+JWT', 'application/at+jwt', 'Application/AT+JWT']) t.equal((await typed(service, typ)).status, 200, String(typ))
+  for (const typ of ['JWT', 'jwt', 'id_token+jwt', 'logout+jwt', 'dpop+jwt', 'none', '', 'x/at+jwt', 'at+jwt ', 'application/application/at+jwt']) {
+    const answer = await typed(service, typ)
+    isRefused(t, answer, typ)
+    t.match(answer.body.detail, /typ/)
+  }
+  const withTypes = (OIDC_TOKEN_TYPES: string) => startService(t, { OIDC_ISSUER: issuer.url, OIDC_TOKEN_TYPES }, service.database)
+  const strict = await withTypes('at+jwt')
+  t.equal((await typed(strict, 'at+jwt')).status, 200)
+  for (const typ of [undefined, 'JWT', 'none']) isRefused(t, await typed(strict, typ), `strict, ${String(typ)}`)
+  const older = await withTypes('JWT,application/secevent+jwt')
+  for (const typ of ['JWT', 'jwt', 'application/jwt', 'secevent+jwt']) t.equal((await typed(older, typ)).status, 200, typ)
+  for (const typ of [undefined, 'at+jwt']) isRefused(t, await typed(older, typ), `JWT alone, ${String(typ)}`)
+  t.equal((await list(strict, await strict.token())).status, 200, 'the built-in issuer signs nothing but tokens of operators')
+  for (const wrong of ['', 'at+jwt,', 'at jwt', 'text/html;q=1', 'at+jwt,*']) t.throws(() => loadConfig({ OIDC_TOKEN_TYPES: wrong }), { message: /^OIDC_TOKEN_TYPES must/ }, wrong)
+})
+
 t.test('a token is nowhere in the log', async (t) => {
   const tokens = [await issuer.token(), await issuer.token({ aud: 'billing' })]
   for (const token of tokens) await list(service, token)
