@@ -1,4 +1,4 @@
-/** What OAuth clients send and are told where something is wrong: the same problems, in the words that such clients know (RFC 6749, section 5.2). */
+/** What OAuth clients send and are told where something is wrong: the same problems, in the words that such clients know (RFC 6749, section 5.2; RFC 7009, section 2.2.1). */
 
 import formBody from '@fastify/formbody'
 import { Type } from '@fastify/type-provider-typebox'
@@ -23,6 +23,7 @@ export const OAuthErrorSchema = Type.Object(
 const NAMES: Partial<Record<ErrorCode, string>> = {
   unauthenticated: 'invalid_client',
   unsupported_grant_type: 'unsupported_grant_type',
+  unsupported_token_type: 'unsupported_token_type',
   invalid_scope: 'invalid_scope',
   invalid_target: 'invalid_target',
   internal_error: 'server_error',

@@ -93,6 +93,11 @@ export function bareToken(presented: string): string {
   return presented.startsWith('secret-token:') ? presented.slice('secret-token:'.length) : presented
 }
 
+/** Whether a token has the form of a JWT, which no key has. */
+export function isJwt(presented: string): boolean {
+  return presented.split('.').length === 3
+}
+
 /** Whether one of the roots made this key's tag, compared in constant time. */
 export function isTaggedByUs({ tag, tagged }: Pick<Token, 'tag' | 'tagged'>, roots: Roots): boolean {
   const presented = decodeBase62(tag)

@@ -1,14 +1,14 @@
 /** RFC 7009: whoever holds a key or a gateway credential can end it, be it its runtime or the finder of a leaked one. */
 
 import { setTimeout as sleep } from 'node:timers/promises'
-import rateLimit from '@fastify/rate-limit'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { Kysely } from 'kysely'
 import type { Database } from '../db/tables.js'
 import { Problem } from '../errors.js'
-import { callCounts } from '../http/call-counts.js'
 import { FORM, speakOAuth } from '../http/oauth.js'
+import { limitAddresses } from '../http/rate-limit.js'
 import { answer, oauthResponses } from '../http/schemas.js'
+import { isJwt } from '../key/token.js'
 import type { OfOneHistory } from './one-history.js'
 import { Revoked, RevokeTokenBody } from './schemas.js'
 import { revokeByHolder, type Holder } from './store.js'
@@ -29,25 +29,13 @@ export interface RevokeTokenParts {
  * takes argon2 and a commit, and nobody is to read one from the other.
  */
 const ANSWER_AFTER_MS = 100
-/** Addresses whose calls are counted at once: those that have called last. */
-const COUNTED_ADDRESSES = 10_000
 /** How often a key whose hash changes meanwhile is proved again. */
 const ATTEMPTS = 10
 
 export function revokeTokenRoutes(parts: RevokeTokenParts): FastifyPluginAsyncTypebox {
   return async (app) => {
     await speakOAuth(app)
-    // Before anything is read, and whatever the token is: what is refused says nothing of it. Each address has a count of
-    // its own, a /64 of IPv6 being one: a flood of calls keeps nobody else from ending a key.
-    await app.register(rateLimit, {
-      max: parts.perMinute,
-      timeWindow: 60_000,
-      store: callCounts(COUNTED_ADDRESSES),
-      addHeadersOnExceeding: { 'x-ratelimit-limit': false, 'x-ratelimit-remaining': false, 'x-ratelimit-reset': false },
-      addHeaders: { 'x-ratelimit-limit': false, 'x-ratelimit-remaining': false, 'x-ratelimit-reset': false, 'retry-after': false },
-      errorResponseBuilder: (_request, { ttl }) =>
-        new Problem('rate_limited', 'Wait, or call from another address.', { headers: { 'retry-after': String(Math.ceil(ttl / 1000)) } }),
-    })
+    await limitAddresses(app, parts.perMinute)
 
     app.post(
       '/v1/revoke-token',
@@ -61,11 +49,14 @@ export function revokeTokenRoutes(parts: RevokeTokenParts): FastifyPluginAsyncTy
           body: RevokeTokenBody,
           response: oauthResponses(
             { 200: answer('The token is not good, whatever it was before', Revoked) },
-            'invalid_request', 'malformed_body', 'body_too_large', 'unsupported_media_type', 'rate_limited', 'database_unavailable', 'root_secret_missing', 'overloaded',
+            'invalid_request', 'unsupported_token_type', 'malformed_body', 'body_too_large', 'unsupported_media_type', 'rate_limited', 'database_unavailable', 'root_secret_missing', 'overloaded',
           ),
         },
       },
       async ({ body, id, ip }, reply) => {
+        // Ending one JWT alone cannot be said to those that verify offline: its index in the status list is its key's. By its form
+        // and nothing else: the answer says nothing of the token.
+        if (isJwt(body.token)) throw new Problem('unsupported_token_type', 'A JWT ends with the key that it was exchanged for. Revoke the key, or wait: a JWT lives for minutes.')
         const answerAt = performance.now() + ANSWER_AFTER_MS
         await endHeld(parts, body.token, { requestId: id, address: ip }, reply)
         await sleep(Math.max(0, answerAt - performance.now()))

@@ -8,6 +8,7 @@ import { makeToken, parseToken } from '../../src/key/token.js'
 import { applied, createDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { costs } from '../helpers/metrics.js'
+import { exchanged, introspect } from '../helpers/oauth.js'
 import { isSameAnswer } from '../helpers/refusals.js'
 import { fresh, startService, type Answer, type Service } from '../helpers/service.js'
 import { layWire } from '../helpers/wire.js'
@@ -70,6 +71,25 @@ t.test('the answer is the same to the byte whatever the token is, and no sooner'
     t.match(answer, { status: 200, text: '{}' })
     isSameAnswer(t, answer, first, what)
   }
+})
+
+t.test('400: what has the form of a JWT is not said to be revoked, whatever it is, and nothing of it is looked at', async (t) => {
+  const service = await startService(t, OFTEN)
+  const { plaintext_key } = await service.issue()
+  const gateway = await service.gateway()
+  const jwt = await exchanged(service, plaintext_key)
+  t.match(await introspect(service, gateway, jwt), { active: true })
+  const before = await costs(service)
+  const answer = await revoke(service, { token: jwt, token_type_hint: 'access_token' })
+  t.match(answer, {
+    status: 400, body: { error: 'unsupported_token_type', code: 'unsupported_token_type', error_description: /revoke the key/i },
+    headers: { 'content-type': /^application\/json/, 'cache-control': 'no-store' },
+  })
+  for (const other of [`${jwt}x`, 'a.b.c', '..', await service.token()]) isSameAnswer(t, await revoke(service, { token: other }), answer, 'by its form alone')
+  t.same(await costs(service), before)
+  t.match(await introspect(service, gateway, jwt), { active: true }, 'it is as good as before, and nobody was told otherwise')
+  t.equal((await revoke(service, { token: plaintext_key })).status, 200)
+  t.same(await introspect(service, gateway, jwt), { active: false }, 'its key ends it')
 })
 
 t.test('what was never issued here costs no query and no argon2, and a key that is known no argon2', async (t) => {

@@ -6,6 +6,7 @@ import type { Gateway } from '../../auth/gateways.js'
 import { parseHandle } from '../../key/handle.js'
 import { parsePublicId, publicId } from '../../key/id.js'
 import { SIGNING_ALGORITHMS } from '../../key/signing.js'
+import { isJwt } from '../../key/token.js'
 import type { Waiting } from '../verifier.js'
 import { signJwt, type SigningKeys } from './keyring.js'
 import type { OAuthParts } from './parts.js'
@@ -18,7 +19,7 @@ const INACTIVE = { active: false } as const
  * while it is one of ours, has not expired, and the key that it was exchanged for is good.
  */
 export function introspect(parts: OAuthParts, token: string, gateway: Gateway, caller: Waiting): Promise<Static<typeof Introspection>> {
-  return token.split('.').length === 3 ? introspectJwt(parts, token, gateway) : introspectKey(parts, token, gateway, caller)
+  return isJwt(token) ? introspectJwt(parts, token, gateway) : introspectKey(parts, token, gateway, caller)
 }
 
 /** The same as a JWT for one gateway (RFC 9701, section 5). */
