@@ -1,9 +1,12 @@
-/** The OAuth side as clients see it that know nothing of this service: openid-client, and jose alone. */
+/** The OAuth side as clients see it that know nothing of this service: openid-client, Authlib, and jose alone. */
 
+import { spawnSync } from 'node:child_process'
+import { join } from 'node:path'
 import { createRemoteJWKSet, decodeProtectedHeader, jwtVerify } from 'jose'
 import * as oidc from 'openid-client'
 import t, { type Test } from 'tap'
 import { parsePublicId, publicId } from '../../src/key/id.js'
+import { PACKAGE_ROOT } from '../../src/package-root.js'
 import { ACCESS_TOKEN, EXCHANGE, listen } from '../helpers/oauth.js'
 import { startService, type Identity } from '../helpers/service.js'
 
@@ -51,11 +54,34 @@ t.test('openid-client discovers the service, exchanges a key and introspects it'
   })
 })
 
+t.test('the metadata are as RFC 8414 has them', async (t) => {
+  const service = await startService(t, { PUBLIC_URL: 'https://keys.example.com' })
+  const { body } = await service.call('GET', '/.well-known/oauth-authorization-server')
+  for (const required of ['issuer', 'token_endpoint', 'response_types_supported']) t.ok(required in body, `${required} is required (section 2)`)
+  for (const [name, value] of Object.entries(body)) if (Array.isArray(value)) t.not(value.length, 0, `${name}: what has no elements is left out (section 3.2)`)
+  t.same(body.response_types_supported, ['none'], 'a registered response type: nothing comes from an authorization endpoint')
+  t.notOk('authorization_endpoint' in body)
+  t.same(body.token_endpoint_auth_methods_supported, ['none'])
+})
+
+/** In the virtual environment of the tests, which `.ci/run` makes. */
+const inPython = (program: string, input = '') => spawnSync(join(PACKAGE_ROOT, '.programs/bin/python'), ['-c', program], { input, encoding: 'utf8' })
+const withoutAuthlib = inPython('import authlib').status !== 0 && 'Authlib is not installed'
+
+t.test('Authlib finds nothing wrong with the metadata', { skip: withoutAuthlib }, async (t) => {
+  const service = await startService(t, { PUBLIC_URL: 'https://keys.example.com' })
+  const { text } = await service.call('GET', '/.well-known/oauth-authorization-server')
+  const validate = 'import json, sys; from authlib.oauth2.rfc8414 import AuthorizationServerMetadata; AuthorizationServerMetadata(json.load(sys.stdin)).validate()'
+  const { status, stderr } = inPython(validate, text)
+  t.same([status, stderr.trim().split('\n').at(-1)], [0, ''])
+})
+
 t.test('openid-client ends a key that it holds, and what the key was exchanged for', async (t) => {
   const { service, issuer } = await served(t)
   const { plaintext_key } = await service.issue()
   const runtime = await oidc.discovery(new URL(issuer), 'any-name', undefined, oidc.None(), options)
   const { access_token } = await oidc.genericGrantRequest(runtime, EXCHANGE, { subject_token: plaintext_key, subject_token_type: ACCESS_TOKEN })
+  await t.rejects(oidc.tokenRevocation(runtime, access_token), { name: 'ResponseBodyError', status: 400, error: 'unsupported_token_type' }, 'the JWT alone it cannot end')
   await oidc.tokenRevocation(runtime, plaintext_key, { token_type_hint: 'access_token' })
   const gateway = await gatewayClient(service, issuer)
   for (const token of [plaintext_key, access_token]) t.same(await oidc.tokenIntrospection(gateway, token), { active: false })

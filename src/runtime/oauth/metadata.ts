@@ -21,8 +21,8 @@ export function metadataOf(issuer: string): Static<typeof Metadata> {
     revocation_endpoint: `${issuer}/v1/revoke-token`,
     revocation_endpoint_auth_methods_supported: ['none'],
     jwks_uri: issuer + JWKS_PATH,
-    // Required, though there is no authorization endpoint to answer with any.
-    response_types_supported: [],
+    // Required (section 2) and not to be empty (section 3.2), though there is no authorization endpoint: it answers with nothing.
+    response_types_supported: ['none'],
   }
 }
 
