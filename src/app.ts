@@ -26,6 +26,7 @@ import { registerNotFound } from './http/not-found.js'
 import { OAuthErrorSchema } from './http/oauth.js'
 import { registerOpenApi } from './http/openapi.js'
 import { ProblemSchema, registerProblems } from './http/problems.js'
+import { CallCounts } from './http/rate-limit.js'
 import { createServer } from './http/server.js'
 import { schemaCompiler } from './http/validation.js'
 import { VERSION } from './package-root.js'
@@ -218,7 +219,10 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     const statusList = new StatusList({ read: readStatuses, keyring, issuer, maxStalenessMs: config.REVOCATION_MAX_STALENESS * 1000, clock })
     const findPlace = async (id: string) => (await ofOneHistory(() => findStatusPlace(db, id))).place
     const places = new StatusPlaces(findPlace, config.CACHE_MAX_KEYS)
-    return { keyring, statusList, places, issuer, ttlSeconds: config.TOKEN_TTL }
+    return {
+      keyring, statusList, places, issuer, ttlSeconds: config.TOKEN_TTL,
+      exchanges: new CallCounts(), perMinute: { key: config.TOKEN_RATE_PER_KEY, address: config.TOKEN_RATE },
+    }
   }
 
   /** The feed that keeps true what is held in memory, on a connection of its own, and passes on to gateways what is theirs. */

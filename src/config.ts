@@ -66,6 +66,8 @@ const SETTINGS = {
   ROTATE_MAX_OVERLAP: { about: 'Longest overlap that an operator may ask for', default: '30d', parse: duration },
   IDEMPOTENCY_TTL: { about: 'How long an `Idempotency-Key` is remembered', default: '24h', parse: duration },
   TOKEN_TTL: { about: 'Life of a JWT that a key is exchanged for, one hour at most; the key\'s own end comes first', default: '5m', parse: duration },
+  TOKEN_RATE: { about: 'Most calls of `/v1/token` from one address in a minute, for each process', default: '6000', parse: integer(1, 1_000_000) },
+  TOKEN_RATE_PER_KEY: { about: 'Most JWTs that one key is exchanged for in a minute, for each process', default: '300', parse: integer(1, 1_000_000) },
   REVOKE_TOKEN_RATE: { about: 'Most calls of `/v1/revoke-token` from one address in a minute, for each process', default: '60', parse: integer(1, 1_000_000) },
   REVOCATION_MAX_STALENESS: { about: 'Longest that a key is answered from memory without word from the change feed: the bound within which a revocation counts everywhere', default: '10s', ...upTo('1h') },
   REVALIDATE_AFTER: { about: 'How soon what is held in memory is compared with the database, whatever the change feed told: the bound within which even a change that no feed told of counts', default: '10m', ...upTo('1d') },

@@ -97,6 +97,56 @@ t.test('400: what is no exchange', async (t) => {
   t.match(await exchange(service, plaintext_key, { requested_token_type: 'urn:ietf:params:oauth:token-type:jwt', client_id: 'x', unknown: '1' }), { status: 200, body: { issued_token_type: 'urn:ietf:params:oauth:token-type:jwt' } })
 })
 
+t.test('401: a client that says who it is has to be that client, though nobody has to say', async (t) => {
+  const service = await startService(t)
+  const { plaintext_key } = await service.issue()
+  const gateways = await Promise.all(['acme', 'rival'].map(async (org) => {
+    const { body } = await service.call('POST', '/v1/gateways', { token: await service.token({ org }), body: { name: 'edge' } })
+    return { id: body.gateway.id as string, credential: body.plaintext_key as string }
+  }))
+  const form = { grant_type: EXCHANGE, subject_token: plaintext_key, subject_token_type: ACCESS_TOKEN }
+  const ask = (authorization: string, more: Form = {}) => sendForm(service, '/v1/token', { ...form, ...more }, { authorization })
+  const basic = (user: string, password: string) => `Basic ${Buffer.from(`${user}:${password}`).toString('base64')}`
+  const [{ id, credential }, other] = gateways as [(typeof gateways)[0], (typeof gateways)[0]]
+  for (const right of [basic(id, credential), basic(other.id, other.credential), `Bearer ${credential}`, ''])
+    t.match(await ask(right), { status: 200, body: { token_type: 'Bearer' } }, right.slice(0, 6))
+
+  const wrong = [
+    basic('any-name', 'any-secret'), basic('any-name', ''), basic(id, `${credential}x`), basic(id, other.credential), basic('sales^acmecorp', plaintext_key), basic(credential, ''),
+    'Basic', 'Basic !', `Bearer ${plaintext_key}`, `Digest ${credential}`, `DPoP ${credential}`,
+  ]
+  for (const authorization of wrong)
+    t.match(await ask(authorization), {
+      status: 401, body: { error: 'invalid_client', code: 'unauthenticated' },
+      headers: { 'cache-control': 'no-store', 'content-type': /^application\/json/, 'www-authenticate': /Basic realm="mecha-keys"/ },
+    }, authorization.slice(0, 6))
+  t.match(await ask(basic('any-name', 'any-secret'), { subject_token: 'nonsense' }), { status: 401, body: { error: 'invalid_client' } }, 'whatever the key is')
+  await service.call('POST', `/v1/gateways/${id}/revoke`, { token: await service.token() })
+  t.match(await ask(basic(id, credential)), { status: 401, body: { error: 'invalid_client' } }, 'one that was revoked')
+})
+
+t.test('429: one address, and one key, can exchange so often in a minute', async (t) => {
+  const service = await startService(t, { TOKEN_RATE: '6', TOKEN_RATE_PER_KEY: '3' })
+  const [key, other] = await Promise.all([service.issue(), service.issue({ mecha: 'buyer^acmecorp' })])
+  const refused = { status: 429, body: { error: 'temporarily_unavailable', code: 'rate_limited' }, headers: { 'content-type': /^application\/json/, 'cache-control': 'no-store', 'retry-after': /^([1-9]|[1-5]\d|60)$/ } }
+  const from = async (remoteAddress: string, subject_token: string): Promise<Pick<Answer, 'status' | 'headers' | 'body'>> => {
+    const { statusCode: status, headers, body } = await service.app.inject({
+      method: 'POST', url: '/v1/token', remoteAddress, headers: { 'content-type': 'application/x-www-form-urlencoded' },
+      payload: new URLSearchParams({ grant_type: EXCHANGE, subject_token, subject_token_type: ACCESS_TOKEN }).toString(),
+    })
+    return { status, headers, body: JSON.parse(body) }
+  }
+  for (let i = 0; i < 10; i++) t.equal((await from(`203.0.113.${i}`, `${key.plaintext_key.slice(0, -20)}${'0'.repeat(20)}`)).status, 400, 'what is no key counts for none')
+  for (let i = 0; i < 3; i++) t.equal((await from(`198.51.100.${i}`, key.plaintext_key)).status, 200)
+  t.match(await from('198.51.100.9', key.plaintext_key), { ...refused, body: { ...refused.body, detail: /key/ } }, 'a key, wherever it comes from')
+  t.match(await from('198.51.100.9', other.plaintext_key), { status: 200 }, 'and no other key')
+  for (let i = 0; i < 6; i++) t.equal((await from('192.0.2.7', 'nonsense')).status, 400)
+  t.match(await from('192.0.2.7', other.plaintext_key), { ...refused, body: { ...refused.body, detail: /address/ } }, 'an address, whatever it sends')
+  t.equal((await from('192.0.2.8', other.plaintext_key)).status, 200, 'and no other address')
+  for (let i = 0; i < 6; i++) await from(`2001:db8::${i}`, 'nonsense')
+  t.equal((await from('2001:db8::ffff', other.plaintext_key)).status, 429, 'the addresses of one network of IPv6 are one')
+})
+
 t.test('a known key costs no query and no argon2, and neither does a forged one', async (t) => {
   const service = await startService(t)
   await fresh(service)

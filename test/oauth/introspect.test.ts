@@ -146,7 +146,7 @@ t.test('a signed introspection is for its gateway alone, and cannot be taken for
   const ask = (token: string, accept: string, headers: Record<string, string> = basic(id, credential)) => sendForm(service, '/v1/introspect', { token }, { ...headers, accept })
   const type = 'application/token-introspection+jwt'
   const answer = await ask(plaintext_key, type)
-  t.match(answer, { status: 200, headers: { 'content-type': type, 'cache-control': 'no-store' } })
+  t.match(answer, { status: 200, headers: { 'content-type': type, 'cache-control': 'no-store', vary: 'Accept' } })
   const { payload, protectedHeader } = await jwtVerify(answer.text, keys, { issuer: 'https://keys.example.com', audience: id, typ: 'token-introspection+jwt' })
   t.equal(protectedHeader.alg, 'EdDSA')
   t.same(Object.keys(payload).sort(), ['aud', 'iat', 'iss', 'token_introspection'])
@@ -154,8 +154,10 @@ t.test('a signed introspection is for its gateway alone, and cannot be taken for
   t.same((await jwtVerify((await ask('nonsense', type)).text, keys, { audience: id })).payload['token_introspection'], { active: false })
   t.equal((await jwtVerify((await ask(plaintext_key, type, { authorization: `Bearer ${credential}` })).text, keys)).payload.aud, id)
   t.same(await introspect(service, credential, answer.text), { active: false }, 'it is no access token')
-  for (const [accept, signed] of [['*/*', false], ['application/json', false], [`${type};q=0, application/json`, false], [`application/json;q=0.5, ${type}`, true], ['text/html', false]] as const)
-    t.equal(String((await ask(plaintext_key, accept)).headers['content-type']).startsWith(type), signed, accept)
+  for (const [accept, signed] of [['*/*', false], ['application/json', false], [`${type};q=0, application/json`, false], [`application/json;q=0.5, ${type}`, true], ['text/html', false]] as const) {
+    const { headers } = await ask(plaintext_key, accept)
+    t.same([String(headers['content-type']).startsWith(type), headers['vary']], [signed, 'Accept'], accept)
+  }
 })
 
 t.test('what is known or forged costs no query and no argon2, a JWT neither', async (t) => {

@@ -125,6 +125,31 @@ t.test('the list may be kept as long as it says, and asked for again by its tag'
   t.equal(inflateSync(Buffer.from(decodeJwt<ListClaims>(answer.text).status_list.lst, 'base64url')).length, 256, 'a short list does not tell how short')
 })
 
+t.test('what everybody may read, a browser may read from any origin, and a cache knows what it depends on', async (t) => {
+  const service = await startService(t, { PUBLIC_URL, CORS_ORIGINS: 'https://console.example.com' })
+  const etag = String((await service.call('GET', PATH)).headers['etag'])
+  for (const path of [PATH, '/.well-known/jwks.json', '/.well-known/oauth-authorization-server'])
+    for (const headers of [{}, { origin: 'https://anywhere.example' }] as Record<string, string>[]) {
+      const answer = await service.call('GET', path, { headers })
+      t.match(answer, { status: 200, headers: { 'access-control-allow-origin': '*' } }, path)
+      t.notOk('access-control-allow-credentials' in answer.headers)
+    }
+  for (const headers of [{}, { 'if-none-match': etag }, { accept: 'application/statuslist+cwt' }] as Record<string, string>[])
+    t.match((await service.call('GET', PATH, { headers })).headers, { 'access-control-allow-origin': '*', vary: 'Accept' })
+  for (const path of ['/v1/introspect', '/v1/token', '/v1/revoke-token'])
+    t.notOk('access-control-allow-origin' in (await service.call('POST', path, { headers: { origin: 'https://console.example.com' } })).headers, path)
+})
+
+t.test('406: a list is given in the form that is asked for, or not', async (t) => {
+  const service = await startService(t, { PUBLIC_URL })
+  for (const accept of [undefined, 'application/statuslist+jwt', 'application/*', '*/*', 'application/statuslist+cwt;q=0.9, application/statuslist+jwt;q=0.1', 'text/html, */*;q=0.1', 'APPLICATION/StatusList+JWT'])
+    t.match(await service.call('GET', PATH, accept === undefined ? {} : { headers: { accept } }), { status: 200, headers: { 'content-type': 'application/statuslist+jwt' } }, accept ?? 'none')
+  for (const accept of ['application/statuslist+cwt', 'application/json', 'text/*', 'application/statuslist+jwt;q=0', 'application/jwt'])
+    t.match(await service.call('GET', PATH, { headers: { accept } }), {
+      status: 406, headers: { 'cache-control': 'no-store', 'content-type': /^application\/problem\+json/ }, body: { code: 'not_acceptable', detail: /application\/statuslist\+jwt/ },
+    }, accept)
+})
+
 t.test('a list of many places is small, and right at both ends', async (t) => {
   const service = await startService(t, { PUBLIC_URL })
   const { db } = service.database

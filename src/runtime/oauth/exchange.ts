@@ -2,6 +2,7 @@
 
 import type { Static } from '@fastify/type-provider-typebox'
 import { invalid, Problem } from '../../errors.js'
+import { tooManyCalls } from '../../http/rate-limit.js'
 import { parseHandle } from '../../key/handle.js'
 import { newId, publicId, encodeId } from '../../key/id.js'
 import type { CachedKey } from '../cache.js'
@@ -18,12 +19,15 @@ const MAX_AUDIENCES = 10
  * Exchanges a key. Any number of times: the JWTs of one key live and die with it.
  *
  * @throws Problem `unsupported_grant_type`, `invalid_request`, `invalid_subject_token` (whatever is wrong with the key:
- *   nothing is told of it), `invalid_scope`, `invalid_target`, `signing_key_unavailable`, and what verify throws
+ *   nothing is told of it), `rate_limited`, `invalid_scope`, `invalid_target`, `signing_key_unavailable`, and what verify throws
  */
 export async function exchange(parts: OAuthParts, body: Static<typeof TokenBody>, caller: Waiting): Promise<Static<typeof TokenAnswer>> {
   const { subjectToken, issuedType, audience } = readRequest(body)
   const key = await parts.verifier.verifyHeld(subjectToken, caller)
   if (typeof key === 'string') throw invalidSubject()
+  // Only now: who does not hold the key cannot use up what its holder may do.
+  const { calls, endsInMs } = parts.exchanges.count(key.id)
+  if (calls > parts.perMinute.key) throw tooManyCalls('This key was exchanged too often. Use a JWT until it expires.', endsInMs)
   const scopes = grantedScopes(key, body.scope)
   const { now, signer } = await parts.keyring.keys()
   const iat = Math.floor(now / 1000)

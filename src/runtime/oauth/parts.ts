@@ -1,3 +1,4 @@
+import type { CallCounts } from '../../http/rate-limit.js'
 import type { Verifier } from '../verifier.js'
 import type { Keyring } from './keyring.js'
 import type { StatusPlaces } from './places.js'
@@ -13,4 +14,8 @@ export interface OAuthParts {
   readonly issuer: () => string
   /** Life of an exchanged JWT. */
   readonly ttlSeconds: number
+  /** How often each key (UUID) was exchanged. */
+  readonly exchanges: CallCounts
+  /** Most exchanges of one key, and most calls of `/v1/token` of one address, in a minute. */
+  readonly perMinute: { readonly key: number; readonly address: number }
 }

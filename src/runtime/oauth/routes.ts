@@ -3,7 +3,9 @@
 import accepts from '@fastify/accepts'
 import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { authenticateClient } from '../../auth/gateways.js'
+import { Problem } from '../../errors.js'
 import { FORM, speakOAuth } from '../../http/oauth.js'
+import { limitAddresses } from '../../http/rate-limit.js'
 import { answer, oauthResponses, responses } from '../../http/schemas.js'
 import { JWKS_MAX_AGE } from '../../key/signing.js'
 import { requireGateway } from '../callers.js'
@@ -32,7 +34,12 @@ function introspectionRoutes(parts: OAuthParts): FastifyPluginAsyncTypebox {
     await speakOAuth(app)
     await app.register(accepts)
     requireGateway(app, parts.verifier, authenticateClient)
-    const success = answer('What the token is, or that it is not active and nothing more', Introspection)
+    // RFC 9110, section 12.5.5, though nobody may keep it: what stands between may look at it.
+    app.addHook('onRequest', (_request, reply, done) => {
+      reply.header('vary', 'Accept')
+      done()
+    })
+    const success = answer('What the token is, or that it is not active and nothing more', Introspection, { Vary: '`Accept`' })
     app.post(
       '/v1/introspect',
       {
@@ -61,6 +68,13 @@ function introspectionRoutes(parts: OAuthParts): FastifyPluginAsyncTypebox {
 function exchangeRoutes(parts: OAuthParts): FastifyPluginAsyncTypebox {
   return async (app) => {
     await speakOAuth(app)
+    await limitAddresses(app, parts.perMinute.address)
+    // Nobody has to say who they are. Who does has to be it: a credential that is wrong is not passed over (RFC 6749, section 5.2).
+    // Not in `onRequest`: the call has been counted by now.
+    app.addHook('preParsing', async (request, reply) => {
+      const { authorization } = request.headers
+      if (authorization) request.gateway = await authenticateClient(authorization, (credential) => parts.verifier.verifyGateway(credential, reply))
+    })
     app.post(
       '/v1/token',
       {
@@ -71,7 +85,7 @@ function exchangeRoutes(parts: OAuthParts): FastifyPluginAsyncTypebox {
           body: TokenBody,
           response: oauthResponses(
             { 200: answer('The JWT', TokenAnswer) },
-            'unsupported_grant_type', 'invalid_request', 'invalid_subject_token', 'invalid_scope', 'invalid_target', 'body_too_large', 'unsupported_media_type',
+            'unsupported_grant_type', 'invalid_request', 'invalid_subject_token', 'invalid_scope', 'invalid_target', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'rate_limited',
             'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded', 'signing_key_unavailable',
           ),
         },
@@ -81,9 +95,14 @@ function exchangeRoutes(parts: OAuthParts): FastifyPluginAsyncTypebox {
   }
 }
 
-/** What anybody may have, and may keep for a while. */
+/** What anybody may have, pages of any origin too, and may keep for a while. */
 function wellKnownRoutes({ keyring, statusList, issuer }: OAuthParts, publicUrl: string | undefined): FastifyPluginAsyncTypebox {
   return async (app) => {
+    await app.register(accepts)
+    app.addHook('onRequest', (_request, reply, done) => {
+      reply.header('access-control-allow-origin', '*')
+      done()
+    })
     for (const path of metadataPaths(publicUrl))
       app.get(
         path,
@@ -116,12 +135,14 @@ function wellKnownRoutes({ keyring, statusList, issuer }: OAuthParts, publicUrl:
         schema: {
           tags: ['runtime'], operationId: 'tokenStatus', summary: 'Which exchanged JWTs have ended before their time (Token Status List)', security: [],
           response: responses(
-            { 200: published('The list', STATUS_LIST, Type.String({ description: 'A JWT of the type `statuslist+jwt`' }), { ETag: 'Of this list' }) },
-            'database_unavailable', 'overloaded', 'signing_key_unavailable',
+            { 200: published('The list', STATUS_LIST, Type.String({ description: 'A JWT of the type `statuslist+jwt`' }), { ETag: 'Of this list', Vary: '`Accept`' }) },
+            'not_acceptable', 'database_unavailable', 'overloaded', 'signing_key_unavailable',
           ),
         },
       },
       async (request, reply) => {
+        reply.header('vary', 'Accept')
+        if (!request.accepts().type([STATUS_LIST])) throw new Problem('not_acceptable', `The list can be had as ${STATUS_LIST}, and as nothing else.`)
         const { jwt, etag, maxAge } = await statusList.current()
         reply.headers({ 'cache-control': `public, max-age=${maxAge}`, etag })
         // The contract has no 304, as no client looks for it there.
@@ -132,14 +153,12 @@ function wellKnownRoutes({ keyring, statusList, issuer }: OAuthParts, publicUrl:
   }
 }
 
-/** Forms and nothing else come in, and errors go out as OAuth clients read them. */
-
 /** RFC 9110, section 13.1.2. A proxy that compresses makes weak tags of strong ones, which are compared all the same. */
 function isTagIn(header: string | undefined, etag: string): boolean {
   return header?.split(',').some((one) => ['*', etag].includes(one.trim().replace(/^W\//, ''))) ?? false
 }
 
 function published<T>(description: string, type: string, schema: T, headers: Record<string, string> = {}) {
-  const own = Object.fromEntries(Object.entries({ 'Cache-Control': 'How long it may be kept', ...headers }).map(([name, about]) => [name, { type: 'string', description: about }]))
+  const own = Object.fromEntries(Object.entries({ 'Cache-Control': 'How long it may be kept', 'Access-Control-Allow-Origin': '`*`', ...headers }).map(([name, about]) => [name, { type: 'string', description: about }]))
   return { description, headers: own, content: { [type]: { schema } } }
 }
