@@ -84,7 +84,18 @@ export class Problem extends Error {
 
 /** A request that breaks the rule of one field. */
 export function invalid(field: string, rule: string, message: string): Problem {
-  return new Problem('invalid_request', `${field} ${message}`, { errors: [{ field, rule, message }] })
+  return invalidRequest([{ field, rule, message }])
+}
+
+/** Broken rules that an answer names, and that its sentence does: some clients break a thousand at once. */
+const MAX_ERRORS = 100
+const MAX_TOLD = 5
+
+/** A request that breaks these rules. */
+export function invalidRequest(broken: readonly FieldError[]): Problem {
+  const told = broken.slice(0, MAX_TOLD).map(({ field, message }) => `${field} ${message}`)
+  const more = broken.length - told.length
+  return new Problem('invalid_request', told.join('; ') + (more > 0 ? `; and ${more} more` : ''), { errors: broken.slice(0, MAX_ERRORS) })
 }
 
 /** More is asked for than can be done now. Nothing of it has been begun. What the database cancelled has the same code: see `db/outage.ts`. */

@@ -34,9 +34,6 @@ declare module 'fastify' {
   }
 }
 
-/** Metadata comes back with every verify, so it is kept small. */
-const MAX_METADATA_BYTES = 4096
-
 /** The problems of every route here, and of those that take a body. */
 const ASKING = ['invalid_request', 'contains_secret', 'unauthenticated', 'insufficient_scope', 'database_unavailable', 'issuer_unavailable', 'overloaded'] satisfies ErrorCode[]
 const TELLING = [...ASKING, 'malformed_body', 'body_too_large', 'unsupported_media_type'] satisfies ErrorCode[]
@@ -71,7 +68,6 @@ function keyRoutes(parts: ControlParts, receipts: Receipts): FastifyPluginAsyncT
         },
       },
       async (request, reply) => {
-        refuseLargeMetadata(request.body.metadata)
         const revealed = await issueKey(parts, callerOf(request), request.body, request.headers['idempotency-key'])
         return reply.code(201).header('location', locationOf(revealed)).send(revealView(revealed))
       },
@@ -119,7 +115,6 @@ function keyRoutes(parts: ControlParts, receipts: Receipts): FastifyPluginAsyncT
         },
       },
       async (request, reply) => {
-        refuseLargeMetadata(request.body.metadata)
         const { key, now } = await updateKeyDetails(parts, callerOf(request), uuidOf('mecha', request.params.id), request.body)
         return { ...keyView(key, now), propagation: await receipt(parts, receipts, request, reply, [key.id], { isRevocation: false }) }
       },
@@ -140,7 +135,6 @@ function keyRoutes(parts: ControlParts, receipts: Receipts): FastifyPluginAsyncT
       },
       async (request, reply) => {
         const body = request.body ?? {}
-        refuseLargeMetadata(body.metadata)
         const id = uuidOf('mecha', request.params.id)
         const revealed = await rotateKey(parts, callerOf(request), id, body, request.headers['idempotency-key'])
         reply.code(201).header('location', locationOf(revealed))
@@ -331,11 +325,6 @@ function locationOf({ key }: Revealed): string {
 
 function revealView({ key, plaintext, now }: Revealed) {
   return { key: keyView(key, now), plaintext_key: plaintext }
-}
-
-function refuseLargeMetadata(metadata: object | undefined): void {
-  if (Buffer.byteLength(JSON.stringify(metadata ?? {})) > MAX_METADATA_BYTES)
-    throw invalid('body.metadata', 'maximum', `must be at most ${MAX_METADATA_BYTES} bytes of JSON`)
 }
 
 function revealing(schema: typeof RevealedKey, headers: Record<string, string> = {}) {

@@ -15,7 +15,7 @@ const Name = line(100, 'What people call it')
 const STATUSES: KeyStatus[] = ['active', 'disabled', 'expired', 'revoked']
 const Status = (description: string) => Type.Unsafe<KeyStatus>({ type: 'string', enum: STATUSES, description, examples: ['active'] })
 const EventType = Type.Unsafe<(typeof EVENT_TYPES)[number]>({ type: 'string', enum: [...EVENT_TYPES], description: 'What happened', examples: ['key.issued'] })
-const ExpiresIn = Type.Integer({ minimum: 1, maximum: 3_162_240_000, description: 'Seconds from now. Not together with `expires_at`', examples: [2_592_000] })
+const ExpiresIn = Type.Integer({ 'minimum': 1, 'maximum': 3_162_240_000, 'x-not-with': 'expires_at', 'description': 'Seconds from now. Not together with `expires_at`', 'examples': [2_592_000] })
 const ExpiresAt = nullableTime('When the key ends; null is never')
 
 const EXAMPLE_ID = '01jd9p5v3fe8rr2k7m4q9wx0zt'

@@ -5,9 +5,9 @@ import { join } from 'node:path'
 import { Type } from '@fastify/type-provider-typebox'
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { causeOf, databaseFailure, isReadOnly } from '../db/outage.js'
-import { ERROR_CODES, Problem, type ErrorCode, type FieldError } from '../errors.js'
-import { redactTokens } from '../key/token.js'
+import { ERROR_CODES, invalidRequest, Problem, type ErrorCode } from '../errors.js'
 import { PACKAGE_ROOT } from '../package-root.js'
+import { brokenRules, fieldError } from './broken-rules.js'
 
 declare module 'fastify' {
   interface FastifyReply {
@@ -32,7 +32,7 @@ export const ProblemSchema = Type.Object(
           rule: Type.String({ description: 'The rule that it breaks' }),
           message: Type.String({ description: 'What would be right' }),
         }),
-        { description: 'The broken rules, of an `invalid_request`' },
+        { description: 'Every rule that the request breaks, of an `invalid_request`; 100 at most. Names that the caller chose are masked where they look like a secret, and cut' },
       ),
     ),
   },
@@ -60,18 +60,12 @@ export function answerProblem(reply: FastifyReply, problem: Problem): FastifyRep
     .send(problem.toJSON())
 }
 
-/**
- * What an error is to the caller. Anything that is not foreseen is an `internal_error` and says no more.
- *
- * @param route what the route takes where the error came from
- */
-export function toProblem(error: unknown, { bodyLimit = 0, schema }: Partial<FastifyRequest['routeOptions']> = {}): Problem {
+/** What an error is to the caller. Anything that is not foreseen is an `internal_error` and says no more. */
+export function toProblem(error: unknown, request?: FastifyRequest): Problem {
   if (error instanceof Problem) return error
   const { code, validation, validationContext, statusCode } = error as FastifyError & { validationContext?: string }
-  if (validation) {
-    const errors = validation.map((one) => fieldError(validationContext ?? 'body', one))
-    return new Problem('invalid_request', errors.map((one) => `${one.field} ${one.message}`).join('; '), { errors })
-  }
+  if (validation && request) return invalidRequest(brokenRules(request, validation.map((one) => fieldError(validationContext ?? 'body', one))))
+  const { bodyLimit = 0, schema } = request?.routeOptions ?? {}
   if (code === 'FST_ERR_CTP_BODY_TOO_LARGE') return new Problem('body_too_large', `A body may have ${bodyLimit / 1024} KiB at most here.`)
   if (code === 'FST_ERR_CTP_INVALID_MEDIA_TYPE') return new Problem('unsupported_media_type', `Send ${schema?.consumes?.join() ?? 'application/json'}.`)
   const known = FRAMEWORK_ERRORS[code]
@@ -86,7 +80,7 @@ export function toProblem(error: unknown, { bodyLimit = 0, schema }: Partial<Fas
 
 /** What an error is to the caller, after the log has been told what it was. */
 export function loggedProblem(error: unknown, request: FastifyRequest): Problem {
-  const problem = toProblem(error, request.routeOptions)
+  const problem = toProblem(error, request)
   const { code } = problem
   // A stack is for a mistake of ours. An outage refuses thousands of requests, and where they stood says nothing of it.
   if (code === 'internal_error') request.log.error({ err: error, code }, 'request failed')
@@ -108,27 +102,4 @@ export function registerProblems(app: FastifyInstance): void {
     const page = await readFile(join(PACKAGE_ROOT, 'docs', 'errors', `${code}.md`), 'utf8')
     return reply.type('text/markdown; charset=utf-8').send(page)
   })
-}
-
-interface AjvError {
-  keyword: string
-  instancePath: string
-  message?: string
-  params: Record<string, unknown>
-  parentSchema?: { 'x-rule'?: string }
-}
-
-/** Names the field and the rule. A schema may put its rule in words with `x-rule`; values are never repeated. */
-function fieldError(context: string, error: unknown): FieldError {
-  const { keyword, instancePath, message, params, parentSchema } = error as AjvError
-  const place = context === 'querystring' ? 'query' : context === 'params' ? 'path' : context
-  const missing = params['missingProperty'] ?? params['additionalProperty']
-  const path = instancePath.split('/').slice(1).concat(typeof missing === 'string' ? missing : [])
-  // A field that is none of ours has a name that the caller chose: it could be a key.
-  const field = redactTokens([place, ...path].join('.')).slice(0, 200)
-  if (keyword === 'required') return { field, rule: keyword, message: 'is required' }
-  if (keyword === 'additionalProperties') return { field, rule: keyword, message: 'is not a field of this request' }
-  if (keyword === 'enum')
-    return { field, rule: keyword, message: `must be one of ${(params['allowedValues'] as unknown[]).join(', ')}` }
-  return { field, rule: keyword, message: parentSchema?.['x-rule'] ?? message ?? 'is not valid' }
 }

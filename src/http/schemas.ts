@@ -21,9 +21,13 @@ export const ScopesSchema = Type.Array(
   { maxItems: 50, uniqueItems: true, description: 'What the key may be used for: for the platform to define, and for verify to compare', examples: [['orders:read', 'orders:write']] },
 )
 
+/** It comes back with every verify, so it is kept small. */
+const MAX_METADATA_BYTES = 4096
+
 export const MetadataSchema = Type.Unsafe<Metadata>({
   type: 'object',
   additionalProperties: true,
+  'x-max-bytes': MAX_METADATA_BYTES,
   description: "The platform's own notes, at most 4 KiB of JSON. No secrets",
   examples: [{ region: 'eu' }],
 })

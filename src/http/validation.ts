@@ -1,26 +1,44 @@
 /** How requests are validated, the same in production and in tests. */
 
 import { Ajv, type Options } from 'ajv'
+import type { DataValidationCxt } from 'ajv/dist/types/index.js'
 import addFormats from 'ajv-formats'
 import type { FastifyInstance, FastifySchemaCompiler } from 'fastify'
-import { invalid, Problem } from '../errors.js'
+import { invalid, invalidRequest, Problem, type FieldError } from '../errors.js'
 import { containsToken } from '../key/token.js'
+import { brokenRules, fieldName, type AjvError, type Validate } from './broken-rules.js'
 
-/** Our own words in schemas: a secret field, and a rule in words for errors. */
+/** Our own words in schemas that say nothing of values: a secret field, and a rule in words for errors. */
 const KEYWORDS = ['x-secret', 'x-rule', 'example']
-const OPTIONS: Options = { removeAdditional: false, useDefaults: true, allErrors: false, verbose: true, keywords: KEYWORDS }
+const OPTIONS: Options = { removeAdditional: false, useDefaults: true, verbose: true, keywords: KEYWORDS }
 const MAX_DEPTH = 16
 
 /** Bodies are taken as they are; only what arrives as text (query, path, headers) is turned into numbers. */
 export function schemaCompiler(): FastifySchemaCompiler<object> {
-  const strict = withFormats(new Ajv({ ...OPTIONS, coerceTypes: false }))
-  const lenient = withFormats(new Ajv({ ...OPTIONS, coerceTypes: true }))
-  return ({ schema, httpPart }) => (httpPart === 'body' ? strict : lenient).compile(schema)
+  const [body, bodyAll] = compilers({ ...OPTIONS, coerceTypes: false })
+  const text = compilers({ ...OPTIONS, coerceTypes: true })
+  return ({ schema, httpPart }) => {
+    const [first, all] = httpPart === 'body' ? [body, bodyAll] : text
+    const validate = first.compile(schema)
+    // Only what is refused is looked through to its end: what costs nothing to send must cost little to refuse.
+    const findAll: Validate['all'] = (value) => {
+      const validateAll = all.compile(schema)
+      return validateAll(value) ? [] : (validateAll.errors as AjvError[])
+    }
+    return Object.assign(validate, { all: findAll })
+  }
 }
 
-function withFormats(ajv: Ajv): Ajv {
+/** What stops at the first broken rule, and what finds all. */
+function compilers(options: Options): [first: Ajv, all: Ajv] {
+  return [withOurs(new Ajv({ ...options, allErrors: false })), withOurs(new Ajv({ ...options, allErrors: true }))]
+}
+
+function withOurs(ajv: Ajv): Ajv {
   // A type import under NodeNext sees the module, not its default export.
   ;(addFormats as unknown as (ajv: Ajv) => void)(ajv)
+  ajv.addKeyword({ keyword: 'x-max-bytes', type: 'object', compile: (limit: number) => (value: object) => Buffer.byteLength(JSON.stringify(value)) <= limit })
+  ajv.addKeyword({ keyword: 'x-not-with', compile: (other: string) => (_value: unknown, place?: DataValidationCxt) => place?.parentData[other] === undefined })
   return ajv
 }
 
@@ -34,29 +52,32 @@ export function refuseSecretsAndUnstorable(app: FastifyInstance): void {
       throw new Problem('contains_secret', 'The path or query holds a plaintext key. Use the key\'s id, and revoke the key: it may have been logged on its way here.')
     // A body that was left out is validated as an empty object. `null` is not one.
     if (request.body === undefined) request.body = {}
-    inspect(request.body, 'body', 0)
+    const found: FieldError[] = []
+    inspect(request.body, [], found)
+    if (found.length > 0) throw invalidRequest([...found, ...brokenRules(request)])
   })
 }
 
-function inspect(value: unknown, field: string, depth: number): void {
-  if (depth > MAX_DEPTH) throw new Problem('invalid_request', `${field} must not be nested deeper than ${MAX_DEPTH}`)
-  if (typeof value === 'string') inspectText(value, field)
-  else if (typeof value === 'number' && !Number.isFinite(value))
-    throw new Problem('invalid_request', `${field} is a number too large to keep`)
+/** Adds what cannot be stored to what was found. */
+function inspect(value: unknown, path: readonly string[], found: FieldError[]): void {
+  // What is deeper is not looked at by anybody.
+  if (path.length > MAX_DEPTH) throw invalid(fieldName('body', path), 'depth', `must not be nested deeper than ${MAX_DEPTH}`)
+  if (typeof value === 'string') inspectText(value, path, 'must be Unicode text without NUL', found)
+  else if (typeof value === 'number' && !Number.isFinite(value)) found.push({ field: fieldName('body', path), rule: 'maximum', message: 'is a number too large to keep' })
   else if (typeof value === 'object' && value !== null)
     for (const [name, item] of Object.entries(value)) {
-      inspectText(name, `a field name in ${field}`)
+      const place = [...path, name]
+      inspectText(name, place, 'must have a name that is Unicode text without NUL', found)
       // Who merges it into an object of theirs would change more than that object.
-      if (name === '__proto__') throw invalid(`${field}.__proto__`, 'propertyNames', 'is no name that a field may have')
-      inspect(item, `${field}.${name}`, depth + 1)
+      if (name === '__proto__') found.push({ field: fieldName('body', place), rule: 'propertyNames', message: 'is no name that a field may have' })
+      inspect(item, place, found)
     }
 }
 
-function inspectText(text: string, field: string): void {
+function inspectText(text: string, path: readonly string[], message: string, found: FieldError[]): void {
   if (containsToken(text))
     throw new Problem('contains_secret', 'A field of the body holds a plaintext key. Use the key\'s id instead.')
-  if (text.includes('\0') || !text.isWellFormed())
-    throw new Problem('invalid_request', `${field} must be Unicode text without NUL`)
+  if (text.includes('\0') || !text.isWellFormed()) found.push({ field: fieldName('body', path), rule: 'text', message })
 }
 
 function decodeURIComponentSafely(url: string): string {

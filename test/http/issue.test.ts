@@ -82,6 +82,62 @@ t.test('400: what is wrong is named, field and rule', async (t) => {
   t.equal((await service.database.db.selectFrom('mechas').select('handle').execute()).length, 0, 'and no handle is taken')
 })
 
+t.test('400: every broken field is named, wherever it is, in words for people', async (t) => {
+  const service = await startService(t)
+  const token = await service.token()
+  const said = ({ status, body }: Awaited<ReturnType<typeof service.call>>) => [status, ...(body.errors as { field: string; message: string }[]).map(({ field, message }) => `${field} ${message}`).sort()]
+  const post = async (body: unknown, url = '/v1/keys', headers = {}) => said(await service.call('POST', url, { token, body, headers }))
+  const wrong = { name: 'a\0b', scopes: ['x', 'a b', 'x', 5], metadata: { a: { b: '\ud800' }, c: 'y'.repeat(4096) }, expires_in: 0, expires_at: 'tomorrow', nmae: 1, ['a b']: 2 }
+  t.same(await post(wrong, '/v1/keys', { 'idempotency-key': 'x'.repeat(256) }), [400, ...[
+    'body.name must be Unicode text without NUL',
+    'body.metadata.a.b must be Unicode text without NUL',
+    'body.mecha is required',
+    'body.nmae is not a field of this request',
+    'body.a b is not a field of this request',
+    'body.name must be 1 to 100 characters without control characters',
+    'body.scopes must not have the same entry twice',
+    'body.scopes.1 must be 1 to 128 printable ASCII characters without spaces, quotes and backslashes',
+    'body.scopes.3 must be 1 to 128 printable ASCII characters without spaces, quotes and backslashes',
+    'body.metadata must be at most 4096 bytes of JSON',
+    'body.expires_in must be at least 1',
+    'body.expires_in cannot be given together with expires_at',
+    'body.expires_at must be a time as RFC 3339 has it, such as 2030-01-31T12:00:00Z',
+    'headers.idempotency-key must have at most 255 characters',
+  ].sort()])
+  t.same(said(await service.call('PATCH', '/v1/keys/x', { token, body: {} })), [400, 'body must have at least one field', 'path.id must be a key id, as in key_01jd9p5v3fe8rr2k7m4q9wx0zt'])
+  t.same(await post([], '/v1/gateways'), [400, 'body must be an object'])
+  t.same(said(await service.call('GET', '/v1/keys?limit=0&status=gone&nope=1', { token })), [400, 'query.limit must be at least 1', 'query.nope is not a field of this request', 'query.status must be one of active, disabled, expired, revoked'])
+  const { body } = await service.call('GET', '/v1/events?limit=all&type=nothing', { token })
+  t.same(body.errors.map(({ field }: any) => field).sort(), ['query.limit', 'query.type'])
+  t.same(body.detail, body.errors.map(({ field, message }: any) => `${field} ${message}`).join('; '), 'the sentence says the same')
+
+  const gateway = await service.gateway()
+  const report = (uses: unknown) => service.call('POST', '/v1/usage', { token: gateway, body: { uses } })
+  const many = await report(Array.from({ length: 1000 }, () => ({})))
+  t.equal(many.body.errors.length, 100, 'a hundred at most')
+  t.match(many.body.detail, /^(body\.uses\.\d+\.\w+ is required(; )?){5}; and 1995 more$/)
+  const millions = await report(Array.from({ length: 30_000 }, () => 1))
+  t.same(millions.body.errors, [{ field: 'body.uses', rule: 'maxItems', message: 'must have at most 1000 entries' }], 'a body of more than there can be is told the first')
+  t.same((await service.call('POST', '/v1/usage', { token: gateway })).body.errors, [{ field: 'body', rule: 'required', message: 'is required' }])
+})
+
+t.test('400: what the caller chose comes back masked and cut, or not at all', async (t) => {
+  const service = await startService(t)
+  const token = await service.token()
+  const { plaintext_key } = await service.issue()
+  const mistyped = plaintext_key.slice(0, -1) + (plaintext_key.endsWith('a') ? 'b' : 'a')
+  const foreign = `sk-live-${'Zx9'.repeat(12)}`
+  for (const secret of [mistyped, foreign, token, 'x'.repeat(5000), `${'a.b '.repeat(60)}${foreign}`])
+    for (const body of [{ [secret]: 1 }, { metadata: { [secret]: '\0' } }, { metadata: { [`${secret}\0`]: { deep: '\0' } } }, { metadata: { a: { [secret]: JSON.parse('{"a":'.repeat(20) + '1' + '}'.repeat(20)) } } }]) {
+      const answer = await service.call('POST', '/v1/keys', { token, body: { ...BODY, ...body } })
+      t.match(answer, { status: 400, body: { code: 'invalid_request' } })
+      for (const { field } of answer.body.errors) t.ok(field.length <= 200, `${field.length} characters`)
+      for (const part of [secret.slice(0, 40), secret.slice(-30), secret.slice(20, 60)]) if (!/^(a\.b )/.test(part)) t.notOk(answer.text.includes(part), `nothing of ${part}`)
+    }
+  const { body } = await service.call('POST', '/v1/keys', { token, body: { ...BODY, metadata: { 'a\u001b[31m\u2028b': '\0' } } })
+  t.equal(body.errors[0].field, 'body.metadata.a�[31m�b', 'nor what would write over a screen')
+})
+
 t.test('400, 413 and 415: bodies that are not what they must be', async (t) => {
   const service = await startService(t)
   const token = await service.token()
