@@ -13,6 +13,9 @@ import { PACKAGE_ROOT } from '../../src/package-root.js'
 const run = promisify(execFile)
 /** Longest wait for a database: a bound, and no expectation. */
 const PATIENCE_MS = 60_000
+/** PostgreSQL's `deadlock_detected`. */
+const DEADLOCK = '40P01'
+const RESTORE_ATTEMPTS = 5
 
 /** The contents of all tables, as a logical dump has them. */
 export type Dump = ReadonlyMap<string, string>
@@ -130,9 +133,20 @@ export class SoakDatabase {
 
   /**
    * What `pg_restore --clean --if-exists --single-transaction` does: everything is dropped, made anew and filled, and no
-   * connection breaks. By SQL, because a `pg_dump` of this server's version is not to be had everywhere.
+   * connection breaks. By SQL, because a `pg_dump` of this server's version is not to be had everywhere. Where it is in a
+   * deadlock with a statement of the service, nothing of it was done, and it is begun again, as whoever restores would.
    */
-  restore(dump: Dump): Promise<void> {
+  async restore(dump: Dump): Promise<void> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await this.#restoreOnce(dump)
+      } catch (error) {
+        if ((error as { code?: unknown }).code !== DEADLOCK || attempt === RESTORE_ATTEMPTS) throw error
+      }
+    }
+  }
+
+  #restoreOnce(dump: Dump): Promise<void> {
     return this.#session(async (client) => {
       await client.query('BEGIN')
       for (const table of await tablesOf(client)) await client.query(`DROP TABLE ${table} CASCADE`)
