@@ -2,24 +2,28 @@
 
 import { randomUUID } from 'node:crypto'
 import type { AddressInfo } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyInstance } from 'fastify'
 import type { Kysely } from 'kysely'
 import type { DestinationStream, Logger } from 'pino'
 import { createHasher } from './auth/hasher.js'
-import { operatorAuthenticator } from './auth/operators.js'
-import { requireDatabase, requireRoots, requireServing, type Settings } from './config.js'
+import { issuerMistake, operatorAuthenticator } from './auth/operators.js'
+import { databaseSetting, requireRoots, requireServing, type DatabaseUrl, type Settings } from './config.js'
 import { controlPlane } from './control/routes.js'
 import * as controlSchemas from './control/schemas.js'
 import { EventSchema, GatewaySchema, KeySchema } from './control/schemas.js'
 import { watchInventory } from './control/inventory.js'
+import { missingRootSecret } from './control/root-secrets.js'
 import { SigningKeeper } from './control/signing/keeper.js'
 import { hashVersion } from './db/hash-version.js'
+import type { Plane } from './db/logins.js'
 import { openPool, type OpenPool } from './db/pool.js'
-import { databaseTrouble } from './db/readiness.js'
+import { databaseMistake, databaseTrouble } from './db/readiness.js'
 import type { Database } from './db/tables.js'
+import { ConfigError } from './errors.js'
 import { readBodies } from './http/bodies.js'
 import { allowOrigins } from './http/cors.js'
-import { registerHealth, type ReadinessCheck } from './http/health.js'
+import { registerHealth, untilRight, type ReadinessCheck } from './http/health.js'
 import { createLogger, secretFields } from './http/logging.js'
 import { createMetrics, registerMetrics, takeTimes } from './http/metrics.js'
 import { registerNotFound } from './http/not-found.js'
@@ -62,6 +66,8 @@ export interface AppParts {
   readonly processMetrics?: boolean
   /** What the age of things is told by; the system's clocks otherwise. */
   readonly clock?: Clock
+  /** Whether what settings lead to is looked at before anything begins. */
+  readonly refusesMistakes?: boolean
 }
 
 /** What keeps in memory what was read of keys, and is told when they change. */
@@ -89,13 +95,16 @@ const CHANGES_PER_SLICE = 1000
 /** How soon a replica notices a new signing key. */
 const SIGNING_KEYS_RELOAD_MS = 30_000
 
+/** Longest wait for what settings lead to, before anything begins. What has not answered by then is told by `/readyz`. */
+const MISTAKES_WITHIN_MS = 5000
+
 /** Fields of any request or answer that carry a secret, by the schemas' own marks. */
 export const SECRET_FIELDS = secretFields([...Object.values(controlSchemas), ...Object.values(runtimeSchemas), ...Object.values(oauthSchemas)])
 
 /**
  * Puts the service together. Nothing listens yet; `close()` lets go of everything.
  *
- * @throws ConfigError when a setting that serving needs is missing
+ * @throws ConfigError when a setting that serving needs is missing, or leads to what cannot be right
  */
 export async function buildApp(config: Settings, parts: AppParts = {}): Promise<App> {
   requireServing(config)
@@ -118,6 +127,8 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   /** As any plane's database tells it. */
   let newHashVersion: ReturnType<typeof hashVersion> | undefined
   const checks: Record<string, ReadinessCheck> = {}
+  /** What a setting leads to that no waiting mends. */
+  const mistakes: ReadinessCheck[] = []
   let authz: FastifyInstance | undefined
   let draining = false
   const onDraining: (() => void)[] = []
@@ -131,8 +142,10 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   registerProblems(app)
 
   if (config.PLANES !== 'runtime') {
-    const { db } = openPlane('control', requireDatabase(config, 'DATABASE_URL'))
+    const { db } = openPlane('control', 'DATABASE_URL')
     const plane = controlPlane({ db, roots, config, hasher, onReceipt: (seconds, complete) => metrics.propagation.observe({ complete: String(complete) }, seconds) }, await operatorAuthenticator(config))
+    mistakes.push(() => issuerMistake(config))
+    checks['issuer'] = untilRight(() => issuerMistake(config), app.log)
     const keeper = new SigningKeeper({ db, roots }, app.log)
     watchKeys(db)
     app.addHook('onReady', () => keeper.start())
@@ -144,7 +157,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     })
   }
   if (config.PLANES !== 'control') {
-    const { db, renew } = openPlane('runtime', requireDatabase(config, 'RUNTIME_DATABASE_URL', 'DATABASE_URL'))
+    const { db, renew } = openPlane('runtime', 'RUNTIME_DATABASE_URL', 'DATABASE_URL')
     const usage = recordUsage(db)
     const clock = parts.clock ?? new Clock()
     const cache = new KeyCache(config.CACHE_MAX_KEYS)
@@ -159,6 +172,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     metrics.watch('mecha_keys_cached_keys', 'Keys held in memory', () => cache.size)
     metrics.watch('mecha_keys_reads_waiting', 'Keys that wait for the database', () => reader.pending)
     watchFeed(feed, clock)
+    checks['feed'] = async () => (feed.isFresh() ? undefined : `the change feed has no word from the database${feed.lostBy ? ` (${feed.lostBy})` : ''}: does ${feedSetting()} lead straight to it?`)
     const verifier = createVerifier({ db, roots, hasher, rows, ofOneHistory, cache, clock, feed, usage, metrics, log: app.log })
     metrics.watch('mecha_keys_change_streams', 'Streams of changes to gateways', () => streams.size)
     const findChangedOf = (held: readonly HeldVersion[], orgId: string | null) => ofOneHistory(() => findChanged(db, held, orgId))
@@ -173,12 +187,24 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     if (config.AUTHZ_LISTEN) authz = await openDoor(verifier)
   }
   registerHealth(app, { checks, isDraining: () => draining, onReadiness: (ready) => metrics.ready.set(ready ? 1 : 0) })
+  if (parts.refusesMistakes) await refuseMistakes()
   await app.ready()
+  // For the log: nobody may be asking for it yet.
+  if (parts.refusesMistakes) void checks['root_secrets']!()
   return { app, authz, startDraining }
 
   function startDraining(): void {
     draining = true
     for (const drain of onDraining) drain()
+  }
+
+  /** Nothing of the service has begun by now but the pools. */
+  async function refuseMistakes(): Promise<void> {
+    const found = Promise.all(mistakes.map((mistake) => mistake().catch(() => undefined))).then((all) => all.find((one) => one !== undefined))
+    const mistake = await Promise.race([found, sleep(MISTAKES_WITHIN_MS, undefined, { ref: false })])
+    if (mistake === undefined) return
+    await app.close()
+    throw new ConfigError(mistake)
   }
 
   /** What writes when keys were used and refused, and writes the rest at the end. */
@@ -230,7 +256,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     const staleness = config.REVOCATION_MAX_STALENESS * 1000
     const pollMs = Math.min(1000, staleness / 4)
     const feed: Feed = new Feed({
-      url: requireDatabase(config, 'DATABASE_DIRECT_URL', 'RUNTIME_DATABASE_URL', 'DATABASE_URL'),
+      url: config[feedSetting()]!,
       replicaId: randomUUID(),
       pollMs,
       timeoutMs: Math.min(config.DATABASE_TIMEOUT * 1000, staleness),
@@ -280,10 +306,21 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     return door
   }
 
+  /** Nothing to end the process for: who has lost a root secret needs the control plane to end what was made under it. */
+  async function rootSecretsTrouble(db: Kysely<Database>): Promise<string | undefined> {
+    const missing = await missingRootSecret(db, roots)
+    return missing && `ROOT_SECRETS lacks ${missing}, which living keys or signing keys need: add it (mecha-keys root-secrets status), or end them`
+  }
+
+  function feedSetting(): DatabaseUrl {
+    return databaseSetting(config, 'DATABASE_DIRECT_URL', 'RUNTIME_DATABASE_URL', 'DATABASE_URL')
+  }
+
   /** A plane's own login, counted, watched by readiness, and closed after everything that uses it. */
-  function openPlane(plane: 'control' | 'runtime', url: string): OpenPool {
+  function openPlane(plane: Plane, ...settings: [DatabaseUrl, ...DatabaseUrl[]]): OpenPool {
+    const setting = databaseSetting(config, ...settings)
     const pool = openPool({
-      url,
+      url: config[setting]!,
       size: config.DATABASE_POOL_SIZE,
       timeoutMs: config.DATABASE_TIMEOUT * 1000,
       name: `mecha-keys ${plane}`,
@@ -292,7 +329,10 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     })
     pools.set(plane, pool)
     newHashVersion ??= hashVersion(pool.db)
-    checks[`database_${plane}`] = () => databaseTrouble(pool.db)
+    const login = { db: pool.db, plane, setting, isAlone: config.PLANES === plane }
+    checks[`database_${plane}`] = () => databaseTrouble(login)
+    checks['root_secrets'] ??= untilRight(() => rootSecretsTrouble(pool.db), app.log)
+    mistakes.push(() => databaseMistake(login))
     app.addHook('onClose', () => pool.db.destroy())
     return pool
   }

@@ -1,6 +1,7 @@
 /** Every setting: its name, its default, its rule. The only reader of the environment. */
 
 import { readFileSync } from 'node:fs'
+import { isIP } from 'node:net'
 import { closest, distance } from 'fastest-levenshtein'
 import { ConfigError } from './errors.js'
 import { HASH_PROFILES, type HashProfile } from './key/hash.js'
@@ -40,7 +41,7 @@ const SETTINGS = {
   AUTHZ_LISTEN: { about: 'Address of a second listener for proxies that cannot add a header: `host:port` or `unix:/path`. It serves `/v1/authz` alone, to **everybody who can reach it**, without a gateway credential', parse: address },
   AUTHZ_ORG: { about: 'The one organization whose keys pass on `AUTHZ_LISTEN`; without it, those of every organization do', parse: organization },
   AUTHZ_UNAVAILABLE: { about: 'What `/v1/authz` answers while nobody can say whether a key is good: `403`, or `503` for proxies that pass it on', default: '403', parse: (value): 403 | 503 => (oneOf('403', '503')(value) === '403' ? 403 : 503) },
-  TRUST_PROXY: { about: 'Addresses or networks of proxies whose `X-Forwarded-For` is believed, separated by commas', parse: list(text) },
+  TRUST_PROXY: { about: 'Addresses or networks of proxies whose `X-Forwarded-For` is believed, separated by commas', parse: list(network) },
   CORS_ORIGINS: { about: 'Origins of browser frontends that may call the control plane, separated by commas', parse: list(origin) },
   LOG_LEVEL: { about: 'Least severity logged', default: 'info', parse: oneOf('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent') },
   REQUEST_TIMEOUT: { about: 'Longest that a request may take to arrive', default: '10s', ...upTo('1h') },
@@ -99,7 +100,7 @@ const SETTINGS = {
 /** Where a listener is. */
 export type Address = { readonly host: string; readonly port: number } | { readonly path: string }
 export type SettingName = keyof typeof SETTINGS
-type DatabaseUrl = 'DATABASE_URL' | 'DATABASE_DIRECT_URL' | 'RUNTIME_DATABASE_URL' | 'MIGRATE_DATABASE_URL'
+export type DatabaseUrl = 'DATABASE_URL' | 'DATABASE_DIRECT_URL' | 'RUNTIME_DATABASE_URL' | 'MIGRATE_DATABASE_URL'
 export type Settings = { readonly [Name in SettingName]: Value<(typeof SETTINGS)[Name]> }
 
 const NAMES = Object.keys(SETTINGS) as SettingName[]
@@ -139,9 +140,14 @@ export function requireRoots(config: Settings): Roots {
 
 /** The first of these database logins that is set. */
 export function requireDatabase(config: Settings, ...names: [DatabaseUrl, ...DatabaseUrl[]]): string {
+  return config[databaseSetting(config, ...names)]!
+}
+
+/** The name of the first of these database logins that is set. */
+export function databaseSetting(config: Settings, ...names: [DatabaseUrl, ...DatabaseUrl[]]): DatabaseUrl {
   const name = names.find((one) => config[one] !== undefined)
   if (!name) throw new ConfigError(`${names[0]} or ${names[0]}_FILE must be set`)
-  return config[name]!
+  return name
 }
 
 /** What serving needs beyond what every command needs. */
@@ -158,10 +164,15 @@ export function requireServing(config: Settings): void {
 export function suspectNames(environment: Environment): { name: string; meant: string | undefined }[] {
   const known = new Set<string>(NAMES.flatMap((name) => (settingOf(name).secret ? [name, `${name}_FILE`] : [name])))
   return Object.keys(environment)
-    .filter((name) => /^[A-Z][A-Z0-9_]{4,}$/.test(name) && !known.has(name))
+    .filter((name) => /^[A-Z][A-Z0-9_]{4,}$/.test(name) && !known.has(name) && !isServiceLink(name, environment[name]!))
     .map((name) => ({ name, near: closest(name, [...known]) }))
     .map(({ name, near }) => ({ name, meant: distance(name, near) <= (near.length > 6 ? 2 : 1) ? near : undefined }))
     .filter(({ name, meant }) => meant !== undefined || name.startsWith('MECHA_'))
+}
+
+/** Kubernetes tells each container the addresses of the services around it, of one named mecha-keys too. A number in `…_PORT` is somebody's setting. */
+function isServiceLink(name: string, value: string): boolean {
+  return /_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$/.test(name) || (/_PORT(_\d+_(TCP|UDP|SCTP))?$/.test(name) && /^(tcp|udp|sctp):\/\//.test(value)) || /_PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)$/.test(name)
 }
 
 /** The settings as they are in effect, secrets masked: what `mecha-keys config` prints. */
@@ -335,6 +346,14 @@ function tokenType(value: string): string | undefined {
 /** The media type that a token's `typ` stands for (RFC 7515, section 4.1.9). */
 export function mediaTypeOf(typ: string): string {
   return (typ.includes('/') ? typ : `application/${typ}`).toLowerCase()
+}
+
+function network(value: string): string {
+  const [, ip = '', , bits] = /^([^/]*)(\/(\d{1,3}))?$/.exec(value) ?? []
+  const most = { 0: 0, 4: 32, 6: 128 }[isIP(ip)]!
+  if (!['loopback', 'linklocal', 'uniquelocal'].includes(value) && (most === 0 || (bits !== undefined && (Number(bits) < 1 || Number(bits) > most))))
+    throw new Error('must hold addresses of proxies like 10.1.2.3, networks like 10.0.0.0/8, or loopback, linklocal or uniquelocal; whom to believe cannot be everybody')
+  return value
 }
 
 function organization(value: string): string {

@@ -1,10 +1,11 @@
 /** The embedded default: with no database named, what a deployment would be given is generated under the data folder. */
 
 import { generateKeyPairSync, randomBytes } from 'node:crypto'
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { join, resolve } from 'node:path'
+import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { dirname, join, resolve } from 'node:path'
 import type { Environment } from './config.js'
-import { startEmbedded, type EmbeddedDatabase } from './db/embedded.js'
+import { requireEmbedded, startEmbedded, type EmbeddedDatabase } from './db/embedded.js'
+import { ConfigError } from './errors.js'
 
 /** Whether no database is named at all: one that is named is never passed over for the embedded one. */
 export function isLocal(environment: Environment): boolean {
@@ -27,18 +28,40 @@ export async function startLocal(
 
 /** Generates the root secret and the built-in issuer's key where there are none yet, and names their files. */
 export function withLocalFiles(environment: Environment): Environment {
-  const dir = dataDirOf(environment)
-  // Root runs PostgreSQL as another user, which has to pass through this folder but not to see what is in it.
-  mkdirSync(dir, { recursive: true, mode: process.getuid?.() === 0 ? 0o711 : 0o700 })
-  const rootSecrets = generated(join(dir, 'root-secrets'), () => randomBytes(32).toString('base64url'))
-  const issuerKey = generated(join(dir, 'builtin-issuer.pem'), () =>
-    generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }).toString(),
-  )
+  requireEmbedded()
+  const files = localFiles(environment)
   return {
     BUILTIN_ISSUER: 'on',
-    ...(environment['ROOT_SECRETS'] === undefined && { ROOT_SECRETS_FILE: rootSecrets }),
-    ...(environment['BUILTIN_ISSUER_KEY'] === undefined && { BUILTIN_ISSUER_KEY_FILE: issuerKey }),
+    ...(environment['ROOT_SECRETS'] === undefined && { ROOT_SECRETS_FILE: files.rootSecrets }),
+    ...(environment['BUILTIN_ISSUER_KEY'] === undefined && { BUILTIN_ISSUER_KEY_FILE: files.issuerKey }),
     ...environment,
+  }
+}
+
+function localFiles(environment: Environment) {
+  const dir = dataDirOf(environment)
+  try {
+    // Root runs PostgreSQL as another user, which has to pass through this folder but not to see what is in it.
+    makeFolder(dir, process.getuid?.() === 0 ? 0o711 : 0o700)
+    return {
+      rootSecrets: generated(join(dir, 'root-secrets'), () => randomBytes(32).toString('base64url')),
+      issuerKey: generated(join(dir, 'builtin-issuer.pem'), () =>
+        generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }).toString(),
+      ),
+    }
+  } catch (error) {
+    throw new ConfigError(`DATA_DIR cannot be made or written to (${(error as NodeJS.ErrnoException).code}); it is for the embedded PostgreSQL, which runs because no DATABASE_URL is set`)
+  }
+}
+
+/** One folder after another: below /proc, Node.js tries for ever to make what is missing in one go. */
+function makeFolder(dir: string, mode: number): void {
+  if (statSync(dir, { throwIfNoEntry: false })) return
+  makeFolder(dirname(dir), mode)
+  try {
+    mkdirSync(dir, { mode })
+  } catch (error) {
+    if (!existsSync(dir)) throw error
   }
 }
 

@@ -27,7 +27,7 @@ export const LAST_STEPS_MS = 1500
 
 /** Serves until a signal: SIGTERM and SIGINT drain and end with 0, a second one ends at once. */
 export async function serve(config: Settings, options: ServeOptions): Promise<void> {
-  const { app, authz, startDraining } = await buildApp(config, { processMetrics: true, ...options })
+  const { app, authz, startDraining } = await buildApp(config, { processMetrics: true, refusesMistakes: true, ...options })
   endOnSignals({
     log: app.log,
     withinMs: (config.DRAIN_DELAY + config.SHUTDOWN_TIMEOUT) * 1000 + LAST_STEPS_MS,

@@ -1,6 +1,7 @@
 import { generateKeyPairSync, randomBytes } from 'node:crypto'
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import proxyAddr from '@fastify/proxy-addr'
 import t, { type Test } from 'tap'
 import { describeConfig, loadConfig, requireRoots, requireServing, settingsTable, suspectNames, type Environment, type Settings } from '../src/config.js'
 import { ConfigError } from '../src/errors.js'
@@ -78,6 +79,7 @@ t.test('a wrong value is refused with the name of the setting and its rule, and 
     ['MECHA_KEYS_URL', /an http or https URL$/, ['127.0.0.1:8080', 'file:///etc/passwd', looksSecret]],
     ['PUBLIC_URL', /an http or https URL without query, fragment and password$/, ['keys.example.com', 'ftp://keys.example.com', 'https://keys.example.com/?a=b', 'https://keys.example.com/?', 'https://keys.example.com/#', `https://user:${looksSecret}@keys.example.com`, looksSecret]],
     ['DATABASE_URL', /a URL like postgres:/, [`mysql://root:${looksSecret}@db/x`, `postgres://db.example/${looksSecret}`, looksSecret]],
+    ['TRUST_PROXY', /addresses of proxies like 10\.1\.2\.3, networks like/, ['true', '1', 'yes', '*', '10.0.0.0/0', '10.0.0.0/33', '::/0', 'fd00::/129', 'proxy.example.com', '10.0.0.0/', looksSecret]],
     ['ROOT_SECRETS', /32 or more characters without spaces/, [looksSecret.slice(0, 31), `${secret()},`, `${secret()} ${looksSecret}`, `${secret()},short`]],
     ['ROOT_SECRETS', /must not hold the same secret twice$/, [`${looksSecret},${looksSecret}`]],
     ['BUILTIN_ISSUER_KEY', /a PKCS #8 private key in PEM$/, [looksSecret, privateKey().replaceAll('PRIVATE', 'PUBLIC')]],
@@ -99,6 +101,12 @@ t.test('an address is a host and a port, or the path of a socket', async (t) => 
   t.same(of('[::1]:0'), { host: '::1', port: 0 })
   t.same(of('authz.internal:80'), { host: 'authz.internal', port: 80 })
   t.same(of('unix:/run/mecha-keys/authz.sock'), { path: '/run/mecha-keys/authz.sock' })
+})
+
+t.test('proxies are believed by address, by network, or by the name of one', async (t) => {
+  const proxies = ['127.0.0.1', '::1', '10.0.0.0/8', 'fd00::/8', 'loopback', 'linklocal', 'uniquelocal']
+  t.same(loadConfig({ TRUST_PROXY: proxies.join(', ') }).TRUST_PROXY, proxies)
+  t.doesNotThrow(() => proxyAddr.compile(proxies), 'what is taken is what the server knows')
 })
 
 t.test('an empty value is refused and not taken for a default', async (t) => {
@@ -162,6 +170,13 @@ t.test('a name that is nearly a setting is found, and an ordinary one is not', a
   t.same(suspects('DATABASE_URLS', 'OIDC_ISSUERS').map(({ meant }) => meant), ['DATABASE_URL', 'OIDC_ISSUER'])
   t.same(suspects('MECHA_KEYS_FOO'), [{ name: 'MECHA_KEYS_FOO', meant: undefined }])
   t.same(suspects('PATH', 'HOME', 'USER', 'SHELL', 'TERM', 'LANG', 'LC_ALL', 'PWD', 'OLDPWD', 'SHLVL', 'EDITOR', 'TZ', 'TMPDIR', 'HOSTNAME', 'LOGNAME', 'DISPLAY', 'NODE_ENV', 'NODE_OPTIONS', 'PGHOST', 'PGPASSWORD', 'HTTP_PROXY', 'npm_config_cache', 'npm_lifecycle_event', 'INIT_CWD', 'SSH_AUTH_SOCK', 'XDG_RUNTIME_DIR', 'KUBERNETES_PORT', 'KUBERNETES_SERVICE_HOST'), [])
+  const ofKubernetes = {
+    MECHA_KEYS_SERVICE_HOST: '10.96.0.12', MECHA_KEYS_SERVICE_PORT: '8080', MECHA_KEYS_SERVICE_PORT_HTTP: '8080', MECHA_KEYS_PORT: 'tcp://10.96.0.12:8080',
+    MECHA_KEYS_PORT_8080_TCP: 'tcp://10.96.0.12:8080', MECHA_KEYS_PORT_8080_TCP_PROTO: 'tcp', MECHA_KEYS_PORT_8080_TCP_PORT: '8080', MECHA_KEYS_PORT_8080_TCP_ADDR: '10.96.0.12',
+    DATABASE_SERVICE_HOST: '10.96.0.13', PUBLIC_SERVICE_PORT: '1', PORT_SERVICE_HOST: '10.96.0.14', PORT_PORT: 'tcp://10.96.0.14:80',
+  }
+  t.same(suspectNames(ofKubernetes), [], 'nor what Kubernetes says of the services around, of one of this name too')
+  t.same(suspectNames({ MECHA_KEYS_PORT: '8080' }), [{ name: 'MECHA_KEYS_PORT', meant: undefined }], 'which a port is not')
   t.same(suspects(...settingsTable().flatMap(({ name, secret }) => (secret ? [name, `${name}_FILE`] : [name]))), [], 'nor a setting itself')
 })
 

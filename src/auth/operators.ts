@@ -137,11 +137,28 @@ function remoteKeys(issuer: string, config: Settings): JWTVerifyGetKey {
 }
 
 async function discoverJwksUrl(issuer: string): Promise<string> {
-  const url = `${issuer.replace(/\/$/, '')}/.well-known/openid-configuration`
-  const response = await fetchOrUnavailable(url, { redirect: 'error', signal: AbortSignal.timeout(FETCH_TIMEOUT_MS) })
-  const found = (await response.json().catch(() => ({}))) as { issuer?: unknown; jwks_uri?: unknown }
+  const found = await discover(issuer)
   if (found.issuer !== issuer || typeof found.jwks_uri !== 'string' || !isFetchable(found.jwks_uri)) throw issuerUnavailable()
   return found.jwks_uri
+}
+
+async function discover(issuer: string): Promise<{ issuer?: unknown; jwks_uri?: unknown }> {
+  const url = `${issuer.replace(/\/$/, '')}/.well-known/openid-configuration`
+  const response = await fetchOrUnavailable(url, { redirect: 'error', signal: AbortSignal.timeout(FETCH_TIMEOUT_MS) })
+  return ((await response.json().catch(() => undefined)) as object | null | undefined) ?? {}
+}
+
+/**
+ * Says that the issuer calls itself by another name than `OIDC_ISSUER`, so that no token of its own could be accepted.
+ * Its document is not asked for where its keys are at `OIDC_JWKS_URL`.
+ *
+ * @throws Problem `issuer_unavailable` where nobody can say so now
+ */
+export async function issuerMistake({ OIDC_ISSUER: issuer, OIDC_JWKS_URL: jwksUrl }: Settings): Promise<string | undefined> {
+  if (!issuer || jwksUrl) return undefined
+  const found = await discover(issuer)
+  if (found.issuer === issuer) return undefined
+  return `OIDC_ISSUER is ${issuer}, but the issuer there calls itself ${String(JSON.stringify(found.issuer)).slice(0, 200)}: set it to what the tokens have as iss`
 }
 
 /** An issuer that is down is not a token that is wrong. */

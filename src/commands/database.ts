@@ -1,7 +1,7 @@
 /** Commands that work straight in the database: `migrate`, `gateway`, `root-secrets`, `signing-keys`. */
 
 import { InvalidArgumentError } from 'commander'
-import { loadConfig, processEnvironment, requireDatabase, requireRoots, type Settings } from '../config.js'
+import { databaseSetting, loadConfig, processEnvironment, requireDatabase, requireRoots, type Settings } from '../config.js'
 import { createGateway } from '../control/gateways.js'
 import type { ControlParts, GatewayCaller } from '../control/parts.js'
 import { revoke } from '../control/revoke.js'
@@ -12,6 +12,8 @@ import { hashVersion } from '../db/hash-version.js'
 import { ensureLogin } from '../db/logins.js'
 import { migrate } from '../db/migrate.js'
 import { openDatabase } from '../db/pool.js'
+import { unsupportedVersion } from '../db/version.js'
+import { ConfigError } from '../errors.js'
 import { createHasher } from '../auth/hasher.js'
 import { newId, parsePublicId, publicId } from '../key/id.js'
 import { statusAt } from '../key/status.js'
@@ -103,6 +105,8 @@ export async function migrateDatabase(config: Settings, withLogins: boolean): Pr
   // A migration may take its time; waiting for a lock that the service holds may not.
   const db = openDatabase({ url, size: 1, timeoutMs: 600_000, name: 'mecha-keys migrate' })
   try {
+    const unsupported = await unsupportedVersion(db, databaseSetting(config, 'MIGRATE_DATABASE_URL', 'DATABASE_URL'))
+    if (unsupported) throw new ConfigError(unsupported)
     const applied = await migrate(db)
     if (withLogins) {
       const timeoutMs = config.DATABASE_TIMEOUT * 1000

@@ -1,6 +1,7 @@
 /** What there is, for metrics: keys by status, and how old the signing key is. Asked at most once a minute, and only when somebody looks. */
 
 import { sql, type Kysely } from 'kysely'
+import { SAMPLE_PERCENT } from '../db/sample.js'
 import type { Database } from '../db/tables.js'
 import type { KeyStatus } from '../key/status.js'
 
@@ -11,8 +12,6 @@ export interface Inventory {
 }
 
 const MAX_AGE_MS = 60_000
-/** Blocks of the table that are looked at, of 8 KiB: all of one that has some 40,000 keys, and an even sample of a larger one. */
-const MOST_BLOCKS = 2000
 
 /**
  * The last inventory. A look never waits for the database: what is too old is read anew behind it, for the next one.
@@ -31,13 +30,12 @@ export function watchInventory(db: Kysely<Database>, onError: (error: unknown) =
 
 /** Exact for a small table; of a larger one a sample of its blocks is counted and scaled, so that no look walks through millions. */
 async function readInventory(db: Kysely<Database>): Promise<Inventory> {
-  const percent = sql`least(100, 100.0 * ${MOST_BLOCKS}::int * current_setting('block_size')::int / greatest(pg_relation_size('keys'), 1))::real`
   const { rows } = await sql<Record<KeyStatus, number> & { age: number | null }>`
     WITH sampled AS (
       SELECT CASE WHEN revoked_at IS NOT NULL THEN 'revoked' WHEN expires_at <= now() THEN 'expired' WHEN enabled THEN 'active' ELSE 'disabled' END AS status
-      FROM keys TABLESAMPLE SYSTEM (${percent}) WHERE kind = 'mecha'
+      FROM keys TABLESAMPLE SYSTEM (${SAMPLE_PERCENT}) WHERE kind = 'mecha'
     ), counted AS (
-      SELECT status, round(count(*) * 100 / ${percent})::float8 AS keys FROM sampled GROUP BY status
+      SELECT status, round(count(*) * 100 / ${SAMPLE_PERCENT})::float8 AS keys FROM sampled GROUP BY status
     )
     SELECT coalesce(max(keys) FILTER (WHERE status = 'active'), 0) AS active, coalesce(max(keys) FILTER (WHERE status = 'disabled'), 0) AS disabled,
            coalesce(max(keys) FILTER (WHERE status = 'expired'), 0) AS expired, coalesce(max(keys) FILTER (WHERE status = 'revoked'), 0) AS revoked,

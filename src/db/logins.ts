@@ -5,7 +5,7 @@ import { sql, type Kysely } from 'kysely'
 import { DURABLE_COMMIT, SERVER_TIMEOUTS } from './pool.js'
 
 /** Which plane's rights a login gets. */
-const ROLE = { control: 'mecha_keys_control', runtime: 'mecha_keys_runtime' } as const
+export const ROLE = { control: 'mecha_keys_control', runtime: 'mecha_keys_runtime' } as const
 export type Plane = keyof typeof ROLE
 
 /**

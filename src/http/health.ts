@@ -1,7 +1,8 @@
 /** Liveness and readiness. */
 
+import { setTimeout as sleep } from 'node:timers/promises'
 import { Type } from '@fastify/type-provider-typebox'
-import type { FastifyInstance } from 'fastify'
+import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
 
 /** One thing that has to be right before traffic is welcome: resolves to what is wrong, or to nothing. */
 export type ReadinessCheck = () => Promise<string | undefined>
@@ -45,4 +46,31 @@ export function registerHealth(app: FastifyInstance, { checks, isDraining, onRea
       return reply.code(ready ? 200 : 503).header('cache-control', 'no-store').send({ ready, checks: results })
     },
   )
+}
+
+/** How soon it is asked again whether something is right by now. */
+const ASK_AGAIN_MS = 10_000
+/** Longest that a probe waits for what is asked so rarely. */
+const PROBE_WAITS_MS = 500
+
+/**
+ * A check of what does not become wrong by itself: it is over once nothing was found, and asked rarely until then. One that throws
+ * cannot say anything now, and what it said before stands.
+ */
+export function untilRight(check: ReadinessCheck, log: FastifyBaseLogger): ReadinessCheck {
+  let trouble: string | undefined
+  let isRight = false
+  let askedAt = -Infinity
+  async function ask(): Promise<void> {
+    const found = await check()
+    isRight = found === undefined
+    if (found !== undefined && found !== trouble) log.error(found)
+    trouble = found
+  }
+  return async () => {
+    if (isRight || performance.now() - askedAt < ASK_AGAIN_MS) return trouble
+    askedAt = performance.now()
+    await Promise.race([ask().catch(() => {}), sleep(PROBE_WAITS_MS, undefined, { ref: false })])
+    return trouble
+  }
 }

@@ -53,13 +53,17 @@ export function requestLogger(parent: FastifyBaseLogger, bindings: Bindings, opt
   return new RequestLogger(parent, bindings, options) as unknown as FastifyBaseLogger
 }
 
+/** Asked every few seconds for as long as the process lives, and answered without a look at anything. */
+const LIVENESS = '/livez'
+
 /** One line for each request: what was asked, what was answered, how long it took; of one that was refused, why and whose it was. */
 export function logRequests(app: FastifyInstance): void {
   // A hook that writes nothing would still cost every request its turn.
   if (!(app.log as Logger).isLevelEnabled('info')) return
   app.addHook('onResponse', (request, reply, done) => {
     const ms = Math.round(reply.elapsedTime * 100) / 100
-    app.log.info({ request_id: request.id, req: request, status: reply.statusCode, ms, ...(reply.refusal && refusalLine(request, reply.refusal)) }, 'request')
+    const level = request.routeOptions.url === LIVENESS ? 'debug' : 'info'
+    app.log[level]({ request_id: request.id, req: request, status: reply.statusCode, ms, ...(reply.refusal && refusalLine(request, reply.refusal)) }, 'request')
     done()
   })
 }

@@ -21,7 +21,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyBaseLogger } from 'fastify'
 import { Client } from 'pg'
 import { HISTORY, isHeld } from '../db/history.js'
-import { isReadOnly } from '../db/outage.js'
+import { causeOf, isReadOnly } from '../db/outage.js'
 import { commitDurably, SERVER_TIMEOUTS } from '../db/pool.js'
 import type { CredentialKind } from '../key/id.js'
 import type { Clock } from './clock.js'
@@ -165,6 +165,7 @@ export class Feed {
   #known: { readonly timeline: string; readonly beat: number } | undefined
   #stopped = false
   #lostAt: number | undefined
+  #lostBy: string | undefined
   /** Since the start: how often the connection was lost, everything was dropped, and the history became another one. */
   readonly counts = { losses: 0, resets: 0, historyChanges: 0 }
   #wake = () => {}
@@ -198,6 +199,11 @@ export class Feed {
    */
   isFresh(at = this.parts.clock.now()): boolean {
     return at - this.#confirmedAt <= this.parts.maxStalenessMs && this.#confirmedJumps === this.parts.clock.jumps && !this.#isInDoubt
+  }
+
+  /** What the connection was lost by the last time, in no more words than a log line has for it. */
+  get lostBy(): string | undefined {
+    return this.#lostBy
   }
 
   /** When everything that has been told was asked for: {@link isFresh} counts from then. */
@@ -311,6 +317,7 @@ export class Feed {
   #tellThatLost(error: unknown): void {
     this.counts.losses++
     this.#lostAt ??= performance.now()
+    this.#lostBy = causeOf(error)
     this.parts.log.warn({ err: error }, 'the change feed was lost; connecting again')
   }
 

@@ -70,6 +70,7 @@ t.test('everything works through PgBouncer, and known keys without it', { skip: 
     await sql`UPDATE keys SET revoked_at = now(), revoked_by = 'test' WHERE mecha = 'm0^acmecorp'`.execute(database.db)
     await pooler.start()
     await eventually(async () => (await service.call('POST', '/v1/verify', { token: gateway, body: { key: other.plaintext_key } })).body.valid === true)
+    await fresh(service)
     t.match(await service.call('GET', '/readyz'), { status: 200 })
   })
 })

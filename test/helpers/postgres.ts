@@ -33,14 +33,14 @@ export interface Cluster {
 }
 
 /** A new cluster, or one that another's base backup is the beginning of. Ends with the test. */
-export async function createCluster(t: Pick<Test, 'teardown'>, programs: string, of?: { readonly standbyOf: Cluster }): Promise<Cluster> {
+export async function createCluster(t: Pick<Test, 'teardown'>, programs: string, { standbyOf, flags = [] }: { readonly standbyOf?: Cluster; readonly flags?: readonly string[] } = {}): Promise<Cluster> {
   const folder = mkdtempSync(join(tmpdir(), 'mecha-keys-postgres-'))
   const owner = unprivileged()
   if (owner) chownSync(folder, owner.uid, owner.gid)
   const data = join(folder, 'data')
   const port = await freePort()
   const run = async (program: string, args: readonly string[]) => void (await promisify(execFile)(join(programs, program), args, { ...owner, cwd: folder }))
-  const settings = `-p ${port} -h 127.0.0.1 -k '' -c wal_keep_size=256MB -c hot_standby=on -c fsync=off`
+  const settings = `-p ${port} -h 127.0.0.1 -k '' -c wal_keep_size=256MB -c hot_standby=on -c fsync=off${flags.map((flag) => ` -c ${flag}`).join('')}`
   const cluster: Cluster = {
     folder, port,
     url: (user, database) => `postgres://${user}@127.0.0.1:${port}/${database}`,
@@ -53,7 +53,7 @@ export async function createCluster(t: Pick<Test, 'teardown'>, programs: string,
     await cluster.stop('immediate').catch(() => {})
     rmSync(folder, { recursive: true, force: true })
   })
-  if (of) await run('pg_basebackup', ['-D', data, '-d', of.standbyOf.url('postgres', 'postgres'), '-R', '-X', 'stream', '-c', 'fast'])
+  if (standbyOf) await run('pg_basebackup', ['-D', data, '-d', standbyOf.url('postgres', 'postgres'), '-R', '-X', 'stream', '-c', 'fast'])
   else await run('initdb', ['-D', data, '-U', 'postgres', '-A', 'trust', '--encoding=UTF8', '--no-locale', '--no-sync'])
   await cluster.start()
   return cluster

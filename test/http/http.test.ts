@@ -2,7 +2,7 @@ import { once } from 'node:events'
 import { connect, type AddressInfo } from 'node:net'
 import t from 'tap'
 import { contractOf } from '../helpers/contract.js'
-import { startService, type Service } from '../helpers/service.js'
+import { fresh, startService, type Service } from '../helpers/service.js'
 
 t.test('404 and 405 are problems, and 405 says what the path takes', async (t) => {
   const service = await startService(t)
@@ -35,8 +35,12 @@ t.test('a request id is taken over when it is one, and made when it is not', asy
   const id = async (given?: string) => (await service.call('GET', '/livez', given === undefined ? {} : { headers: { 'x-request-id': given } })).headers['x-request-id']
   t.equal(await id('abc-1.2_3'), 'abc-1.2_3')
   for (const odd of [undefined, '', 'a b', 'x'.repeat(65), 'ä', (await service.issue()).plaintext_key]) t.match(await id(odd), /^[\w-]{12}\.\d+$/)
-  await service.call('GET', '/livez', { headers: { 'x-request-id': 'find-me' } })
-  t.match(service.logs(), /"request_id":"find-me".*"route":"\/livez"/)
+  await service.call('GET', '/readyz', { headers: { 'x-request-id': 'find-me' } })
+  t.match(service.logs(), /"request_id":"find-me".*"route":"\/readyz"/)
+  t.notMatch(service.logs(), /"route":"\/livez"/, 'a probe of liveness is no line in the log')
+  const talkative = await startService(t, { LOG_LEVEL: 'debug' }, service.database)
+  await talkative.call('GET', '/livez')
+  t.match(talkative.logs(), /"level":20,[^\n]*"route":"\/livez"/, 'unless debug is asked for')
   t.equal((await service.call('GET', '/nowhere', { headers: { 'x-request-id': 'lost' } })).headers['x-request-id'], 'lost')
 })
 
@@ -47,13 +51,15 @@ t.test('each plane serves its own routes and not the other\'s', async (t) => {
   t.equal((await runtime.call('GET', '/v1/keys')).status, 404)
   t.equal((await control.call('GET', '/v1/keys')).status, 401)
   t.equal((await runtime.call('POST', '/v1/verify', { body: {} })).status, 401)
-  t.match((await runtime.call('GET', '/readyz')).body, { ready: true, checks: { database_runtime: 'ok' } })
+  await fresh(runtime)
+  t.match((await runtime.call('GET', '/readyz')).body, { checks: { database_runtime: 'ok', feed: 'ok' } })
   t.equal((await control.call('GET', '/readyz')).body.checks.database_runtime, undefined)
 })
 
 t.test('probes: alive, ready, draining', async (t) => {
   const service = await startService(t)
   t.same((await service.call('GET', '/livez')).body, { alive: true })
+  await fresh(service)
   t.match(await service.call('GET', '/readyz'), { status: 200, body: { ready: true } })
   service.startDraining()
   t.match(await service.call('GET', '/readyz'), { status: 503, body: { ready: false, checks: { draining: 'draining' } } })
