@@ -3,6 +3,7 @@ ARG NODE_VERSION=26
 FROM node:${NODE_VERSION}-trixie-slim AS base
 WORKDIR /app
 COPY package.json package-lock.json ./
+COPY docker docker
 
 FROM base AS build
 # No package's install script is needed, neither to compile nor to run.
@@ -11,19 +12,18 @@ COPY tsconfig.json ./
 COPY src src
 COPY test test
 COPY bench bench
-RUN npm run build
+RUN npm run build && node docker/prune.mjs dist
 
 FROM base AS production
 LABEL org.opencontainers.image.title="mecha-keys" \
   org.opencontainers.image.description="Issues, lists, rotates, revokes and verifies Mecha keys: the runtime credentials of named AI workers" \
   org.opencontainers.image.version="0.1.0"
 # @node-rs/argon2 brings its prebuilt binary as an optional dependency: do not omit those.
-RUN npm ci --omit=dev --ignore-scripts && npm cache clean --force
+RUN npm ci --omit=dev --ignore-scripts && npm cache clean --force && node docker/prune.mjs node_modules
 COPY --from=build /app/dist/src dist/src
 COPY migrations migrations
 COPY docs/errors docs/errors
 COPY openapi openapi
-COPY docker docker
 # A volume mounted here takes over this ownership; docker-compose.yml keeps generated secrets so.
 RUN install -d -o node -g node -m 0700 /secrets/owner /secrets/service
 ENV NODE_ENV=production HOST=0.0.0.0

@@ -1,9 +1,9 @@
 /** What a deployment is made of: the image's contents, the secrets, the compose file. No container runtime is needed. */
 
-import { spawn, type ChildProcess } from 'node:child_process'
+import { execFileSync, spawn, type ChildProcess } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { chmodSync, cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { chmodSync, copyFileSync, cpSync, existsSync, linkSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, dirname, join, posix } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -16,7 +16,8 @@ import { pendingMigrations } from '../src/db/migrate.js'
 import { PACKAGE_ROOT } from '../src/package-root.js'
 import { LAST_STEPS_MS } from '../src/server.js'
 import { createDatabase, type TestDatabase } from './helpers/database.js'
-import { startService } from './helpers/service.js'
+import { eventually } from './helpers/eventually.js'
+import { fresh, startService } from './helpers/service.js'
 
 const compose = parse(read('docker-compose.yml'), { merge: true })
 const services: [string, any][] = Object.entries(compose.services)
@@ -29,6 +30,10 @@ const OWNERS = ['owner/migrate-database-url', 'owner/postgres-password']
 const SERVICES = ['service/builtin-issuer.pem', 'service/database-url', 'service/root-secrets', 'service/runtime-database-url']
 /** The names of postgres' own image that are used here. */
 const POSTGRES = ['POSTGRES_USER', 'POSTGRES_DB', 'POSTGRES_PASSWORD_FILE']
+
+/** Laid out once, for all tests. */
+let laidOut: string | undefined
+const imageRoot = () => (laidOut ??= layOut())
 
 // ── The secrets ──
 
@@ -82,7 +87,7 @@ t.test("the owner's login is the one that postgres is told to make", async (t) =
 // ── The image's contents, run ──
 
 t.test('what the image holds migrates an empty database and serves it with the generated secrets', async (t) => {
-  const root = layOut(t)
+  const root = imageRoot()
   const folder = temporaryFolder(t)
   await makeSecrets(folder)
   const database = await createDatabase(t, { empty: true })
@@ -101,7 +106,7 @@ t.test('what the image holds migrates an empty database and serves it with the g
     })
     return { status: response.status, body: (await response.json()) as any }
   }
-  t.match(await call('GET', '/readyz'), { status: 200, body: { ready: true } })
+  await eventually(async () => (await call('GET', '/readyz')).body.ready)
 
   const token = await run(root, ['operator-token', '--org', 'acme'], environment)
   const gateway = await run(root, ['gateway', 'create', '--org', 'acme', '--name', 'edge'], environment)
@@ -125,7 +130,12 @@ t.test('what the image holds migrates an empty database and serves it with the g
 
 t.test('the image has no embedded PostgreSQL, and says so', async (t) => {
   const data = temporaryFolder(t)
-  t.match(await run(layOut(t), ['serve'], { BUILTIN_ISSUER: 'on', DATA_DIR: data }), { code: 78, output: /DATABASE_URL/ })
+  const root = imageRoot()
+  for (const command of [['serve'], ['migrate'], ['config'], ['operator-token', '--org', 'acme']])
+    t.match(await run(root, command, { BUILTIN_ISSUER: 'on', DATA_DIR: data }), { code: 78, output: /^mecha-keys: no database is named, [^\n]*: set DATABASE_URL or DATABASE_URL_FILE\n$/ }, command.join(' '))
+  t.same(readdirSync(data), [], 'and nothing is made')
+  // As in the image, where the default is a folder that is not to be written to.
+  t.match(await run(root, ['serve'], { DATA_DIR: '/proc/x' }), { code: 78, output: /^mecha-keys: no database is named, [^\n]*\n$/ })
 })
 
 t.test('a database that is named is never passed over for the embedded one', async (t) => {
@@ -136,8 +146,19 @@ t.test('a database that is named is never passed over for the embedded one', asy
   t.same(readdirSync(data), [])
 
   const runtime = await startService(t, { PLANES: 'runtime', DATABASE_URL: undefined }, database)
+  await fresh(runtime)
   t.match(await runtime.call('GET', '/readyz'), { status: 200, body: { checks: { database_runtime: 'ok' } } }, 'one login is enough for one plane')
   await t.rejects(startService(t, { PLANES: 'control', DATABASE_URL: undefined }, database), { message: 'DATABASE_URL or DATABASE_URL_FILE must be set' })
+})
+
+t.test('what the image adds to its base is what runs, and less than 30 MB', async (t) => {
+  const root = imageRoot()
+  const files = filesOf(root)
+  t.same(files.filter((file) => /\.(?:map|d\.ts|test\.js)$/.test(file)), [])
+  t.ok(files.some((file) => /node_modules\/fastify\/licen[cs]e/i.test(file)), 'and the licences')
+  // A file takes up whole blocks.
+  const bytes = files.reduce((sum, file) => sum + Math.ceil(statSync(join(root, file)).size / 4096) * 4096, 0)
+  t.ok(bytes < 30_000_000, `${bytes} bytes`)
 })
 
 t.test('the image runs as a user that has no name', async (t) => {
@@ -157,7 +178,8 @@ t.test('the image is a slim one of node, without development dependencies', asyn
   t.match(image.argument('FROM'), /^base AS /)
   const installs = [...base.all('RUN'), ...image.all('RUN')].filter((command) => command.includes('npm'))
   t.equal(installs.length, 1)
-  t.match(installs[0], /^npm ci .*--omit=dev/)
+  t.match(installs[0], /^npm ci .*--omit=dev.* && node docker\/prune\.mjs node_modules$/, 'pruned in the same layer')
+  t.match(stages[1]!.all('RUN').at(-1), / && node docker\/prune\.mjs dist$/)
   t.notMatch(installs[0], /optional/, "argon2's prebuilt binaries are optional dependencies")
 })
 
@@ -306,8 +328,8 @@ function stagesOf(dockerfile: string): Stage[] {
   })
 }
 
-/** A folder that holds what the Dockerfile copies into the image, and of the packages only those that it installs. */
-function layOut(t: Test): string {
+/** A folder that holds what the image does: what the Dockerfile copies, and the packages that it installs, without what it prunes. */
+function layOut(): string {
   const root = temporaryFolder(t)
   for (const copy of [...base.all('COPY'), ...image.all('COPY')]) {
     const words = copy.split(' ').filter((word) => !word.startsWith('--'))
@@ -316,11 +338,28 @@ function layOut(t: Test): string {
   }
   const { packages } = JSON.parse(read('package-lock.json')) as { packages: Record<string, { dev?: true }> }
   const production = Object.keys(packages).filter((path) => /^node_modules\/(@[^/]+\/)?[^/]+$/.test(path) && !packages[path]!.dev)
-  for (const path of production.filter((one) => existsSync(join(PACKAGE_ROOT, one)))) {
-    mkdirSync(dirname(join(root, path)), { recursive: true })
-    symlinkSync(join(PACKAGE_ROOT, path), join(root, path))
-  }
+  for (const path of production.filter((one) => existsSync(join(PACKAGE_ROOT, one)))) copyLinked(join(PACKAGE_ROOT, path), join(root, path))
+  execFileSync(process.execPath, [join(root, 'docker', 'prune.mjs'), join(root, 'node_modules'), join(root, 'dist')])
   return root
+}
+
+/** Copies a folder by links to its files: what is removed of the copy is not removed of it. */
+function copyLinked(from: string, to: string): void {
+  mkdirSync(to, { recursive: true })
+  for (const entry of readdirSync(from, { withFileTypes: true })) {
+    const [source, target] = [join(from, entry.name), join(to, entry.name)]
+    if (entry.isDirectory()) copyLinked(source, target)
+    else linkOrCopy(source, target)
+  }
+}
+
+function linkOrCopy(source: string, target: string): void {
+  try {
+    linkSync(source, target)
+  } catch {
+    // The folder for temporary files may be on another disk.
+    copyFileSync(source, target)
+  }
 }
 
 /** Gives the generated logins a server: the tests', under names of this test's own, which end with it. */
@@ -380,12 +419,11 @@ function makeSecrets(folder: string) {
 
 /** Runs a command of the command line that stands in `root`. */
 function run(root: string, args: string[], environment: Environment) {
-  return finished(spawnIn(root, args, environment))
+  return finished(spawnIn(root, args, environment, { timeout: 60_000, killSignal: 'SIGKILL' }))
 }
 
-/** Symbolic links count as the packages that they stand for: a package finds only what the image has. */
-function spawnIn(root: string, args: string[], environment: Environment) {
-  return spawn(process.execPath, ['--preserve-symlinks', 'dist/src/main.js', ...args], { cwd: root, env: { ...environment } })
+function spawnIn(root: string, args: string[], environment: Environment, bound: { timeout?: number; killSignal?: NodeJS.Signals } = {}) {
+  return spawn(process.execPath, ['dist/src/main.js', ...args], { cwd: root, env: { ...environment }, ...bound })
 }
 
 async function startServing(t: Test, root: string, environment: Environment) {
