@@ -58,6 +58,18 @@ t.test('a gateway credential is created, listed and revoked, for one organizatio
   refused(t, verified, 1, /unauthenticated/)
 })
 
+t.test('every gateway of an organization is listed, however many there are', async (t) => {
+  const [template] = json(await run(t, ['gateway', 'create', '--org', 'many', '--name', 'first', '--json'], { env: deployment })).id.match(/^gw_\w+/)
+  await sql`
+    INSERT INTO keys (id, kind, org_id, name, hash, tag_root, pepper_root, created_at, created_by)
+    SELECT gen_random_uuid(), kind, org_id, 'copy ' || n, hash, tag_root, pepper_root, created_at + n % 3 * interval '1 ms', created_by
+    FROM keys, generate_series(1, 2100) AS n WHERE org_id = 'many'`.execute(database.db)
+  const { gateways } = json(await run(t, ['gateway', 'list', '--org', 'many', '--json'], { env: deployment }))
+  t.equal(gateways.length, 2101)
+  t.equal(new Set(gateways.map(({ id }: { id: string }) => id)).size, 2101)
+  t.ok(gateways.some(({ id }: { id: string }) => id === template))
+})
+
 t.test('a key is issued, verified, listed and revoked from scripts', async (t) => {
   const issued = await run(t, ['issue', 'sales^acmecorp', '--name', 'laptop', '--scope', 'orders:read', '--expires-in', '3600', '--idempotency-key', 'one'], { env: operator })
   t.equal(issued.code, 0)

@@ -7,7 +7,7 @@ import type { ControlParts, GatewayCaller } from '../control/parts.js'
 import { revoke } from '../control/revoke.js'
 import { rootSecretsStatus } from '../control/root-secrets.js'
 import { describeSigningKeys, rotateSigningKeys, type Rotation, type SigningKeyView } from '../control/signing/keys.js'
-import { listKeys } from '../control/store.js'
+import { listKeys, type Cursor } from '../control/store.js'
 import { hashVersion } from '../db/hash-version.js'
 import { ensureLogin } from '../db/logins.js'
 import { migrate } from '../db/migrate.js'
@@ -26,6 +26,9 @@ export async function runMigrate(options: { withLogins?: true }): Promise<void> 
     process.stdout.write(applied.length > 0 ? `applied ${applied.join(', ')}\n` : 'nothing to apply\n')
   })
 }
+
+/** Gateways that are read at once. */
+const PAGE = 1000
 
 interface OfWhom {
   org?: string
@@ -47,8 +50,14 @@ export async function runGatewayList(options: OfWhom & { json?: true }): Promise
   const { orgId } = commandLine(orgOf(options))
   await withDatabaseSettings((config) =>
     withControlParts(config, async ({ db }) => {
-      const { keys, now } = await listKeys(db, { orgId, crews: undefined }, { kind: 'gateway', limit: 1000 })
-      const gateways = keys.map((key) => ({ id: publicId('gateway', key.id), name: key.name, org_id: key.org_id, status: statusAt(key, now) }))
+      const gateways: { id: string; name: string | null; org_id: string | null; status: string }[] = []
+      for (let after: Cursor | undefined, isMore = true; isMore; ) {
+        const { keys, now } = await listKeys(db, { orgId, crews: undefined }, { kind: 'gateway', limit: PAGE, after })
+        gateways.push(...keys.map((key) => ({ id: publicId('gateway', key.id), name: key.name, org_id: key.org_id, status: statusAt(key, now) })))
+        const last = keys.at(-1)
+        after = last && { createdAt: last.created_at, id: last.id }
+        isMore = keys.length === PAGE
+      }
       print(options.json, { gateways }, () => gateways.map(({ id, status, name }) => `${id}  ${status}  ${name}`))
     }),
   )

@@ -249,9 +249,10 @@ function eventRoutes({ db }: ControlParts): FastifyPluginAsyncTypebox {
         },
       },
       async ({ query, operator }) => {
-        const { mecha, key_id, type, after = '0', limit = 50 } = query
+        const { mecha, key_id, type, actor, after = '0', limit = 50 } = query
         const keyId = key_id && uuidOf(key_id.startsWith('gw_') ? 'gateway' : 'mecha', key_id)
-        const rows = await listEvents(db, operator, { mecha, keyId, type, after, limit })
+        const [since, until] = [timeOf('since', query.since), timeOf('until', query.until)]
+        const rows = await listEvents(db, operator, { mecha, keyId, type, actor, since, until, after, limit })
         return { events: rows.map(eventView), next_after: rows.at(-1)?.position ?? after }
       },
     )
@@ -312,6 +313,14 @@ async function page({ db }: ControlParts, operator: Operator, kind: CredentialKi
   const { keys, now } = await listKeys(db, operator, { kind, mecha, status, limit: limit + 1, after })
   const shown = keys.slice(0, limit)
   return { keys: shown, now, next_cursor: keys.length > limit ? encodeCursor(shown.at(-1)!) : null }
+}
+
+/** The route's schema has checked the shape, which a time that does not exist can have. */
+function timeOf(name: string, text: string | undefined): Date | undefined {
+  if (text === undefined) return undefined
+  const time = new Date(text)
+  if (Number.isNaN(time.getTime())) throw invalid(`query.${name}`, 'format', 'must be an RFC 3339 time that exists')
+  return time
 }
 
 /** The route's schema has checked the shape. */

@@ -156,6 +156,9 @@ export const EventsQuery = Type.Object(
       description: 'Only those of this key or gateway credential', examples: [`key_${EXAMPLE_ID}`],
     })),
     type: Type.Optional(EventType),
+    actor: Type.Optional(line(300, 'Only what they did: as events show it')),
+    since: Type.Optional(Type.String({ ...TimeSchema, description: 'Only what happened at this time or later. RFC 3339' })),
+    until: Type.Optional(Type.String({ ...TimeSchema, description: 'Only what happened before this time. RFC 3339' })),
     after: Type.Optional(Type.String({
       pattern: '^[0-9]{1,18}$', 'x-rule': 'must be the id of an event',
       description: '`next_after` of the page before; from the start without it', examples: ['0'],

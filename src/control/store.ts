@@ -310,13 +310,17 @@ export interface EventFilter {
   readonly mecha?: string | undefined
   readonly keyId?: string | undefined
   readonly type?: string | undefined
+  readonly actor?: string | undefined
+  readonly since?: Date | undefined
+  /** Exclusive. */
+  readonly until?: Date | undefined
   readonly after: string
   readonly limit: number
 }
 
 /** Oldest first, from a position on. */
 export async function listEvents(db: Kysely<Database>, { orgId, crews }: Reach & { orgId: string }, filter: EventFilter): Promise<EventRow[]> {
-  const { mecha, keyId, type, after, limit } = filter
+  const { mecha, keyId, type, actor, since, until, after, limit } = filter
   return db
     .selectFrom('events').selectAll()
     .where('org_id', '=', orgId)
@@ -325,6 +329,9 @@ export async function listEvents(db: Kysely<Database>, { orgId, crews }: Reach &
     .$if(mecha !== undefined, (query) => query.where('mecha', '=', mecha!))
     .$if(keyId !== undefined, (query) => query.where('key_id', '=', keyId!))
     .$if(type !== undefined, (query) => query.where('type', '=', type!))
+    .$if(actor !== undefined, (query) => query.where('actor', '=', actor!))
+    .$if(since !== undefined, (query) => query.where('at', '>=', since!))
+    .$if(until !== undefined, (query) => query.where('at', '<', until!))
     .orderBy('position').limit(limit)
     .execute()
 }

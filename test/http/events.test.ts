@@ -63,6 +63,29 @@ t.test('the trail is read in order, filtered and from a position on', async (t) 
   for (const query of ['after=x', 'type=key.lost', 'key_id=x', 'limit=1000']) t.match(await service.call('GET', `/v1/events?${query}`, { token }), { status: 400 }, query)
 })
 
+t.test('the trail is filtered by who did it and by time, on top of the other filters and from page to page', async (t) => {
+  const service = await startService(t)
+  const token = await service.token()
+  const { key } = await service.issue({}, { subject: 'alice' })
+  await service.issue({ mecha: 'buyer^acmecorp' }, { subject: 'bob' })
+  await service.call('POST', `/v1/keys/${key.id}/revoke`, { token: await service.token({ subject: 'bob' }) })
+  await service.issue({ mecha: 'sales^rival' }, { org: 'rival', subject: 'bob' })
+  const get = async (query: Record<string, string>) => (await service.call('GET', `/v1/events?${new URLSearchParams(query).toString()}`, { token })).body
+  const types = async (query: Record<string, string>) => (await get(query)).events.map(({ type, actor }: any) => `${type} ${actor}`)
+  const [issue, other, end] = (await get({})).events
+  t.same(await types({ actor: 'builtin:bob' }), ['key.issued builtin:bob', 'key.revoked builtin:bob'])
+  t.same(await types({ actor: 'builtin:bob', key_id: key.id }), ['key.revoked builtin:bob'])
+  t.same(await types({ actor: 'bob' }), [], 'the whole of it')
+  t.same(await types({ since: other.at }), (await types({})).slice([issue, other].findIndex(({ at }) => at === other.at)), 'since includes its time')
+  t.same(await types({ until: issue.at }), [], 'until does not')
+  t.equal((await types({ until: '2999-01-01T01:00:00+01:00' })).length, 3)
+  t.same(await types({ since: end.at, until: end.at }), [])
+  const first = await get({ since: issue.at, limit: '2' })
+  t.same((await get({ since: issue.at, after: first.next_after })).events, [end], 'pages are those of what is filtered')
+  for (const query of [{ since: 'yesterday' }, { until: '2030-02-30T00:00:00Z' }, { since: '1' }, { actor: '' }])
+    t.match(await service.call('GET', `/v1/events?${new URLSearchParams(query as Record<string, string>).toString()}`, { token }), { status: 400, body: { code: 'invalid_request' } }, JSON.stringify(query))
+})
+
 t.test('a reader who follows the trail while many write misses no event', async (t) => {
   const service = await startService(t, { DATABASE_TIMEOUT: '30s', MAX_ACTIVE_KEYS_PER_MECHA: '1000' })
   const token = await service.token()
