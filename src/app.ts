@@ -29,7 +29,8 @@ import { createMetrics, registerMetrics, takeTimes } from './http/metrics.js'
 import { registerNotFound } from './http/not-found.js'
 import { OAuthErrorSchema } from './http/oauth.js'
 import { registerOpenApi } from './http/openapi.js'
-import { ProblemSchema, registerProblems } from './http/problems.js'
+import { registerDocs, registerErrorPages } from './http/pages.js'
+import { answerProblem, loggedProblem, ProblemSchema } from './http/problems.js'
 import { CallCounts } from './http/rate-limit.js'
 import { createServer } from './http/server.js'
 import { schemaCompiler } from './http/validation.js'
@@ -138,8 +139,10 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   readBodies(app)
   registerNotFound(app, metrics.recordUnknownRoute)
   registerMetrics(app, metrics)
+  app.setErrorHandler((error, request, reply) => answerProblem(reply, loggedProblem(error, request)))
   await registerOpenApi(app, VERSION)
-  registerProblems(app)
+  await registerDocs(app)
+  await registerErrorPages(app)
 
   if (config.PLANES !== 'runtime') {
     const { db } = openPlane('control', 'DATABASE_URL')

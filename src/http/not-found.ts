@@ -16,7 +16,9 @@ export function registerNotFound(app: FastifyInstance, onNotFound: (reply: Fasti
     onNotFound(reply)
     const methods = methodsAt(request.url)
     const allow = methods.join(', ')
-    answerProblem(reply, methods.length > 0
+    // A route that takes the method has found nothing behind its path.
+    const isMethodWrong = methods.length > 0 && !methods.includes(request.method)
+    answerProblem(reply, isMethodWrong
       ? new Problem('method_not_allowed', `This path takes ${allow}.`, { headers: { allow } })
       : new Problem('route_not_found', 'Nothing is served at this path.'))
   }

@@ -47,14 +47,19 @@ function answerErrors(app: FastifyInstance): void {
   app.setErrorHandler((error, request, reply) => {
     const problem = loggedProblem(error, request)
     reply.refusal = problem
-    const { errors: _errors, ...members } = problem.toJSON()
     return reply
       .code(problem.status)
       .headers({ 'cache-control': 'no-store', ...problem.extra.headers })
       .type('application/json')
       .serializer((body: unknown) => JSON.stringify(body))
-      .send({ error: nameOf(problem), error_description: asDescription(problem.detail), ...members })
+      .send(oauthError(problem))
   })
+}
+
+/** The body: {@link OAuthErrorSchema}. */
+export function oauthError(problem: Problem) {
+  const { errors: _errors, ...members } = problem.toJSON()
+  return { error: nameOf(problem), error_description: asDescription(problem.detail), ...members }
 }
 
 function nameOf({ code, status }: Problem): string {

@@ -1,8 +1,10 @@
 /** The contract: made from the routes' own schemas, so that it cannot say anything else than they do. */
 
 import swagger from '@fastify/swagger'
-import swaggerUi from '@fastify/swagger-ui'
 import type { FastifyInstance } from 'fastify'
+import { Problem, type ErrorCode } from '../errors.js'
+import { HANDLE_RULE } from '../key/handle.js'
+import { oauthError } from './oauth.js'
 
 const DESCRIPTION = [
   'Issues, lists, rotates, revokes and verifies Mecha keys: the runtime credentials of named AI workers.',
@@ -38,26 +40,48 @@ export async function registerOpenApi(app: FastifyInstance, version: string): Pr
     },
     transformObject: (made) => {
       if (!('openapiObject' in made)) return made.swaggerObject
-      const paths = Object.values(made.openapiObject.paths ?? {}) as Record<string, Operation>[]
-      for (const operation of paths.flatMap((path) => Object.values(path))) correct(operation)
-      return made.openapiObject
+      const { openapiObject } = made
+      const paths = Object.values(openapiObject.paths ?? {}) as Record<string, Operation>[]
+      const operations = paths.flatMap((path) => Object.values(path))
+      operations.forEach(correct)
+      openapiObject.components!.examples = samplesFor(operations)
+      return openapiObject
     },
     refResolver: { buildLocalReference: (json, _base, _fragment, i) => (typeof json.$id === 'string' ? json.$id : `schema-${i}`) },
   })
-  await app.register(swaggerUi, { routePrefix: '/docs', uiConfig: { deepLinking: true } })
   app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger())
 }
 
 /** As much of an operation as is looked at here. */
 interface Operation {
-  readonly parameters?: { readonly in: string; name: string }[]
+  readonly parameters?: { readonly in: string; name: string; example?: unknown }[]
   readonly requestBody?: { required: boolean; readonly content: Record<string, { schema: { required?: string[]; minProperties?: number } }> }
+  readonly responses: Record<string, { readonly content?: Record<string, { readonly examples?: Record<string, { readonly $ref?: string }> }> }>
 }
 
-/** What the plugin cannot know: that a body that may be empty may be left out, and how people spell a header. */
+/** What the plugin cannot know. */
 function correct({ requestBody, parameters = [] }: Operation): void {
+  // A body that may be empty may be left out.
   for (const { schema } of Object.values(requestBody?.content ?? {}))
     requestBody!.required = schema.required !== undefined || schema.minProperties !== undefined
-  for (const parameter of parameters)
+  for (const parameter of parameters) {
+    // Tools fill in examples. A filter that nobody chose hides keys; an Idempotency-Key that nobody chose kills the first plaintext when it is sent twice.
+    if (parameter.in !== 'path') delete parameter.example
+    // As people spell it.
     if (parameter.in === 'header') parameter.name = parameter.name.replace(/\b[a-z]/g, (letter) => letter.toUpperCase())
+  }
+}
+
+/** A sample of each error that an operation refers to. */
+function samplesFor(operations: Operation[]): Record<string, { value: object }> {
+  const media = operations.flatMap(({ responses }) => Object.values(responses)).flatMap(({ content = {} }) => Object.values(content))
+  const names = media.flatMap(({ examples = {} }) => Object.values(examples)).flatMap(({ $ref }) => $ref?.split('/').at(-1) ?? [])
+  return Object.fromEntries([...new Set(names)].sort().map((name) => [name, { value: sampleOf(name) }]))
+}
+
+function sampleOf(name: string): object {
+  const [schema, code] = name.split('.') as ['Problem' | 'OAuthError', ErrorCode]
+  const errors = code === 'invalid_request' && { errors: [{ field: 'body.mecha', rule: 'pattern', message: HANDLE_RULE }] }
+  const problem = new Problem(code, '…', { ...errors })
+  return schema === 'Problem' ? problem.toJSON() : oauthError(problem)
 }

@@ -1,12 +1,9 @@
 /** Every error leaves as an RFC 9457 problem with a code of the catalogue, and nothing of its cause. */
 
-import { readFile } from 'node:fs/promises'
-import { join } from 'node:path'
 import { Type } from '@fastify/type-provider-typebox'
-import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { causeOf, databaseFailure, isReadOnly } from '../db/outage.js'
-import { ERROR_CODES, invalidRequest, Problem, type ErrorCode } from '../errors.js'
-import { PACKAGE_ROOT } from '../package-root.js'
+import { invalidRequest, Problem, type ErrorCode } from '../errors.js'
 import { brokenRules, fieldError } from './broken-rules.js'
 
 declare module 'fastify' {
@@ -91,15 +88,4 @@ export function loggedProblem(error: unknown, request: FastifyRequest): Problem 
 
 function isShed(error: unknown): boolean {
   return error instanceof Problem && error.code === 'overloaded'
-}
-
-/** Registers the error handler and the pages that problems point to. */
-export function registerProblems(app: FastifyInstance): void {
-  app.setErrorHandler((error, request, reply) => answerProblem(reply, loggedProblem(error, request)))
-  app.get('/errors/:code', { schema: { hide: true } }, async (request, reply) => {
-    const { code } = request.params as { code: string }
-    if (!(ERROR_CODES as string[]).includes(code)) throw new Problem('route_not_found', 'Nothing is served at this path.')
-    const page = await readFile(join(PACKAGE_ROOT, 'docs', 'errors', `${code}.md`), 'utf8')
-    return reply.type('text/markdown; charset=utf-8').send(page)
-  })
 }

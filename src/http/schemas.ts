@@ -65,20 +65,27 @@ function documented(headers: Record<string, string>) {
 
 /** `response` of a route: what it answers when all is well, and the problems that it may answer with. */
 export function responses<S extends object>(success: S, ...codes: ErrorCode[]): S {
-  return withProblems(success, codes, { 'application/problem+json': { schema: { $ref: 'Problem#' } } })
+  return withProblems(success, codes, 'application/problem+json', 'Problem')
 }
 
 /** The same of a route that speaks OAuth. */
 export function oauthResponses<S extends object>(success: S, ...codes: ErrorCode[]): S {
-  return withProblems(success, codes, { 'application/json': { schema: { $ref: 'OAuthError#' } } })
+  return withProblems(success, codes, 'application/json', 'OAuthError')
 }
 
-function withProblems<S extends object>(success: S, codes: ErrorCode[], content: object): S {
+function withProblems<S extends object>(success: S, codes: ErrorCode[], type: string, schema: 'Problem' | 'OAuthError'): S {
+  const contentOf = (own: ErrorCode[]) => ({ [type]: { schema: { $ref: `${schema}#` }, examples: Object.fromEntries(own.map((code) => [code, sampleRef(schema, code)])) } })
   const problems = codes.map((code) => {
     const [status] = CATALOGUE[code]
-    const ofStatus = codes.filter((one) => CATALOGUE[one][0] === status).map((one) => `\`${one}\`: ${CATALOGUE[one][1]}`)
+    const ofStatus = codes.filter((one) => CATALOGUE[one][0] === status)
     const headers = HEADERS_OF_PROBLEMS[status]
-    return [status, { description: ofStatus.join('. '), ...(headers && { headers }), content }] as const
+    const description = ofStatus.map((one) => `\`${one}\`: ${CATALOGUE[one][1]}`).join('. ')
+    return [status, { description, ...(headers && { headers }), content: contentOf(ofStatus) }] as const
   })
-  return { ...success, ...Object.fromEntries(problems), default: { description: 'Any other problem', content } }
+  return { ...success, ...Object.fromEntries(problems), default: { description: 'Any other problem', content: contentOf(['internal_error']) } }
+}
+
+/** Where the contract has the sample of an error. `openapi.ts` puts it there. */
+function sampleRef(schema: string, code: ErrorCode) {
+  return { $ref: `#/components/examples/${schema}.${code}` }
 }

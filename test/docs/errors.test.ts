@@ -3,7 +3,6 @@ import { join } from 'node:path'
 import t from 'tap'
 import { ERROR_CODES, Problem } from '../../src/errors.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
-import { startService } from '../helpers/service.js'
 
 const FOLDER = join(PACKAGE_ROOT, 'docs', 'errors')
 
@@ -29,11 +28,4 @@ t.test('every code is answered by something', async (t) => {
   const text = sources.map((file) => readFileSync(join(PACKAGE_ROOT, 'src', file), 'utf8')).join('\n')
   const inCatalogue = readFileSync(join(PACKAGE_ROOT, 'src', 'errors.ts'), 'utf8')
   for (const code of ERROR_CODES) t.ok(text.includes(`'${code}'`) || inCatalogue.includes(`new Problem('${code}'`), code)
-})
-
-t.test('the type of a problem is where its page is', async (t) => {
-  const service = await startService(t)
-  const problem = await service.call('GET', '/nowhere')
-  t.match(await service.call('GET', problem.body.type), { status: 200, headers: { 'content-type': 'text/markdown; charset=utf-8' }, text: /^# route_not_found \(404\)/ })
-  for (const odd of ['/errors/README', '/errors/..%2Fsecurity', '/errors/nonsense']) t.equal((await service.call('GET', odd)).status, 404, odd)
 })

@@ -15,8 +15,8 @@ import { openApiYaml } from '../tools/documents.js'
 
 /** Served, and not in the contract. */
 const HIDDEN = [
-  'GET /openapi.json', 'GET /metrics', 'GET /errors/{code}',
-  'GET /docs', 'GET /docs/', 'GET /docs/json', 'GET /docs/yaml', 'GET /docs/*', 'GET /docs/static/index.html', 'GET /docs/static/swagger-initializer.js',
+  'GET /', 'GET /openapi.json', 'GET /metrics', 'GET /errors/{code}',
+  'GET /docs', 'GET /docs/', 'GET /docs/json', 'GET /docs/yaml', 'GET /docs/*', 'GET /docs/static/index.html', 'GET /docs/static/swagger-initializer.js', 'GET /docs/static/theme/favicon.svg',
   // What is in the contract as GET.
   ...METHODS.filter((method) => !['GET', 'HEAD', 'CONNECT'].includes(method)).map((method) => `${method} /v1/authz`),
 ]
@@ -73,23 +73,42 @@ t.test('the contract', async (t) => {
   t.test('describes every answer, and has valid schemas and examples', async (t) => {
     for (const { name, method, path, operation } of operations) {
       t.ok(successOf(operation), name)
-      const place = ['paths', path, method.toLowerCase()]
-      for (const [index, { name: parameter, example }] of (operation.parameters ?? []).entries()) {
-        const valid = compile(...place, 'parameters', String(index), 'schema')
+      const pointer = ['paths', path, method.toLowerCase()]
+      for (const [index, { in: place, name: parameter, example }] of (operation.parameters ?? []).entries()) {
+        const valid = compile(...pointer, 'parameters', String(index), 'schema')
         if (example !== undefined) t.ok(valid(example), `${name} ${parameter}: its example is valid`)
+        t.ok(place === 'path' || example === undefined, `${name} ${parameter}: what tools would fill in unasked has no example`)
       }
       for (const [type, { example }] of Object.entries(operation.requestBody?.content ?? {})) {
-        const valid = compile(...place, 'requestBody', 'content', type, 'schema')
+        const valid = compile(...pointer, 'requestBody', 'content', type, 'schema')
         t.ok(valid(example), `${name}: the example body is valid`)
         t.equal(operation.requestBody!.required, !valid({}), `${name}: a body may be left out where it may be empty`)
       }
       for (const [status, { description, headers, content }] of Object.entries(operation.responses)) {
         t.notMatch(description, /^(Default Response|A problem)?$/, `${name} ${status} says what it means`)
         t.equal(Object.keys(content ?? {}).length === 0, BODILESS.includes(`${name} ${status}`), `${name} ${status} has a body`)
-        for (const type of Object.keys(content ?? {})) t.doesNotThrow(() => compile(...place, 'responses', status, 'content', type, 'schema'), `${name} ${status}`)
+        for (const type of Object.keys(content ?? {})) t.doesNotThrow(() => compile(...pointer, 'responses', status, 'content', type, 'schema'), `${name} ${status}`)
         for (const header of Object.keys(headers ?? {})) t.match(header, /^[A-Z]/, `${name} ${status} ${header}`)
       }
     }
+  })
+
+  t.test('gives each error a sample of its own', async (t) => {
+    const { examples } = contract.components
+    for (const { name, path, method, operation } of operations)
+      for (const [status, { description, content }] of Object.entries(operation.responses)) {
+        const codes = status === 'default' ? ['internal_error'] : [...description.matchAll(/`(\w+)`:/g)].map((match) => match[1])
+        if (codes.length === 0) continue
+        for (const [type, media] of Object.entries(content ?? {})) {
+          t.same(Object.keys(media.examples ?? {}), codes, `${name} ${status}`)
+          const valid = compile('paths', path, method.toLowerCase(), 'responses', status, 'content', type, 'schema')
+          for (const [code, { $ref }] of Object.entries(media.examples ?? {})) {
+            const { value } = examples[$ref.split('/').at(-1)!]!
+            t.match(value, { code, type: `/errors/${code}`, status: status === 'default' ? 500 : Number(status) }, `${name} ${status}`)
+            t.ok(valid(value), `${name} ${status} ${code}: the sample is valid`)
+          }
+        }
+      }
   })
 
   t.test('has everything that is served, but for what is hidden on purpose', async (t) => {

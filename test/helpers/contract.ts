@@ -16,6 +16,7 @@ export interface Parameter {
 export interface Media {
   readonly schema: object
   readonly example?: unknown
+  readonly examples?: Record<string, { readonly $ref: string }>
 }
 
 export interface Operation {
@@ -32,7 +33,7 @@ export interface Contract {
   readonly openapi: string
   readonly info: { readonly title: string; readonly version: string }
   readonly tags: { readonly name: string }[]
-  readonly components: { readonly securitySchemes: Record<string, object>; readonly schemas: Record<string, object> }
+  readonly components: { readonly securitySchemes: Record<string, object>; readonly schemas: Record<string, object>; readonly examples: Record<string, { readonly value: unknown }> }
   readonly paths: Record<string, Record<string, Operation>>
 }
 
