@@ -65,7 +65,7 @@ export function testEnvironment(database: TestDatabase, environment: Environment
   }
 }
 
-export async function startService(t: Test, environment: Environment = {}, given?: TestDatabase, parts: AppParts = {}): Promise<Service> {
+export async function startService(t: Pick<Test, 'teardown'>, environment: Environment = {}, given?: TestDatabase, parts: AppParts = {}): Promise<Service> {
   const database = given ?? (await emptyDatabase())
   const config = loadConfig(testEnvironment(database, environment))
   const lines: string[] = []
