@@ -26,6 +26,9 @@ interface Setting<T> {
 
 const text = (value: string) => value
 
+export const ORGANIZATION = /^[\x21-\x7e]{1,128}$/
+export const ORGANIZATION_RULE = "must be an organization's id: 1 to 128 printable ASCII characters without spaces"
+
 /** What was written, or `undefined` where the setting has no default. */
 type Value<S> = S extends { default: string; parse: (text: string) => infer T }
   ? T
@@ -62,6 +65,7 @@ const SETTINGS = {
   HASH_PROFILE: { about: "argon2id's cost: `high-entropy` (1 MiB, 1 pass) or `owasp` (19 MiB, 2 passes)", default: 'high-entropy', parse: oneOf(...(Object.keys(HASH_PROFILES) as HashProfile[])) },
   KEY_DEFAULT_TTL: { about: 'Life of a key whose issuer names none; without it, such a key does not expire', parse: duration },
   KEY_MAX_TTL: { about: 'Longest life of a key; without it, a key may live for ever', parse: duration },
+  CREWS: { about: 'Who may take a handle that nobody has: whoever comes first, unless its crew is reserved for another organization (`open`), or only who has a claim to the crew, by a reservation or by the token (`OIDC_CREWS_CLAIM`) (`claim`)', default: 'open', parse: oneOf('open', 'claim') },
   MAX_ACTIVE_KEYS_PER_MECHA: { about: 'Most keys of one Mecha that are neither revoked nor expired', default: '20', parse: integer(1, 10_000) },
   ROTATE_DEFAULT_OVERLAP: { about: 'How long the old key of a rotation stays valid when the operator names no time', default: '1h', parse: duration },
   ROTATE_MAX_OVERLAP: { about: 'Longest overlap that an operator may ask for', default: '30d', parse: duration },
@@ -357,7 +361,7 @@ function network(value: string): string {
 }
 
 function organization(value: string): string {
-  if (!/^[\x21-\x7e]{1,128}$/.test(value)) throw new Error("must be an organization's id: 1 to 128 printable ASCII characters without spaces")
+  if (!ORGANIZATION.test(value)) throw new Error(ORGANIZATION_RULE)
   return value
 }
 

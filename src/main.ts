@@ -18,6 +18,7 @@ const serve = () => import('./commands/serve.js')
 const database = () => import('./commands/database.js')
 const events = () => import('./commands/events.js')
 const restore = () => import('./commands/restore.js')
+const crews = () => import('./commands/crews.js')
 const client = () => import('./commands/client.js')
 const offline = () => import('./commands/offline.js')
 
@@ -63,6 +64,17 @@ program
   .option('--after <position>', 'leave out what was written out before', position)
   .option('--output <file>', 'a file, gone on with where it ends; standard output otherwise')
   .action(lazily(async () => (await events()).runEvents))
+
+const crew = program.command('crew').description("which organization a crew is reserved for, straight in the database, as its owner")
+crew
+  .command('reserve')
+  .description('from now on nobody else takes a handle in it')
+  .argument('<crews...>', 'as in name^crew')
+  .requiredOption('--org <org>', 'organization')
+  .option('--json')
+  .action(lazily(async () => (await crews()).runCrewReserve))
+crew.command('release').description('take reservations back').argument('<crews...>').action(lazily(async () => (await crews()).runCrewRelease))
+crew.command('list').description('what is reserved, and for whom').option('--json').action(lazily(async () => (await crews()).runCrewList))
 
 const afterRestore = program.command('restore').description('after the database was restored from a back-up, as its owner')
 afterRestore

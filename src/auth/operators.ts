@@ -14,6 +14,7 @@ import {
 } from 'jose'
 import { isFetchable, mediaTypeOf, type Settings } from '../config.js'
 import { ConfigError, Problem } from '../errors.js'
+import { CREW } from '../key/handle.js'
 import { ProvedTokens } from './proved-tokens.js'
 import { SCOPES, type Scope } from './scopes.js'
 
@@ -35,7 +36,6 @@ const FETCH_TIMEOUT_MS = 5000
 /** What the audit trail can store and show (OpenID Connect Core 1.0, section 2: 255 characters at most). */
 const SUBJECT = /^[^\p{Cc}\p{Cs}]{1,255}$/u
 const ORG_ID = /^[\x21-\x7e]{1,128}$/
-const CREW = /^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$/
 
 interface Issuer {
   readonly issuer: string

@@ -1,6 +1,7 @@
 /** Commands that work straight in the database: `migrate`, `gateway`, `root-secrets`, `signing-keys`. */
 
 import { InvalidArgumentError } from 'commander'
+import type { Kysely } from 'kysely'
 import { databaseSetting, loadConfig, processEnvironment, requireDatabase, requireRoots, type Settings } from '../config.js'
 import { createGateway } from '../control/gateways.js'
 import type { ControlParts, GatewayCaller } from '../control/parts.js'
@@ -12,6 +13,7 @@ import { hashVersion } from '../db/hash-version.js'
 import { ensureLogin } from '../db/logins.js'
 import { migrate } from '../db/migrate.js'
 import { openDatabase } from '../db/pool.js'
+import type { Database } from '../db/tables.js'
 import { unsupportedVersion } from '../db/version.js'
 import { ConfigError } from '../errors.js'
 import { createHasher } from '../auth/hasher.js'
@@ -148,6 +150,19 @@ export async function withControlParts<T>(config: Settings, run: (parts: Control
   } finally {
     await db.destroy()
   }
+}
+
+/** Runs with the owner's login. */
+export async function asOwner(run: (db: Kysely<Database>) => Promise<void>, timeoutMs?: number): Promise<void> {
+  await withDatabaseSettings(async (config) => {
+    const url = requireDatabase(config, 'MIGRATE_DATABASE_URL', 'DATABASE_URL')
+    const db = openDatabase({ url, size: 1, timeoutMs: timeoutMs ?? config.DATABASE_TIMEOUT * 1000, name: 'mecha-keys command line' })
+    try {
+      await run(db)
+    } finally {
+      await db.destroy()
+    }
+  })
 }
 
 /** Whoever runs the command line, for the audit trail. */

@@ -1,17 +1,15 @@
 /** `restore`: after the database was restored from a back-up. */
 
 import { InvalidArgumentError } from 'commander'
-import type { Kysely } from 'kysely'
-import { requireDatabase, type Settings } from '../config.js'
 import { replayTrail, restoreAuthor, waiveReplay } from '../control/restore/replay.js'
 import { readTrail } from '../control/trail/file.js'
-import { openDatabase } from '../db/pool.js'
-import type { Database } from '../db/tables.js'
-import { withDatabaseSettings } from './database.js'
+import { asOwner } from './database.js'
 import { print, userName } from './shared.js'
 
 /** Events that are read from the file at once. */
 const PAGE = 1000
+/** It reads the whole file. */
+const TIMEOUT_MS = 600_000
 
 export async function runRestoreReplay(path: string, { json }: { json?: true }): Promise<void> {
   await asOwner(async (db) => {
@@ -23,7 +21,7 @@ export async function runRestoreReplay(path: string, { json }: { json?: true }):
       ...(gone.length > 0 ? [`issued after the back-up and gone with it, ${gone.length}: issue new ones for ${gone.join(' ')}`] : []),
       'the database is accepted',
     ])
-  })
+  }, TIMEOUT_MS)
 }
 
 export async function runRestoreWaive({ yesRevocationsMayBeLost }: { yesRevocationsMayBeLost?: true }): Promise<void> {
@@ -32,17 +30,5 @@ export async function runRestoreWaive({ yesRevocationsMayBeLost }: { yesRevocati
   await asOwner(async (db) => {
     await waiveReplay(db, { ...restoreAuthor(), actor: `cli:${userName()}` })
     process.stdout.write('the database is accepted as it is\n')
-  })
-}
-
-async function asOwner(run: (db: Kysely<Database>) => Promise<void>): Promise<void> {
-  await withDatabaseSettings(async (config: Settings) => {
-    const url = requireDatabase(config, 'MIGRATE_DATABASE_URL', 'DATABASE_URL')
-    const db = openDatabase({ url, size: 1, timeoutMs: 600_000, name: 'mecha-keys restore' })
-    try {
-      await run(db)
-    } finally {
-      await db.destroy()
-    }
-  })
+  }, TIMEOUT_MS)
 }

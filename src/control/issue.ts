@@ -5,6 +5,7 @@ import type { Transaction } from 'kysely'
 import type { Database, Metadata } from '../db/tables.js'
 import { inTransaction } from '../db/transaction.js'
 import { invalid, notFound, Problem } from '../errors.js'
+import { parseHandle } from '../key/handle.js'
 import { newId, publicId } from '../key/id.js'
 import { endOfOverlap, rotationRefusal, statusAt } from '../key/status.js'
 import { expiryOfNew, type ExpiryRequest } from './expiry.js'
@@ -36,17 +37,19 @@ export interface Revealed {
 }
 
 /**
- * Issues a key for a Mecha, which becomes the organization's own if it is nobody's.
+ * Issues a key for a Mecha, which becomes the organization's own if it is nobody's and the organization may take it (`CREWS`).
  *
  * @param idempotencyKey a repeat with the same one makes no second key: see {@link revealOnce}
  * @throws Problem `not_found` (another organization's Mecha, or another crew's), `key_limit_reached`, `invalid_request`
  */
 export async function issueKey(parts: ControlParts, caller: Caller, request: IssueRequest, idempotencyKey?: string): Promise<Revealed> {
   const { mecha } = request
-  const crew = mecha.slice(mecha.indexOf('^') + 1)
+  const { crew } = parseHandle(mecha)
   if (caller.crews && !caller.crews.includes(crew)) throw notFound()
+  // A token that names crews names this one: its issuer says that it is the organization's.
+  const isClaimed = caller.crews !== undefined || parts.config.CREWS === 'open'
   return revealOnce(parts, caller, mecha, { idempotencyKey, request: { act: 'issue', request } }, async (trx, minted) => {
-    const held = await claimMecha(trx, mecha, caller.orgId)
+    const held = await claimMecha(trx, mecha, caller.orgId, { isClaimed })
     if (!held) throw notFound()
     const { now, living } = held
     const limit = parts.config.MAX_ACTIVE_KEYS_PER_MECHA

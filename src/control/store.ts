@@ -3,6 +3,7 @@
 import { sql, type ExpressionBuilder, type Kysely, type Transaction, type Updateable } from 'kysely'
 import { HISTORY } from '../db/history.js'
 import type { Database, EventRow, KeyRefusalsTable, KeyRow, KeysTable, NewKeyRow } from '../db/tables.js'
+import { parseHandle } from '../key/handle.js'
 import type { CredentialKind } from '../key/id.js'
 import type { KeyStatus } from '../key/status.js'
 
@@ -53,14 +54,18 @@ export interface HeldMecha {
 }
 
 /**
- * Makes a handle the organization's own unless it has an owner, and holds it until the transaction ends.
+ * Makes a handle the organization's own unless it has an owner, and holds it until the transaction ends. In a crew that is
+ * reserved, this is for its organization.
  *
- * @returns `undefined` when it belongs to another organization
+ * @param isClaimed whether it may take a handle in a crew that is reserved for nobody
+ * @returns `undefined` when it belongs to another organization, or is not to be taken
  */
-export async function claimMecha(trx: Transaction<Database>, handle: string, orgId: string): Promise<HeldMecha | undefined> {
-  const made = await trx
-    .insertInto('mechas').values({ handle, org_id: orgId }).onConflict((conflict) => conflict.doNothing())
-    .returning(CLOCK.as('now')).executeTakeFirst()
+export async function claimMecha(trx: Transaction<Database>, handle: string, orgId: string, { isClaimed }: { readonly isClaimed: boolean }): Promise<HeldMecha | undefined> {
+  const { rows } = await sql<{ now: Date }>`
+    INSERT INTO mechas (handle, org_id) SELECT ${handle}, ${orgId}
+    WHERE coalesce((SELECT org_id FROM crews WHERE crew = ${parseHandle(handle).crew}), ${isClaimed ? orgId : null}) = ${orgId}
+    ON CONFLICT DO NOTHING RETURNING ${CLOCK} AS now`.execute(trx)
+  const made = rows[0]
   if (made) return { now: made.now, living: 0 }
   return (await lockMecha(trx, handle, orgId)) ? countLivingKeys(trx, handle) : undefined
 }
@@ -80,6 +85,45 @@ export async function countLivingKeys(db: Kysely<Database>, mecha: string): Prom
     SELECT now, (SELECT count(*)::int FROM keys WHERE mecha = ${mecha} AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now)) AS living
     FROM clock`.execute(db)
   return rows[0]!
+}
+
+// ── Crews ──
+
+export interface CrewRecord {
+  readonly crew: string
+  readonly org_id: string
+  readonly reserved_at: Date
+}
+
+export async function findCrew(db: Kysely<Database>, crew: string): Promise<CrewRecord | undefined> {
+  return db.selectFrom('crews').selectAll().where('crew', '=', crew).executeTakeFirst()
+}
+
+export async function listCrews(db: Kysely<Database>): Promise<CrewRecord[]> {
+  return db.selectFrom('crews').selectAll().orderBy('crew').execute()
+}
+
+/** Waits for whoever takes a handle, and makes others wait until the transaction ends. */
+export async function lockNewMechas(trx: Transaction<Database>): Promise<void> {
+  await sql`LOCK TABLE mechas IN SHARE ROW EXCLUSIVE MODE`.execute(trx)
+}
+
+export async function insertCrew(trx: Transaction<Database>, crew: string, orgId: string): Promise<void> {
+  await trx.insertInto('crews').values({ crew, org_id: orgId }).execute()
+}
+
+export async function deleteCrew(trx: Transaction<Database>, crew: string): Promise<CrewRecord | undefined> {
+  return trx.deleteFrom('crews').where('crew', '=', crew).returningAll().executeTakeFirst()
+}
+
+/** Organizations other than this one that have Mechas in a crew. */
+export async function countMechasOfOthers(db: Kysely<Database>, crew: string, orgId: string): Promise<{ org_id: string; mechas: number }[]> {
+  return db
+    .selectFrom('mechas')
+    .select(['org_id', sql<number>`count(*)::int`.as('mechas')])
+    .where(sql<string>`split_part(handle, '^', 2)`, '=', crew).where('org_id', '!=', orgId)
+    .groupBy('org_id').orderBy('org_id')
+    .execute()
 }
 
 // ── Keys ──

@@ -16,6 +16,13 @@ export interface MechasTable {
   created_at: Generated<Date>
 }
 
+/** Who a crew is reserved for. */
+export interface CrewsTable {
+  crew: string
+  org_id: string
+  reserved_at: Generated<Date>
+}
+
 export interface KeysTable {
   id: string
   kind: CredentialKind
@@ -65,9 +72,9 @@ export interface EventsTable {
   at: Date
   type: string
   org_id: string | null
-  /** NULL for what happens to a signing key, or to the database. */
+  /** NULL for what happens to a signing key, to a crew, or to the database. */
   key_id: string | null
-  kind: CredentialKind | 'signing_key' | 'database'
+  kind: CredentialKind | 'signing_key' | 'crew' | 'database'
   mecha: string | null
   actor: string
   request_id: string
@@ -98,6 +105,7 @@ export interface NoncesTable {
 
 export interface Database {
   mechas: MechasTable
+  crews: CrewsTable
   keys: KeysTable
   key_usage: KeyUsageTable
   key_refusals: KeyRefusalsTable

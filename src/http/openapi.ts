@@ -9,7 +9,7 @@ import { oauthError } from './oauth.js'
 const DESCRIPTION = [
   'Issues, lists, rotates, revokes and verifies Mecha keys: the runtime credentials of named AI workers.',
   'Operators call the control plane with a bearer JWT whose claims name their organization and their scopes. Gateways call the runtime plane with a gateway credential.',
-  'Bodies are JSON, times are RFC 3339 in UTC, and every error is a problem (RFC 9457) whose `code` is stable and whose `type` is the path of a page that explains it. What is not the caller\'s is answered exactly as what does not exist.',
+  'Bodies are JSON, times are RFC 3339 in UTC, and every error is a problem (RFC 9457) whose `code` is stable and whose `type` is the path of a page that explains it. What is not the caller\'s is answered exactly as what does not exist; a handle alone shows, where it may be taken, that somebody has it.',
   'Every answer has an `X-Request-Id`, which names the request in the log and in the audit trail: the caller\'s own where it sent one of up to 64 letters, digits, `.`, `_` and `-`. No answer under `/v1` may be cached.',
 ].join('\n\n')
 

@@ -1,6 +1,9 @@
-import t from 'tap'
+import { sql } from 'kysely'
+import t, { type Test } from 'tap'
+import { eventually } from '../helpers/eventually.js'
+import { run, type Ended } from '../helpers/process.js'
 import { isSameAnswer, NOTHING } from '../helpers/refusals.js'
-import { startService, type Answer, type CallOptions } from '../helpers/service.js'
+import { startService, type Answer, type CallOptions, type Service } from '../helpers/service.js'
 
 const service = await startService(t)
 const all = await service.token()
@@ -103,4 +106,83 @@ t.test('gateways are not for an operator of some crews', async (t) => {
   t.ok(gateways.length > 0)
   t.notMatch(gateways, [{ name: 'mine' }])
   for (const one of gateways) t.equal(one.status, 'active')
+})
+
+/** What stands in the database is of the tests above. */
+const { database } = service
+const crew = (t: Test, ...args: string[]): Promise<Ended> => run(t, ['crew', ...args], { env: { DATABASE_URL: database.control, MIGRATE_DATABASE_URL: database.owner } })
+
+async function issue(of: Service, org: string, mecha: string, crews?: string[]): Promise<Answer> {
+  return of.call('POST', '/v1/keys', { token: await of.token({ org, ...(crews && { crews }) }), body: { mecha } })
+}
+
+t.test('a crew that is reserved is for its organization alone, and no answer tells what is in it', async (t) => {
+  const nothing = await service.call('GET', `/v1/keys/${NOTHING.key}`, { token: all })
+  t.equal((await issue(service, 'acme', 'early^harbour')).status, 201, 'before')
+  const reserved = await crew(t, 'reserve', 'harbour', 'harbour-2', '--org', 'globex')
+  t.match(reserved, { code: 0, stderr: '', stdout: 'harbour is reserved for globex\n  acme had 1 of its Mechas in harbour before, which stay its own\nharbour-2 is reserved for globex\n' })
+
+  t.equal((await issue(service, 'globex', 'sales^harbour')).status, 201)
+  for (const mecha of ['sales^harbour', 'nobody^harbour', 'nobody^harbour-2'])
+    for (const crews of [undefined, ['harbour', 'harbour-2']]) isSameAnswer(t, await issue(service, 'acme', mecha, crews), nothing, `${mecha}, whatever the token names`)
+  t.equal((await issue(service, 'acme', 'early^harbour')).status, 201, 'what was its own stays so')
+  isSameAnswer(t, await issue(service, 'globex', 'early^harbour'), nothing, 'for its organization as well')
+  t.equal((await issue(service, 'acme', 'sales^harbour2')).status, 201, 'the start of a name is not the name')
+
+  const [again, taken, listed, odd, wrongOrg] = await Promise.all([
+    crew(t, 'reserve', 'harbour-2', '--org', 'globex'), crew(t, 'reserve', 'harbour', 'harbour-2', '--org', 'acme'), crew(t, 'list', '--json'), crew(t, 'reserve', 'Harbour', '--org', 'acme'), crew(t, 'reserve', 'x', '--org', 'two words'),
+  ])
+  t.match(again, { code: 0, stdout: 'harbour-2 is reserved for globex, and was before\n' })
+  t.match(taken, { code: 1, stdout: /^harbour is reserved for globex: release it first\n/ })
+  t.match(JSON.parse(listed.stdout), { crews: [{ crew: 'harbour', org_id: 'globex', reserved_at: /Z$/ }, { crew: 'harbour-2', org_id: 'globex' }] })
+  t.match(odd, { code: 2, stderr: /must be a crew/ })
+  t.match(wrongOrg, { code: 2, stderr: /--org must be an organization's id/ })
+
+  t.match(await crew(t, 'release', 'harbour'), { code: 0, stdout: 'released harbour, which was reserved for globex\n' })
+  t.match(await crew(t, 'release', 'harbour'), { code: 1, stdout: 'harbour is reserved for nobody\n' })
+  t.equal((await issue(service, 'acme', 'nobody^harbour')).status, 201)
+  const events = await database.db.selectFrom('events').selectAll().where('kind', '=', 'crew').orderBy('position').execute()
+  const expected = { org_id: null, key_id: null, actor: /^cli:/, data: { crew: 'harbour', org_id: 'globex' } }
+  t.match(events, [{ ...expected, type: 'crew.reserved' }, { type: 'crew.reserved', data: { crew: 'harbour-2' } }, { ...expected, type: 'crew.released' }])
+  t.equal(events.length, 3)
+})
+
+t.test('CREWS=claim: a new handle takes a claim to its crew, by the token or by a reservation, and nothing else tells one from another', async (t) => {
+  const closed = await startService(t, { CREWS: 'claim', ROOT_SECRETS: service.config.ROOT_SECRETS!.join() }, database)
+  const nothing = await closed.call('GET', `/v1/keys/${NOTHING.key}`, { token: all })
+  await service.issue({ mecha: 'sales^strangers' }, { org: 'globex' })
+  for (const mecha of ['sales^strangers', 'nobody^strangers', 'nobody^nowhere']) isSameAnswer(t, await issue(closed, 'acme', mecha), nothing, mecha)
+  t.equal((await database.db.selectFrom('mechas').select('handle').where('handle', 'like', 'nobody^nowhere').execute()).length, 0, 'and no handle is taken')
+
+  t.equal((await issue(closed, 'acme', 'new^claimed', ['claimed'])).status, 201, 'named by the token')
+  t.equal((await issue(closed, 'acme', 'other^claimed')).status, 404, 'which gives no claim to others')
+  t.equal((await issue(closed, 'acme', 'new^claimed')).status, 201, 'what is its own stays so')
+  await crew(t, 'reserve', 'ours-alone', '--org', 'acme')
+  await crew(t, 'reserve', 'theirs-alone', '--org', 'globex')
+  t.equal((await issue(closed, 'acme', 'new^ours-alone')).status, 201, 'reserved')
+  for (const [org, mecha] of [['globex', 'x^ours-alone'], ['acme', 'x^theirs-alone']] as const)
+    for (const crews of [undefined, ['ours-alone', 'theirs-alone']]) isSameAnswer(t, await issue(closed, org, mecha, crews), nothing, 'reserved for another, whatever the token names')
+
+  const { body } = await closed.call('GET', '/v1/keys?mecha=new%5Eclaimed', { token: all })
+  t.equal((await closed.call('POST', `/v1/keys/${body.keys[0].id}/rotate`, { token: all })).status, 201)
+})
+
+t.test('whoever takes a handle while its crew is being reserved has it before, or finds the reservation', async (t) => {
+  const isWaiting = async () => (await sql`SELECT FROM pg_locks WHERE relation = 'mechas'::regclass AND NOT granted`.execute(database.db)).rows.length > 0
+  let reserving: Promise<Ended> | undefined
+  await database.db.transaction().execute(async (trx) => {
+    await sql`INSERT INTO mechas (handle, org_id) VALUES ('first^contested', 'acme')`.execute(trx)
+    reserving = crew(t, 'reserve', 'contested', '--org', 'globex')
+    await eventually(isWaiting)
+  })
+  t.match(await reserving, { code: 0, stdout: /acme had 1 of its Mechas in contested/ })
+
+  let issuing: Promise<Answer> | undefined
+  await database.db.transaction().execute(async (trx) => {
+    await sql`LOCK TABLE mechas IN SHARE ROW EXCLUSIVE MODE`.execute(trx)
+    issuing = issue(service, 'acme', 'second^disputed')
+    await eventually(isWaiting)
+    await sql`INSERT INTO crews (crew, org_id) VALUES ('disputed', 'globex')`.execute(trx)
+  })
+  t.match(await issuing, { status: 404 })
 })

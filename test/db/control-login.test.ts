@@ -21,7 +21,7 @@ const DENIED = { code: '42501' }
 /** A right of a new kind belongs into `docs/security.md`, with a test of what it is good for. */
 const RIGHTS: readonly string[] = [
   'USAGE public',
-  ...['change_horizon', 'changes', 'database_identity', 'events', 'farewells', 'idempotency_keys', 'key_refusals', 'key_usage', 'keys', 'kysely_migration', 'mechas', 'replicas', 'signing_keys', 'token_status'].map((table) => `SELECT ${table}`),
+  ...['change_horizon', 'changes', 'crews', 'database_identity', 'events', 'farewells', 'idempotency_keys', 'key_refusals', 'key_usage', 'keys', 'kysely_migration', 'mechas', 'replicas', 'signing_keys', 'token_status'].map((table) => `SELECT ${table}`),
   ...['handle', 'org_id'].map((column) => `INSERT mechas.${column}`),
   ...['id', 'kind', 'org_id', 'mecha', 'name', 'scopes', 'metadata', 'hash', 'tag_root', 'pepper_root', 'created_at', 'created_by', 'expires_at', 'rotated_from'].map((column) => `INSERT keys.${column}`),
   ...['name', 'metadata', 'hash', 'tag_root', 'pepper_root', 'enabled', 'expires_at', 'revoked_at', 'revoked_by', 'revoke_reason', 'rotated_to'].map((column) => `UPDATE keys.${column}`),
@@ -172,7 +172,7 @@ t.test('a key is made living and not rotated; rows that are only locked do not c
   for (const column of ['enabled', 'revoked_at', 'revoked_by', 'revoke_reason', 'rotated_to'])
     await t.rejects(write(insert(`id, created_at, ${column}, ${COPIED}`, `gen_random_uuid(), now(), ${column}, ${COPIED}`, id)), DENIED, column)
   for (const statement of [
-    'UPDATE mechas SET created_at = created_at', "INSERT INTO mechas (handle, org_id, created_at) VALUES ('a^b', 'c', now())",
+    'UPDATE mechas SET created_at = created_at', "INSERT INTO crews (crew, org_id) VALUES ('mine', 'acme')", "UPDATE crews SET org_id = 'acme'", 'DELETE FROM crews', "INSERT INTO mechas (handle, org_id, created_at) VALUES ('a^b', 'c', now())",
     'UPDATE idempotency_keys SET expires_at = now()', 'DELETE FROM idempotency_keys',
     `INSERT INTO idempotency_keys VALUES ('\\x00', '\\x00', '${id}', now() + interval '1 day')`,
     "UPDATE replicas SET snapshot = snapshot", 'DELETE FROM replicas', 'DELETE FROM changes',
@@ -218,7 +218,7 @@ t.test('an index of the status list is freed when its key ended long ago, and gi
 })
 
 t.test('who did something, and to which living key, is the service\'s word', async (t) => {
-  const { service, write } = await login(t)
+  const { service, write, owner } = await login(t)
   const { key, plaintext_key } = await service.issue({ mecha: 'sales^rivalcrew' }, { org: 'rival' })
   const id = parsePublicId('mecha', key.id)!
   const told = (what: string, data: string) => event(id, { org_id: 'rival', mecha: 'sales^rivalcrew', actor: `oidc:${what}`, data })
@@ -227,6 +227,9 @@ t.test('who did something, and to which living key, is the service\'s word', asy
   for (const set of ["name = 'other'", 'enabled = false', 'enabled = true', "expires_at = now() + interval '1 hour'", 'expires_at = NULL']) await t.resolves(write(change(set), told('anybody', '{"any": "thing"}')), set)
   await t.resolves(write(revoke(id, 'oidc:anybody'), told('anybody', '{}').replace('key.updated', 'key.revoked')))
   await t.resolves(write("INSERT INTO mechas (handle, org_id) VALUES ('free^handle', 'whoever')"))
+  await owner.insertInto('crews').values({ crew: 'reserved', org_id: 'rival' }).execute()
+  for (const org of ['whoever', 'rival']) await write(`INSERT INTO mechas (handle, org_id) VALUES ('new^reserved', '${org}')`)
+  t.match(await owner.selectFrom('mechas').selectAll().where('handle', '=', 'new^reserved').execute(), [{ org_id: 'rival' }], 'and not in a crew that is reserved for another organization')
   const { events } = (await service.call('GET', `/v1/events?key_id=${key.id}`, { token: await service.token({ org: 'rival' }) })).body
   t.match(events.at(-1), { type: 'key.revoked', actor: 'oidc:anybody', address: '203.0.113.7' })
 })

@@ -83,6 +83,7 @@ t.test("the README's command lines work as they stand", async (t) => {
     'signing-keys list': /^[\w-]{43} +EdDSA +signing +signs since \S+$/,
     'signing-keys rotate': /^[\w-]{43} +EdDSA +next +published, signs from \S+$/m,
     'events': /^\{"id":"\d+",.*"type":"signing_key\.created"/,
+    'crew reserve': /^acmecorp is reserved for acmecorp$/,
     'operator-token': /^eyJ[\w-]+\.[\w-]+\.[\w-]+$/,
     'gateway create': /^mgw_\w+$/,
     'gateway list': /^gw_\w+ +active +edge$/m,
@@ -96,7 +97,7 @@ t.test("the README's command lines work as they stand", async (t) => {
   let ids = { gw: '', key: '' }
   const seen: string[] = []
   for (const line of commandsUnder('Command line')) {
-    const command = /npx mecha-keys ([a-z-]+(?: (?:status|create|list|revoke|rotate)\b)?)/.exec(line)![1]!
+    const command = /npx mecha-keys ([a-z-]+(?: (?:status|create|list|reserve|revoke|rotate)\b)?)/.exec(line)![1]!
     seen.push(command)
     // It is what answers the others here.
     if (command === 'serve') continue
