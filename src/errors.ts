@@ -39,6 +39,7 @@ export const CATALOGUE = {
   database_unavailable: [503, 'The database does not answer'],
   feed_stale: [503, 'Nothing vouches for what is held in memory'],
   database_restored: [503, 'The database went back, and may have forgotten revocations'],
+  gateway_unauthenticated: [503, 'The proxy that asks has no valid credential here'],
   issuer_unavailable: [503, 'The issuer of operator tokens does not answer'],
   root_secret_missing: [503, 'The key needs a root secret that this process was not given'],
   signing_key_unavailable: [503, 'There is no key to sign with'],

@@ -4,10 +4,10 @@
  * anything else into a 500; 503 only where `AUTHZ_UNAVAILABLE` asks for it.
  */
 
-import { METHODS, type IncomingHttpHeaders } from 'node:http'
+import { METHODS, type IncomingMessage } from 'node:http'
 import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyReply, FastifyRequest, HTTPMethods, onRequestHookHandler } from 'fastify'
-import { bearerOf, CHALLENGE, type Gateway } from '../auth/gateways.js'
+import { bearerOf, CHALLENGE } from '../auth/gateways.js'
 import { Problem } from '../errors.js'
 import { answerProblem, loggedProblem } from '../http/problems.js'
 import { emptyAnswer, responses } from '../http/schemas.js'
@@ -17,7 +17,7 @@ import type { CachedKey } from './cache.js'
 import { demandOf } from './demand.js'
 import { identityOf, NOBODY } from './identity.js'
 import type { Send } from './send.js'
-import type { Asker, Verifier } from './verifier.js'
+import type { Asker, Verdict, Verifier } from './verifier.js'
 
 export interface AuthzParts {
   readonly verifier: Verifier
@@ -57,6 +57,7 @@ export function asRefusal({ code, detail, extra, status }: Problem, unavailable:
 
 /** Serves `/v1/authz`, on a server that routes by {@link withoutSubPath}. */
 export function authzRoutes({ verifier, send, unavailable, everybody }: AuthzParts): FastifyPluginAsyncTypebox {
+  const noGateway = asRefusal(NO_GATEWAY, unavailable)
   // Before a body is looked at: it is none of ours, and Node.js reads past it.
   const onRequest: onRequestHookHandler = (request, reply, done) => {
     const outcome = decide(request, reply)
@@ -66,20 +67,23 @@ export function authzRoutes({ verifier, send, unavailable, everybody }: AuthzPar
 
   function decide(request: FastifyRequest, reply: FastifyReply): Outcome | Promise<Outcome> {
     if (everybody) return checkKey(everybody, request, reply)
-    const credential = bearerOf(textOf(request.headers, 'x-gateway-authorization'))
-    const gateway = credential === undefined ? undefined : verifier.verifyGateway(credential, reply)
-    if (!(gateway instanceof Promise)) return checkFor(gateway, request, reply)
-    return gateway.then((found) => checkFor(found, request, reply))
+    const credential = bearerOf(textOf(request.raw, 'x-gateway-authorization'))
+    const verdict = credential === undefined ? 'missing' : verifier.checkGateway(credential, reply)
+    if (!(verdict instanceof Promise)) return checkFor(verdict, request, reply)
+    return verdict.then((late) => checkFor(late, request, reply))
   }
 
-  function checkFor(gateway: Gateway | undefined, request: FastifyRequest, reply: FastifyReply): Outcome | Promise<Outcome> {
-    if (!gateway) return NO_GATEWAY
+  function checkFor(gateway: Verdict | 'missing', request: FastifyRequest, reply: FastifyReply): Outcome | Promise<Outcome> {
+    if (typeof gateway === 'string') {
+      request.log.warn({ code: noGateway.code, cause: `X-Gateway-Authorization: ${gateway}` }, 'request refused')
+      return noGateway
+    }
     request.gateway = gateway
     return checkKey(gateway, request, reply)
   }
 
-  function checkKey(asker: Asker, { headers, raw }: FastifyRequest, reply: FastifyReply): Outcome | Promise<Outcome> {
-    const key = presentedKey(headers)
+  function checkKey(asker: Asker, { raw }: FastifyRequest, reply: FastifyReply): Outcome | Promise<Outcome> {
+    const key = presentedKey(raw)
     if (typeof key !== 'string') return key
     const demand = demandOf(raw.url!)
     const verdict = verifier.verifyKey(key, asker, demand, reply)
@@ -104,22 +108,40 @@ export function authzRoutes({ verifier, send, unavailable, everybody }: AuthzPar
 }
 
 /** The key in either header. Beside one in a header of its own, `Authorization` is the application's. */
-function presentedKey(headers: IncomingHttpHeaders): string | Problem {
-  const { authorization = '' } = headers
-  const own = textOf(headers, 'x-mecha-key')
-  if (own === '') return bearerOf(authorization) ?? NO_KEY
+function presentedKey(request: IncomingMessage): string | Problem {
+  const { authorization = '' } = request.headers
+  const own = textOf(request, 'x-mecha-key')
+  if (own === '') return hasSecondAuthorization(request) ? TWO_KEYS : (bearerOf(authorization) ?? NO_KEY)
+  // Node.js joins what is there more than once, and no key has a comma.
+  if (own.includes(',')) return TWO_KEYS
   // A proxy takes away the one that counts: the other would get through to the application.
-  return authorization !== '' && containsToken(authorization) ? TWO_KEYS : own
+  return authorizations(request).some(containsToken) ? TWO_KEYS : own
 }
 
-/** Node.js joins what is there more than once. Joined, it is no key and no credential. */
-function textOf(headers: IncomingHttpHeaders, name: 'x-mecha-key' | 'x-gateway-authorization'): string {
+function textOf({ headers }: IncomingMessage, name: 'x-mecha-key' | 'x-gateway-authorization'): string {
   return (headers[name] as string | undefined) ?? ''
+}
+
+/** Every value of `Authorization`: of several, Node.js knows the first alone, and an application may be sent them all. */
+function authorizations({ headers, rawHeaders }: IncomingMessage): readonly string[] {
+  return headers.authorization === undefined ? [] : rawHeaders.filter((_, i) => i % 2 === 1 && isAuthorization(rawHeaders[i - 1]!))
+}
+
+function hasSecondAuthorization({ headers, rawHeaders }: IncomingMessage): boolean {
+  if (headers.authorization === undefined) return false
+  let count = 0
+  for (let i = 0; i < rawHeaders.length; i += 2) if (isAuthorization(rawHeaders[i]!)) count++
+  return count > 1
+}
+
+function isAuthorization(name: string): boolean {
+  return name.length === 13 && name.toLowerCase() === 'authorization'
 }
 
 // ── Refusals. Made once where they can be: to make an error takes longer than to refuse a key. ──
 
-const NO_GATEWAY = unauthenticated('The proxy has to send a gateway credential: X-Gateway-Authorization: Bearer <credential>.')
+/** Not a 401: a runtime would take that for its key, and throw a good one away. Which of all it is, is for the log. */
+const NO_GATEWAY = new Problem('gateway_unauthenticated', 'The proxy has to show a good gateway credential: X-Gateway-Authorization: Bearer <credential>. The key was not looked at.', { headers: { 'retry-after': '1' } })
 const NO_KEY = unauthenticated('Send a Mecha key: X-Mecha-Key: <key>, or Authorization: Bearer <key>.')
 /** RFC 6750, section 2: a client sends one. */
 const TWO_KEYS = unauthenticated('Send the key in one header, not in two.', 'invalid_token')
@@ -160,7 +182,7 @@ const SCHEMA = {
   summary: 'May this request pass? For proxies',
   description: [
     'Takes any method and any path below `/v1/authz`, as proxies send them, and reads no body. The key is in `X-Mecha-Key`, or is the bearer token of `Authorization`.',
-    'Answers nothing but 200, 401 and 403 (and 503, where `AUTHZ_UNAVAILABLE=503` is set), and has every `X-Mecha-…` header in every answer: empty, unless it is 200.',
+    'Answers nothing but 200, 401 and 403 (and 503, where `AUTHZ_UNAVAILABLE=503` is set), and has every `X-Mecha-…` header in every answer: empty, unless it is 200. A 401 is of the key alone.',
     'On the address of `AUTHZ_LISTEN` no gateway credential is needed.',
   ].join('\n\n'),
   security: [{ proxy: [], mechaKey: [] }],
@@ -180,6 +202,6 @@ const SCHEMA = {
         'X-Mecha-Key-Id': 'Id of the key',
       }),
     },
-    'unauthenticated', 'insufficient_scope', 'mecha_mismatch', 'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded',
+    'unauthenticated', 'insufficient_scope', 'mecha_mismatch', 'gateway_unauthenticated', 'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded',
   ),
 }

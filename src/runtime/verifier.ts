@@ -109,8 +109,13 @@ export function createVerifier(parts: VerifierParts) {
 
   /** The gateway behind a credential, or `undefined`. */
   function verifyGateway(presented: string, caller: Waiting): Gateway | undefined | Promise<Gateway | undefined> {
-    const verdict = check(presented, 'gateway', caller, NO_GATEWAY, NO_DEMAND)
+    const verdict = checkGateway(presented, caller)
     return verdict instanceof Promise ? verdict.then(gatewayOf) : gatewayOf(verdict)
+  }
+
+  /** The same, or why there is none. */
+  function checkGateway(presented: string, caller: Waiting): Verdict | Promise<Verdict> {
+    return check(presented, 'gateway', caller, NO_GATEWAY, NO_DEMAND)
   }
 
   /** The Mecha key itself, presented by who holds it: no gateway asks. */
@@ -262,7 +267,7 @@ export function createVerifier(parts: VerifierParts) {
     return verdict
   }
 
-  return { verifyKey, verifyKeys, verifyGateway, verifyHeld, isGood, proveHeld }
+  return { verifyKey, verifyKeys, verifyGateway, checkGateway, verifyHeld, isGood, proveHeld }
 }
 
 /** Decides about an authenticated key at an instant, in milliseconds. */

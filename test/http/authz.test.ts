@@ -65,7 +65,7 @@ t.test('403: a scope that the key lacks, and another Mecha than the one asked fo
     t.notMatch((await ask({ 'x-mecha-key': plaintext_key }, `?scope=${encodeURIComponent(odd)}`)).headers['www-authenticate'], /, scope=/, 'what is no scope is not repeated')
 })
 
-t.test('401: no key, no good one, two of them, or no gateway', async (t) => {
+t.test('401: no key, no good one, or two of them', async (t) => {
   const service = await startService(t)
   const ask = await asker(service)
   const token = await service.token()
@@ -96,14 +96,56 @@ t.test('401: no key, no good one, two of them, or no gateway', async (t) => {
   await applied(service.database)
   const revoked = await refused({ 'x-mecha-key': good.plaintext_key }, bad, 'a revoked key')
   t.equal(revoked.body.detail, 'The key is revoked.')
+})
 
-  const other = await service.issue()
-  const garbage = await service.call('GET', '/v1/authz', { headers: { 'x-mecha-key': other.plaintext_key } })
-  t.match(garbage, { status: 401, headers: { 'www-authenticate': none, ...NOBODY }, body: { code: 'unauthenticated', detail: /X-Gateway-Authorization/ } })
+for (const [environment, status] of [[{}, 403], [{ AUTHZ_UNAVAILABLE: '503' }, 503]] as const)
+  t.test(`${status}: a proxy without a good credential is an outage to its clients, and in the log it is what it is`, async (t) => {
+    const service = await startService(t, environment)
+    const { plaintext_key } = await service.issue()
+    const [gateway, token] = [await service.gateway(), await service.token()]
+    const ask = (headers: Record<string, string>) => service.call('GET', '/v1/authz', { headers: { 'x-mecha-key': plaintext_key, ...headers } })
+    const without = await ask({})
+    t.match(without, { status, headers: { 'www-authenticate': undefined, 'retry-after': /\d/, 'cache-control': 'no-store', ...NOBODY }, body: { status, code: 'gateway_unauthenticated' } }, 'nothing says that the key is bad')
+    const wrong = ['', gateway, `Bearer ${gateway}x`, `Bearer ${plaintext_key}`, `Bearer ${token}`, `Bearer ${gateway}, Bearer ${gateway}`, `Basic ${gateway}`]
+    for (const credential of wrong) isSameAnswer(t, await ask({ 'x-gateway-authorization': credential }), without, 'no credential, or a wrong one')
+    isSameAnswer(t, await service.call('GET', '/v1/authz', { headers: { 'x-mecha-key': 'nonsense' } }), without, 'whatever the key is')
+    isSameAnswer(t, await ask({ authorization: `Bearer ${gateway}` }), without, 'Authorization is where a key can be, and no gateway credential')
+
+    t.equal((await ask({ 'x-gateway-authorization': `Bearer ${gateway}` })).status, 200)
+    const { body } = await service.call('GET', '/v1/gateways', { token })
+    for (const { id } of body.gateways) await service.call('POST', `/v1/gateways/${id}/revoke`, { token })
+    await applied(service.database)
+    isSameAnswer(t, await ask({ 'x-gateway-authorization': `Bearer ${gateway}` }), without, 'a credential that was revoked')
+
+    const causes = [...service.logs().matchAll(/"level":40,.*"code":"gateway_unauthenticated","cause":"(.*?)","msg":"request refused"/g)].map(([, cause]) => cause)
+    t.same([...new Set(causes)].sort(), ['malformed', 'missing', 'revoked', 'unknown'].map((what) => `X-Gateway-Authorization: ${what}`))
+    t.match(service.logs(), /"route":"\/v1\/authz".*"code":"gateway_unauthenticated","reason":"The proxy/)
+    t.notOk(service.logs().includes(gateway))
+  })
+
+t.test('401: a key that hides behind another header of its name', async (t) => {
+  const service = await startService(t)
+  const port = Number(new URL(await service.app.listen({ host: '127.0.0.1', port: 0 })).port)
   const gateway = await service.gateway()
-  for (const credential of ['', gateway, `Bearer ${gateway}x`, `Bearer ${other.plaintext_key}`, `Bearer ${token}`, `Bearer ${gateway}, Bearer ${gateway}`, `Basic ${gateway}`])
-    isSameAnswer(t, await service.call('GET', '/v1/authz', { headers: { 'x-gateway-authorization': credential, 'x-mecha-key': other.plaintext_key } }), garbage, 'no gateway')
-  isSameAnswer(t, await service.call('GET', '/v1/authz', { headers: { authorization: `Bearer ${gateway}`, 'x-mecha-key': other.plaintext_key } }), garbage, 'Authorization is where a key can be, and no gateway credential')
+  const [{ plaintext_key: key }, { plaintext_key: other }] = [await service.issue(), await service.issue()]
+  const ask = (...headers: string[]) => raw(port, `GET /v1/authz HTTP/1.1\r\nHost: x\r\nX-Gateway-Authorization: Bearer ${gateway}\r\n${headers.map((line) => `${line}\r\n`).join('')}\r\n`)
+  for (const headers of [
+    [`X-Mecha-Key: ${key}`, 'Authorization: Bearer of-the-application', `Authorization: Bearer ${other}`],
+    [`X-Mecha-Key: ${key}`, `AUTHORIZATION: Bearer ${other}`, 'Authorization: Bearer of-the-application'],
+    [`X-Mecha-Key: ${key}`, 'Authorization: ', 'Authorization: Basic eDp5', `Authorization: Bearer ${other}`],
+    [`Authorization: Bearer ${key}`, `Authorization: Bearer ${other}`],
+    [`Authorization: Bearer ${key}`, 'Authorization: Basic eDp5'],
+    ['Authorization: Basic eDp5', `Authorization: Bearer ${key}`],
+    ['Authorization: ', `Authorization: Bearer ${key}`],
+    [`X-Mecha-Key: ${key}`, `X-Mecha-Key: ${other}`],
+    [`X-Mecha-Key: ${key}`, `x-mecha-key: ${key}`],
+    ['X-Mecha-Key: ', `X-Mecha-Key: ${key}`],
+  ]) {
+    const answer = await ask(...headers)
+    t.match(answer, /^HTTP\/1\.1 401 .*"detail":"Send the key in one header, not in two\."/s, headers.map((line) => line.replaceAll(/mecha_\w+/g, '<key>')).join(' + '))
+    t.match(answer, /error="invalid_token"/)
+  }
+  t.match(await ask(`X-Mecha-Key: ${key}`, 'Authorization: Bearer a', 'Authorization: Bearer b'), /^HTTP\/1\.1 200 /, 'what the application makes of two of its own is its affair')
 })
 
 t.test('any method, any path, any body, on one connection that stays', async (t) => {
@@ -250,7 +292,7 @@ t.test('AUTHZ_LISTEN serves /v1/authz and nothing else, to whoever reaches it, f
       const { statusCode } = await service.authz!.inject({ method, url, headers: { authorization: `Bearer ${credential}`, 'content-type': 'application/json' }, ...(method === 'POST' && { payload: { mecha: 'sales^acmecorp', key: acmes.plaintext_key } }) })
       t.equal(statusCode, 404, `${method} ${url}`)
     }
-  t.equal((await service.call('GET', '/v1/authz', { headers: { 'x-mecha-key': acmes.plaintext_key } })).status, 401, 'the main listener asks for the gateway as ever')
+  t.equal((await service.call('GET', '/v1/authz', { headers: { 'x-mecha-key': acmes.plaintext_key } })).status, 403, 'the main listener asks for the gateway as ever')
   t.equal((await startService(t, {}, service.database)).authz, undefined, 'and without the setting there is no other')
 })
 
