@@ -25,11 +25,19 @@ local function value(answer, name)
   return values and values[0]
 end
 
+-- All values of a header, which HAProxy counts from 0.
+local function values(headers, name)
+  local list, i = {}, 0
+  while headers[name] and headers[name][i] do
+    list[#list + 1] = headers[name][i]
+    i = i + 1
+  end
+  return list
+end
+
 core.register_action("mecha_authz", { "http-req" }, function(txn)
-  local headers = {
-    ["x-mecha-key"] = { txn:get_var("txn.mecha_key") or "" },
-    ["authorization"] = { txn:get_var("txn.authorization") or "" },
-  }
+  local asked = txn.http:req_get_headers()
+  local headers = { ["x-mecha-key"] = values(asked, "x-mecha-key"), ["authorization"] = values(asked, "authorization") }
   if credential then headers["x-gateway-authorization"] = { credential } end
   local demand = txn:get_var("txn.mecha_demand")
   local answer = core.httpclient():get { url = demand and url .. "?" .. demand or url, headers = headers, timeout = TIMEOUT_MS }

@@ -39,7 +39,7 @@ for (const name of PROGRAMS) {
       await readsTheTrueIdentity(t, { service, proxy: await startProxy(t, { authz, upstream: php!, gatewayCredential }) })
     })
 
-    await passesAndRefuses(t, { service, echo, proxy })
+    await passesAndRefuses(t, { name, service, echo, proxy })
 
     await t.test('no credential of the gateway reaches the application', async (t) => {
       t.notOk(JSON.stringify(echo.arrived).includes(gatewayCredential))
@@ -50,9 +50,25 @@ for (const name of PROGRAMS) {
     const { service, door } = await startListening(t, { AUTHZ_LISTEN: '127.0.0.1:0' })
     const echo = await startEcho(t)
     const proxy = await startProxy(t, { authz: door!, upstream: echo.url })
-    await passesAndRefuses(t, { service, echo, proxy })
+    await passesAndRefuses(t, { name, service, echo, proxy })
   })
 }
+
+t.test('a proxy whose own credential is revoked lets nothing pass, and tells no client that the key is bad', { skip: SKIP }, async (t) => {
+  const { service, listen } = await startListening(t)
+  const echo = await startEcho(t)
+  const [gatewayCredential, { plaintext_key }] = [await service.gateway(), await service.issue()]
+  const token = await service.token()
+  const { body } = await service.call('GET', '/v1/gateways', { token })
+  await service.call('POST', `/v1/gateways/${body.gateways[0].id}/revoke`, { token })
+  await applied(service.database)
+  const options = { authz: await listen(), upstream: echo.url, gatewayCredential }
+  for (const [name, startProxy] of installed()) {
+    const { status, headers } = await send(await startProxy(t, options), { headers: { 'X-Mecha-Key': plaintext_key } })
+    t.match({ status, headers }, { status: 403, headers: { 'www-authenticate': undefined } }, name)
+  }
+  t.equal(echo.arrived.length, 0)
+})
 
 t.test('what a proxy asks for beside a good key is asked for, and the refusal reaches the client', { skip: SKIP }, async (t) => {
   const { service, listen } = await startListening(t)
@@ -101,12 +117,13 @@ t.test('connections to the service are kept', { skip: SKIP }, async (t) => {
 })
 
 interface Scene {
+  readonly name: keyof typeof PROXIES
   readonly service: Service
   readonly echo: Echo
   readonly proxy: string
 }
 
-async function passesAndRefuses(t: Test, { service, echo, proxy }: Scene): Promise<void> {
+async function passesAndRefuses(t: Test, { name, service, echo, proxy }: Scene): Promise<void> {
   const { key, plaintext_key } = await service.issue({ scopes: ['orders:read', 'orders:write'] })
   const plain = await service.issue({ mecha: 'buyer^seoul_cafe' })
   const identity = { 'x-mecha-id': 'sales^acmecorp', 'x-mecha-handle': 'sales^acmecorp', 'x-mecha-crew': 'acmecorp', 'x-mecha-org': 'acme', 'x-mecha-scopes': 'orders:read orders:write', 'x-mecha-key-id': key.id }
@@ -126,6 +143,27 @@ async function passesAndRefuses(t: Test, { service, echo, proxy }: Scene): Promi
     const own = await send(proxy, { headers: { 'X-Mecha-Key': plaintext_key, Authorization: 'Bearer of-the-application' } })
     t.same(valuesOf(own.arrived!, 'authorization'), ['Bearer of-the-application'])
     t.equal((await send(proxy, { headers: { 'X-Mecha-Key': plaintext_key, Authorization: `Bearer ${plain.plaintext_key}` } })).status, 401)
+  })
+
+  await t.test('a second key is refused, wherever it hides, and reaches nobody', async (t) => {
+    const before = echo.arrived.length
+    const [own, other] = [['X-Mecha-Key', plaintext_key], ['Authorization', `Bearer ${plain.plaintext_key}`]] as const
+    const ofTheApplication = ['Authorization', 'Bearer of-the-application'] as const
+    for (const [what, ...headers] of [
+      ['two X-Mecha-Key', own, ['X-Mecha-Key', plain.plaintext_key]],
+      ['the same X-Mecha-Key twice', own, ['x-mecha-key', plaintext_key]],
+      ['one in Authorization', own, other],
+      ['one in the second Authorization', own, ofTheApplication, other],
+      ['one in the first Authorization', own, other, ofTheApplication],
+      ['one in each Authorization', ['Authorization', `Bearer ${plaintext_key}`], other],
+    ] as const) {
+      const { status, arrived } = await send(proxy, { headers: [...headers] })
+      // nginx takes no second Authorization at all. And before 1.23 it knows one X-Mecha-Key alone, the first: no other reaches anybody.
+      if (name === 'nginx') t.ok(status === 400 || status === 401 || (what.includes('X-Mecha-Key') && ours(arrived!)['x-mecha-key-id'] === key.id), what)
+      else t.equal(status, 401, what)
+      t.notOk(arrived && JSON.stringify(arrived).includes('Bearer mecha_'), what)
+    }
+    if (name !== 'nginx') t.equal(echo.arrived.length, before)
   })
 
   await t.test('no key, a wrong one and another kind of credential are 401, with a challenge, and never reach the application', async (t) => {
@@ -211,7 +249,7 @@ async function passesAndRefuses(t: Test, { service, echo, proxy }: Scene): Promi
 }
 
 /** The client says that it is somebody else, and has the proxy drop what says otherwise. */
-async function readsTheTrueIdentity(t: Test, { service, proxy }: Omit<Scene, 'echo'>): Promise<void> {
+async function readsTheTrueIdentity(t: Test, { service, proxy }: Pick<Scene, 'service' | 'proxy'>): Promise<void> {
   const { key, plaintext_key } = await service.issue({ scopes: ['orders:read'] })
   const identity = { HTTP_X_MECHA_ID: 'sales^acmecorp', HTTP_X_MECHA_HANDLE: 'sales^acmecorp', HTTP_X_MECHA_CREW: 'acmecorp', HTTP_X_MECHA_ORG: 'acme', HTTP_X_MECHA_SCOPES: 'orders:read', HTTP_X_MECHA_KEY_ID: key.id }
   for (const forged of forgeries())
