@@ -83,7 +83,7 @@ t.test('a runtime connects again when its gateway is gone for a while, and ends 
 
 t.test('the commands of the example work as they stand', async (t) => {
   const readme = readFileSync(join(PACKAGE_ROOT, 'examples', 'gateway', 'README.md'), 'utf8')
-  t.ok(readme.includes(`\n${KEY_TO_THE_GATEWAY}\n`), 'what nginx is told here is what the page says')
+  t.ok(readme.includes(`\n${KEY_TO_THE_GATEWAY.nginx}\n`), 'what nginx is told here is what the page says')
   const blocks = [...readme.matchAll(/```bash\n([^]*?)```/g)].map((match) => match[1]!)
   t.equal(blocks.length, 4)
   const { operator, credential } = await startService(t)

@@ -6,6 +6,7 @@ import { createServer, type IncomingMessage } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { text } from 'node:stream/consumers'
 import type { Test } from 'tap'
+import { authenticateUpgrade, type Verifier } from '../../src/gateway/index.js'
 
 /** A request as it arrived. */
 export interface Arrived {
@@ -22,7 +23,8 @@ export interface Echo {
   readonly arrived: readonly Arrived[]
 }
 
-export async function startEcho(t: Pick<Test, 'teardown'>): Promise<Echo> {
+/** @param verifier lets nobody upgrade without a good key, and ends the connection of one that is no longer good */
+export async function startEcho(t: Pick<Test, 'teardown'>, verifier?: Verifier): Promise<Echo> {
   const arrived: Arrived[] = []
   const note = async (request: IncomingMessage, body: string) => {
     const { method, url, rawHeaders } = request
@@ -30,11 +32,13 @@ export async function startEcho(t: Pick<Test, 'teardown'>): Promise<Echo> {
     arrived.push({ method: method!, url: url!, headers, body })
     return arrived.at(-1)!
   }
-  const server = createServer(async (request, response) => {
+  // What a proxy lets through is its affair.
+  const server = createServer({ maxHeaderSize: 256 * 1024 }, async (request, response) => {
     response.setHeader('content-type', 'application/json').end(JSON.stringify(await note(request, await text(request))))
   })
   server.on('upgrade', async (request, socket) => {
     await note(request, '')
+    if (verifier && !(await authenticateUpgrade(verifier, request, socket))) return
     // RFC 6455, section 1.3. Some proxies look at it.
     const accept = createHash('sha1').update(`${request.headers['sec-websocket-key']}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`).digest('base64')
     socket.on('error', () => {}).write(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: ${accept}\r\n\r\n`)

@@ -17,14 +17,22 @@ export interface ProxyOptions {
   readonly gatewayCredential?: string
   /** What is asked for beside a good key: `scope=orders:read`. */
   readonly demand?: string
-  /** For nginx: whether the upstream is a gateway itself, which the key passes to (`examples/gateway/README.md`). */
+  /** Whether the upstream is a gateway itself, which the key passes to, as `examples/proxies/README.md` says for each. */
   readonly passesKey?: boolean
+  /** Longest life of a WebSocket, for Envoy and Caddy: `1s`. */
+  readonly longestLife?: string
 }
 
 type Parent = Pick<Test, 'teardown'>
 
-/** For nginx, in the place of what keeps the key away from the upstream. */
-export const KEY_TO_THE_GATEWAY = 'proxy_set_header X-Mecha-Key $http_x_mecha_key;'
+/** What lets the key through to the upstream: in the place of another line, or beside one; for Traefik and Envoy it is a line that goes. */
+export const KEY_TO_THE_GATEWAY = {
+  nginx: 'proxy_set_header X-Mecha-Key $http_x_mecha_key;',
+  caddy: 'header_up X-Mecha-Key {vars.mecha_key}',
+  haproxy: 'http-request set-header X-Mecha-Key %[var(txn.mecha_key)]',
+  traefik: "X-Mecha-Key: ''",
+  envoy: 'request_headers_to_remove: [x-mecha-key]',
+}
 
 /** Starts nginx with `examples/proxies/nginx.conf`, and resolves to its URL when it listens. It ends with the test. */
 export async function startNginx(t: Parent, { authz, upstream, gatewayCredential, demand, passesKey }: ProxyOptions): Promise<string> {
@@ -38,7 +46,7 @@ export async function startNginx(t: Parent, { authz, upstream, gatewayCredential
     'listen 8000;': `listen 127.0.0.1:${port};`,
     '/etc/nginx/mecha-keys.credential': credential,
     ...(demand && { '/v1/authz;': `/v1/authz?${demand};` }),
-    ...(passesKey && { "proxy_set_header X-Mecha-Key '';": KEY_TO_THE_GATEWAY }),
+    ...(passesKey && { "proxy_set_header X-Mecha-Key '';": KEY_TO_THE_GATEWAY.nginx }),
   })
   // As little as nginx needs around it, and nowhere but in this folder.
   const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map((name) => `${name}_temp_path ${folder}/${name};`)
@@ -50,15 +58,17 @@ export async function startNginx(t: Parent, { authz, upstream, gatewayCredential
 }
 
 /** Starts Caddy with `examples/proxies/Caddyfile`, as {@link startNginx} does nginx. */
-export async function startCaddy(t: Parent, { authz, upstream, gatewayCredential, demand }: ProxyOptions): Promise<string> {
+export async function startCaddy(t: Parent, { authz, upstream, gatewayCredential, demand, passesKey, longestLife }: ProxyOptions): Promise<string> {
   const folder = temporaryFolder(t)
   const port = await freePort()
   const example = writeExample(folder, 'Caddyfile', {
+    ...(passesKey && { 'reverse_proxy 127.0.0.1:3000 {': `reverse_proxy ${hostOf(upstream)} {\n${KEY_TO_THE_GATEWAY.caddy}` }),
     '127.0.0.1:8080': hostOf(authz),
     '127.0.0.1:3000': hostOf(upstream),
     ...(demand && { 'uri /v1/authz?\n': `uri /v1/authz?${demand}\n` }),
+    ...(longestLife && { '# stream_timeout 1h': `stream_timeout ${longestLife}` }),
     '\n:8000 {': `\nhttp://127.0.0.1:${port} {`,
-    ...(!gatewayCredential && { 'header_up X-Gateway-Authorization "Bearer {env.GATEWAY_CREDENTIAL}"': '' }),
+    ...(!gatewayCredential && { 'header_up X-Gateway-Authorization "asked:Bearer {env.GATEWAY_CREDENTIAL}"': '' }),
   })
   // The port of its administration is one for the whole machine.
   const main = join(folder, 'main')
@@ -69,7 +79,7 @@ export async function startCaddy(t: Parent, { authz, upstream, gatewayCredential
 }
 
 /** Starts HAProxy with `examples/proxies/haproxy.cfg` and its script, as {@link startNginx} does nginx. */
-export async function startHaproxy(t: Parent, { authz, upstream, gatewayCredential, demand }: ProxyOptions): Promise<string> {
+export async function startHaproxy(t: Parent, { authz, upstream, gatewayCredential, demand, passesKey }: ProxyOptions): Promise<string> {
   const folder = temporaryFolder(t)
   const port = await freePort()
   const credential = join(folder, 'credential')
@@ -80,6 +90,7 @@ export async function startHaproxy(t: Parent, { authz, upstream, gatewayCredenti
     '127.0.0.1:8080': hostOf(authz),
     '127.0.0.1:3000': hostOf(upstream),
     ...(demand && { '# http-request set-var(txn.mecha_demand) str("scope=orders:read&mecha=sales%5Eacmecorp")': `http-request set-var(txn.mecha_demand) str("${demand}")` }),
+    ...(passesKey && { '  http-request set-header X-Mecha-Id': `${KEY_TO_THE_GATEWAY.haproxy}\n  http-request set-header X-Mecha-Id` }),
     'bind :8000': `bind 127.0.0.1:${port}`,
   })
   await runProgram(t, 'haproxy', ['-db', '-f', example], port)
@@ -87,13 +98,14 @@ export async function startHaproxy(t: Parent, { authz, upstream, gatewayCredenti
 }
 
 /** Starts Traefik with `examples/proxies/traefik-static.yml` and `traefik.yml`, as {@link startNginx} does nginx. */
-export async function startTraefik(t: Parent, { authz, upstream, gatewayCredential, demand }: ProxyOptions): Promise<string> {
+export async function startTraefik(t: Parent, { authz, upstream, gatewayCredential, demand, passesKey }: ProxyOptions): Promise<string> {
   const folder = temporaryFolder(t)
   const port = await freePort()
   writeExample(folder, 'traefik.yml', {
     'http://127.0.0.1:8080': authz,
     'http://127.0.0.1:3000': upstream,
     ...(demand && { '/v1/authz\n': `/v1/authz?${demand}\n` }),
+    ...(passesKey && { [KEY_TO_THE_GATEWAY.traefik]: '' }),
     // Without a credential, the middleware that adds it is left out.
     ...(!gatewayCredential && { 'mecha-keys-credential, ': '' }),
   })
@@ -112,7 +124,7 @@ export async function startTraefik(t: Parent, { authz, upstream, gatewayCredenti
 }
 
 /** Starts Envoy with `examples/proxies/envoy.yaml`, as {@link startNginx} does nginx. */
-export async function startEnvoy(t: Parent, { authz, upstream, gatewayCredential, demand }: ProxyOptions): Promise<string> {
+export async function startEnvoy(t: Parent, { authz, upstream, gatewayCredential, demand, passesKey, longestLife }: ProxyOptions): Promise<string> {
   const folder = temporaryFolder(t)
   const port = await freePort()
   const example = writeExample(folder, 'envoy.yaml', {
@@ -120,6 +132,8 @@ export async function startEnvoy(t: Parent, { authz, upstream, gatewayCredential
     'port_value: 8080': `port_value: ${new URL(authz).port}`,
     'port_value: 3000': `port_value: ${new URL(upstream).port}`,
     ...(!gatewayCredential && { "headers_to_add: [{ key: x-gateway-authorization, value: 'Bearer %ENVIRONMENT(GATEWAY_CREDENTIAL)%' }]": 'headers_to_add: []' }),
+    ...(passesKey && { [KEY_TO_THE_GATEWAY.envoy]: '' }),
+    ...(longestLife && { '3600s': longestLife }),
     ...(demand && { 'path_prefix: /v1/authz?request=': `path_prefix: /v1/authz?${demand}&request=` }),
   })
   const env: Record<string, string> = gatewayCredential ? { GATEWAY_CREDENTIAL: gatewayCredential } : {}
@@ -129,13 +143,13 @@ export async function startEnvoy(t: Parent, { authz, upstream, gatewayCredential
 
 /** Writes a file of `examples/proxies/` with some of its text replaced, each of it wherever it stands and at least once. */
 function writeExample(folder: string, name: string, replacements: Readonly<Record<string, string>>): string {
-  let text = readFileSync(join(PACKAGE_ROOT, 'examples', 'proxies', name), 'utf8')
-  for (const [from, to] of Object.entries(replacements)) {
-    if (!text.includes(from)) throw new Error(`${name} does not have ${from}`)
-    text = text.replaceAll(from, to)
-  }
+  const text = readFileSync(join(PACKAGE_ROOT, 'examples', 'proxies', name), 'utf8')
+  // In one go, the longest first: what was put in is not looked at again. A port can begin as another one.
+  const all = Object.keys(replacements).sort((a, b) => b.length - a.length)
+  for (const from of all) if (!text.includes(from)) throw new Error(`${name} does not have ${from}`)
+  const pattern = new RegExp(all.map((from) => from.replaceAll(/[^\w\n]/g, '\\$&')).join('|') || '(?!)', 'g')
   const path = join(folder, name)
-  writeFileSync(path, text)
+  writeFileSync(path, text.replaceAll(pattern, (from) => replacements[from]!))
   return path
 }
 

@@ -3,11 +3,12 @@
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { createServer, request, type IncomingMessage } from 'node:http'
-import type { AddressInfo, Socket } from 'node:net'
+import { connect, isIP, type AddressInfo, type Socket } from 'node:net'
 import { text } from 'node:stream/consumers'
 import t, { type Test } from 'tap'
 import { applied } from '../helpers/database.js'
 import { startEcho, type Arrived, type Echo } from '../helpers/echo.js'
+import { serve, verifierFor } from '../helpers/gateway.js'
 import { startPhp } from '../helpers/php.js'
 import { isInstalled } from '../helpers/programs.js'
 import { startCaddy, startEnvoy, startHaproxy, startNginx, startTraefik, type ProxyOptions } from '../helpers/proxies.js'
@@ -37,6 +38,36 @@ for (const name of PROGRAMS) {
 
     await t.test('an application in PHP reads no identity but the true one', { skip: !php && 'php is not installed' }, async (t) => {
       await readsTheTrueIdentity(t, { service, proxy: await startProxy(t, { authz, upstream: php!, gatewayCredential }) })
+    })
+
+    const { plaintext_key } = await service.issue()
+
+    await t.test("an application's own headers are no business of mecha-keys", async (t) => {
+      const headers = { 'X-Mecha-Key': plaintext_key, 'X-Large': 'x'.repeat(17 * 1024), Cookie: 'x'.repeat(17 * 1024), 'X-Request-Id': 'x'.repeat(17 * 1024) }
+      for (const large of ['X-Large', 'Cookie', 'X-Request-Id'] as const)
+        // nginx and HAProxy take no header of this size at all.
+        t.equal((await send(proxy, { headers: { 'X-Mecha-Key': plaintext_key, [large]: headers[large] } })).status, name === 'nginx' || name === 'haproxy' ? 400 : 200, large)
+    })
+
+    await t.test('a body of 10 MB passes', async (t) => {
+      const [most, headers] = ['x'.repeat(10 * 1024 * 1024), { 'X-Mecha-Key': plaintext_key }]
+      const { status, arrived } = await send(proxy, { method: 'POST', headers, body: most })
+      t.match({ status, length: arrived?.body.length }, { status: 200, length: most.length })
+      if (name === 'nginx') t.equal((await send(proxy, { method: 'POST', headers, body: `${most}x` })).status, 413, 'and a larger one where it is allowed')
+    })
+
+    await t.test('the application is told from where a client comes, whatever the client says', async (t) => {
+      const { arrived } = await send(proxy, { headers: { 'X-Mecha-Key': plaintext_key, 'X-Forwarded-For': '203.0.113.7' } })
+      const last = valuesOf(arrived!, 'x-forwarded-for').join().split(/, */).at(-1)!
+      // Envoy tells of the loopback as the machine's own address.
+      t.ok(isIP(last) && (name === 'envoy' ? last !== '203.0.113.7' : last === '127.0.0.1'), last)
+    })
+
+    await t.test('HTTP/1.0 is taken, but by Envoy', async (t) => {
+      const { host, port } = new URL(proxy)
+      const socket = connect(Number(port), '127.0.0.1')
+      socket.write(`GET / HTTP/1.0\r\nHost: ${host}\r\nX-Mecha-Key: ${plaintext_key}\r\n\r\n`)
+      t.match(await text(socket), name === 'envoy' ? /^HTTP\/1\.1 426 / : /^HTTP\/1\.[01] 200 /)
     })
 
     await passesAndRefuses(t, { name, service, echo, proxy })
@@ -100,6 +131,31 @@ t.test('a service that takes a request and says nothing lets nothing pass, and h
     t.ok(status >= 500, `${name} answers ${status}`)
   }))
   t.equal(echo.arrived.length, 0)
+})
+
+t.test('a WebSocket outlives the revocation of its key, unless the gateway behind the proxy looks after it', { skip: SKIP }, async (t) => {
+  const served = await serve(t)
+  const { service, url: authz, credential: gatewayCredential } = served
+  const [plain, gateway] = [await startEcho(t), await startEcho(t, verifierFor(t, served, { maxStalenessMs: 2000 }))]
+  await Promise.all(installed().map(async ([name, startProxy]) => {
+    const { key, plaintext_key } = await service.issue({ mecha: `${name}^acmecorp` })
+    const [bare, watched] = await Promise.all([startProxy(t, { authz, gatewayCredential, upstream: plain.url }), startProxy(t, { authz, gatewayCredential, upstream: gateway.url, passesKey: true })])
+    const [unseen, seen] = await Promise.all([openSocket(t, bare, plaintext_key), openSocket(t, watched, plaintext_key)])
+    t.match([await seen.echoes(), await unseen.echoes()], [true, true], name)
+    await Promise.all([once(seen.socket, 'close'), service.call('POST', `/v1/keys/${key.id}/revoke`, { token: await service.token() })])
+    t.ok(await unseen.echoes(), `${name}: what nobody looks after goes on`)
+    t.equal((await send(bare, { headers: { 'X-Mecha-Key': plaintext_key } })).status, 401, `${name}: a new request does not pass`)
+  }))
+})
+
+t.test('envoy: a WebSocket ends when it has lived for as long as it may', { skip: !isInstalled('envoy') && 'envoy is not installed' }, async (t) => {
+  const { service, url: authz, credential: gatewayCredential } = await serve(t)
+  const { plaintext_key } = await service.issue()
+  const proxy = await startEnvoy(t, { authz, gatewayCredential, upstream: (await startEcho(t)).url, longestLife: '1s' })
+  const { socket, echoes } = await openSocket(t, proxy, plaintext_key)
+  const ended = once(socket, 'close')
+  t.ok(await echoes())
+  await ended
 })
 
 t.test('connections to the service are kept', { skip: SKIP }, async (t) => {
@@ -273,6 +329,21 @@ async function startListening(t: Test, environment: Record<string, string> = {})
   const service = await startService(t, environment)
   const listen = () => service.app.listen({ host: '127.0.0.1', port: 0 })
   return { service, listen, door: await service.authz?.listen({ host: '127.0.0.1', port: 0 }) }
+}
+
+/** A WebSocket through a proxy, as far as these tests need one. */
+async function openSocket(t: Test, proxy: string, key: string) {
+  const upgrade = { Connection: 'Upgrade', Upgrade: 'websocket', 'Sec-WebSocket-Version': '13', 'Sec-WebSocket-Key': randomBytes(16).toString('base64') }
+  const { socket } = await send(proxy, { path: '/socket', headers: { ...upgrade, 'X-Mecha-Key': key } })
+  socket!.on('error', () => {})
+  t.teardown(() => socket!.destroy())
+  return {
+    socket: socket!,
+    async echoes(): Promise<boolean> {
+      socket!.write('said')
+      return String((await once(socket!, 'data'))[0]) === 'said'
+    },
+  }
 }
 
 interface Sent {
