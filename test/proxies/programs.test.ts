@@ -339,7 +339,7 @@ async function openSocket(t: Test, proxy: string, key: string) {
   t.teardown(() => socket!.destroy())
   return {
     socket: socket!,
-    async echoes(): Promise<boolean> {
+    echoes: async (): Promise<boolean> => {
       socket!.write('said')
       return String((await once(socket!, 'data'))[0]) === 'said'
     },
