@@ -264,7 +264,7 @@ export function requireOperator(app: FastifyInstance, authenticate: OperatorAuth
   app.decorateRequest('operator')
   app.addHook('onRoute', ({ url, config, method, schema }) => {
     if (!config?.scope && method !== 'OPTIONS') throw new Error(`${String(method)} ${url} names no scope`)
-    if (schema && config?.scope) schema.security = [{ operator: [config.scope] }]
+    if (schema && config?.scope) Object.assign(schema, { 'security': [{ operator: [] }], 'x-scope': config.scope })
   })
   app.addHook('onRequest', async (request, reply) => {
     reply.header('cache-control', 'no-store')

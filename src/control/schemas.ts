@@ -9,7 +9,7 @@ import { MAX_LISTED } from './revoke.js'
 
 /** Text on one line, for people: no control characters. */
 const line = (maxLength: number, description: string) =>
-  Type.String({ minLength: 1, maxLength, pattern: '^[^\\p{Cc}]*$', 'x-rule': `must be 1 to ${maxLength} characters without control characters`, description })
+  Type.String({ minLength: 1, maxLength, pattern: '^[^\\x00-\\x1f\\x7f-\\x9f]*$', 'x-rule': `must be 1 to ${maxLength} characters without control characters`, description })
 
 const Name = line(100, 'What people call it')
 const STATUSES: KeyStatus[] = ['active', 'disabled', 'expired', 'revoked']
@@ -38,23 +38,22 @@ const useAndEnd = {
   first_used_at: nullableTime('When it was first valid in a verify; null is never'),
   last_used_at: nullableTime('When it was last valid, here or at a gateway that answers from its own memory and reports it; some seconds late'),
   last_refused_at: nullableTime('When it was last presented and refused because it was revoked, expired or disabled, some seconds late: somebody still needs it. null is never'),
-  last_refused_code: nullable(Type.Unsafe<KeyRefusalsTable['last_refused_code']>({ type: 'string', enum: ['revoked', 'expired', 'disabled', null] }), 'What it was then'),
+  last_refused_code: Type.Unsafe<KeyRefusalsTable['last_refused_code'] | null>(Type.Union([Type.Unsafe({ title: 'RefusedFor', type: 'string', enum: ['revoked', 'expired', 'disabled'] }), Type.Null()], { description: 'What it was then' })),
   revoked_at: nullableTime('When it was revoked; null is never'),
   revoked_by: nullableText('Who revoked it: as `created_by`, or `holder` for who presented the key itself'),
   revoke_reason: nullableText('Why, in their words'),
 }
 const OrgId = Type.String({ description: 'The organization', examples: ['acmecorp'] })
 
-const PropagationSchema = Type.Unsafe<Propagation | null>({
-  ...Type.Object({
+const PropagationSchema = Type.Union([
+  Type.Unsafe<Propagation>(Type.Object({
     replicas: Type.Integer({ description: 'Replicas of the runtime plane that are alive' }),
     confirmed: Type.Integer({ description: 'Those of them that have applied it: none of these answers by what was before' }),
     complete: Type.Boolean({ description: 'Whether no replica answers by what was before: every one that is alive has applied it, there is one, and none that cannot be asked may be alive. Read this, and not whether the two numbers are the same' }),
     elapsed_ms: Type.Integer({ description: 'How long this call waited for them, in milliseconds' }),
-  }),
-  type: ['object', 'null'],
-  description: 'Which replicas have applied the change, in the answer of a call that made one and in that of a look at a revoked key. `null` when the database does not say',
-})
+  }, { title: 'Propagation' })),
+  Type.Null(),
+], { description: 'Which replicas have applied the change, in the answer of a call that made one and in that of a look at a revoked key. `null` when the database does not say' })
 
 export const KeySchema = Type.Object(
   {
@@ -73,7 +72,7 @@ export const KeySchema = Type.Object(
     rotated_to: nullableText('Id of the key that succeeded it'),
     propagation: Type.Optional(PropagationSchema),
   },
-  { $id: 'Key', title: 'Key', description: 'What is known of a key. The key itself is not' },
+  { $id: 'Key', title: 'Key', description: 'What is known of a key: a record, with its id. The key itself, its plaintext, is not in it' },
 )
 
 export const GatewaySchema = Type.Object(
@@ -99,7 +98,7 @@ export const EventSchema = Type.Object(
     actor: Type.String({ description: 'Who did it: `operator:` and the `sub` of their token, `builtin:` for a token of the built-in issuer, `cli:` and a user, or `holder` for who presented the key itself' }),
     request_id: Type.String({ description: 'The `X-Request-Id` of the answer, which the log has too' }),
     address: Type.String({ description: 'Where the request came from' }),
-    data: Type.Object({}, { additionalProperties: true, description: 'What is particular to the type' }),
+    data: Type.Object({}, { title: 'EventData', additionalProperties: true, description: 'What is particular to the type' }),
   },
   { $id: 'Event', title: 'Event', description: 'An entry of the audit trail' },
 )
@@ -108,9 +107,9 @@ const plaintextKey = (description: string) => Type.String({ 'x-secret': true, de
 
 export const RevealedKey = Type.Object({
   key: Type.Ref('Key#'),
-  plaintext_key: plaintextKey('The key. Shown now and never again'),
+  plaintext_key: plaintextKey('The key itself, to be presented by its runtime, and to be sent to verify as `key`. Shown now and never again'),
   propagation: Type.Optional(PropagationSchema),
-}, { title: 'RevealedKey' })
+}, { title: 'RevealedKey', description: '`key` is what is known of the key from now on: a record, with its id and without a secret. `plaintext_key` is the key itself, which verify takes as `key`' })
 export const RevealedGateway = Type.Object({
   gateway: Type.Ref('Gateway#'),
   plaintext_key: plaintextKey('The credential. Shown now and never again'),
@@ -118,22 +117,22 @@ export const RevealedGateway = Type.Object({
 
 const details = { name: Type.Optional(Name), scopes: Type.Optional(ScopesSchema), metadata: Type.Optional(MetadataSchema) }
 const expiry = { expires_in: Type.Optional(ExpiresIn), expires_at: Type.Optional(ExpiresAt) }
-const strict = (example: object) => ({ additionalProperties: false, examples: [example] })
+const strict = (title: string, example: object) => ({ title, additionalProperties: false, examples: [example] })
 
 export const IssueBody = Type.Object(
   { mecha: HandleSchema, ...details, ...expiry },
-  strict({ mecha: 'sales^acmecorp', name: 'production', scopes: ['orders:read'], expires_in: 2_592_000, metadata: { region: 'eu' } }),
+  strict('IssueBody', { mecha: 'sales^acmecorp', name: 'production', scopes: ['orders:read'], expires_in: 2_592_000, metadata: { region: 'eu' } }),
 )
 export const RotateBody = Type.Object(
   { overlap_seconds: Type.Optional(Type.Integer({ minimum: 0, description: 'How long the old key stays valid; 0 ends it at once' })), ...details, ...expiry },
-  strict({ overlap_seconds: 3600 }),
+  strict('RotateBody', { overlap_seconds: 3600 }),
 )
 export const UpdateBody = Type.Object(
   { name: Type.Optional(nullable(Name)), metadata: Type.Optional(MetadataSchema), expires_at: Type.Optional(ExpiresAt), enabled: Type.Optional(Type.Boolean({ description: '`false` suspends the key, `true` takes that back' })) },
-  { ...strict({ name: 'production, eu', enabled: true }), minProperties: 1 },
+  { ...strict('UpdateBody', { name: 'production, eu', enabled: true }), minProperties: 1 },
 )
-export const RevokeBody = Type.Object({ reason: Type.Optional(line(500, 'Why, for the audit trail')) }, strict({ reason: 'found in a public repository' }))
-export const GatewayBody = Type.Object({ name: Name }, strict({ name: 'edge-eu-1' }))
+export const RevokeBody = Type.Object({ reason: Type.Optional(line(500, 'Why, for the audit trail')) }, strict('RevokeBody', { reason: 'found in a public repository' }))
+export const GatewayBody = Type.Object({ name: Name }, strict('GatewayBody', { name: 'edge-eu-1' }))
 
 const OnlyStatus = Status('Only those with this status')
 const OnlyMecha = Type.String({ ...HandleSchema, description: 'Only those of this Mecha: `name^crew`' })
@@ -169,19 +168,19 @@ export const EventsQuery = Type.Object(
 )
 
 const NextCursor = nullableText('Pass it as `cursor` for the next page; null on the last')
-export const KeyPage = Type.Object({ keys: Type.Array(Type.Ref('Key#')), next_cursor: NextCursor })
-export const GatewayPage = Type.Object({ gateways: Type.Array(Type.Ref('Gateway#')), next_cursor: NextCursor })
+export const KeyPage = Type.Object({ keys: Type.Array(Type.Ref('Key#')), next_cursor: NextCursor }, { title: 'KeyPage' })
+export const GatewayPage = Type.Object({ gateways: Type.Array(Type.Ref('Gateway#')), next_cursor: NextCursor }, { title: 'GatewayPage' })
 export const EventPage = Type.Object({
   events: Type.Array(Type.Ref('Event#')),
   next_after: Type.String({ description: 'Pass it as `after` to go on, now or later: no event is skipped' }),
-})
+}, { title: 'EventPage' })
 export const KillSwitchAnswer = Type.Object({
   mecha: HandleSchema,
   revoked: Type.Array(Type.String(), { maxItems: MAX_LISTED, description: `Ids of keys that this call revoked: all of them, or the first ${MAX_LISTED}. The audit trail has the rest` }),
   revoked_count: Type.Integer({ description: 'How many keys this call revoked' }),
   remaining: Type.Integer({ description: 'How many keys of the Mecha are still alive because the time was over: **repeat the call until this is 0**. What was revoked stays so' }),
   propagation: PropagationSchema,
-})
+}, { title: 'KillSwitchAnswer' })
 
 export const PreferHeaders = Type.Object({
   prefer: Type.Optional(Type.String({

@@ -3,6 +3,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Type } from '@fastify/type-provider-typebox'
 import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
+import { responses } from './schemas.js'
 
 /** One thing that has to be right before traffic is welcome: resolves to what is wrong, or to nothing. */
 export type ReadinessCheck = () => Promise<string | undefined>
@@ -13,11 +14,11 @@ export interface HealthParts {
   readonly onReadiness: (ready: boolean) => void
 }
 
-const readiness = (description: string) =>
-  Type.Object(
-    { ready: Type.Boolean(), checks: Type.Record(Type.String(), Type.String(), { description: '`ok`, or what is wrong' }) },
-    { description },
-  )
+const Liveness = Type.Object({ alive: Type.Boolean() }, { title: 'Liveness' })
+const Readiness = Type.Object(
+  { ready: Type.Boolean(), checks: Type.Record(Type.String(), Type.String(), { title: 'Checks', description: '`ok`, or what is wrong' }) },
+  { title: 'Readiness' },
+)
 
 export function registerHealth(app: FastifyInstance, { checks, isDraining, onReadiness }: HealthParts): void {
   app.get(
@@ -25,7 +26,7 @@ export function registerHealth(app: FastifyInstance, { checks, isDraining, onRea
     {
       schema: {
         tags: ['ops'], operationId: 'livez', summary: 'Is the process alive? Asks nothing of the database', security: [],
-        response: { 200: Type.Object({ alive: Type.Boolean() }, { description: 'It is' }) },
+        response: responses({ 200: said('It is', Liveness) }, 'headers_too_large'),
       },
     },
     async () => ({ alive: true }),
@@ -35,7 +36,7 @@ export function registerHealth(app: FastifyInstance, { checks, isDraining, onRea
     {
       schema: {
         tags: ['ops'], operationId: 'readyz', summary: 'May traffic come? Not while draining, nor without a database that takes writes', security: [],
-        response: { 200: readiness('It may'), 503: readiness('Not now') },
+        response: responses({ 200: said('It may', Readiness), 503: said('Not now', Readiness) }, 'headers_too_large'),
       },
     },
     async (_request, reply) => {
@@ -73,4 +74,8 @@ export function untilRight(check: ReadinessCheck, log: FastifyBaseLogger): Readi
     await Promise.race([ask().catch(() => {}), sleep(PROBE_WAITS_MS, undefined, { ref: false })])
     return trouble
   }
+}
+
+function said<T>(description: string, schema: T) {
+  return { description, content: { 'application/json': { schema } } }
 }

@@ -1,5 +1,6 @@
 /** The contract: made from the routes' own schemas, so that it cannot say anything else than they do. */
 
+import { isDeepStrictEqual } from 'node:util'
 import swagger from '@fastify/swagger'
 import type { FastifyInstance } from 'fastify'
 import { Problem, type ErrorCode } from '../errors.js'
@@ -22,7 +23,10 @@ export async function registerOpenApi(app: FastifyInstance, version: string): Pr
         title: 'mecha-keys',
         version,
         description: DESCRIPTION,
+        contact: { name: 'Whoever runs this service' },
+        license: { name: 'Unlicensed', identifier: 'LicenseRef-UNLICENSED' },
       },
+      servers: [{ url: '/', description: 'Where this document is served' }],
       tags: [
         { name: 'control', description: 'Operators issue and govern' },
         { name: 'runtime', description: 'Gateways verify' },
@@ -30,7 +34,7 @@ export async function registerOpenApi(app: FastifyInstance, version: string): Pr
       ],
       components: {
         securitySchemes: {
-          operator: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT', description: 'A token of a trusted issuer; its claims name the organization and the scopes. An operation lists the scope that it needs' },
+          operator: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT', description: 'A token of a trusted issuer; its claims name the organization and the scopes. An operation says which scope it needs, for programs in `x-scope`' },
           gateway: { type: 'http', scheme: 'bearer', bearerFormat: 'mgw_…', description: 'A gateway credential' },
           gatewayBasic: { type: 'http', scheme: 'basic', description: 'The id of a gateway credential as user name, and the credential as password' },
           proxy: { type: 'apiKey', in: 'header', name: 'X-Gateway-Authorization', description: '`Bearer` and a gateway credential, beside what the client sends as its own' },
@@ -40,27 +44,35 @@ export async function registerOpenApi(app: FastifyInstance, version: string): Pr
     },
     transformObject: (made) => {
       if (!('openapiObject' in made)) return made.swaggerObject
-      const { openapiObject } = made
-      const paths = Object.values(openapiObject.paths ?? {}) as Record<string, Operation>[]
-      const operations = paths.flatMap((path) => Object.values(path))
+      const document = made.openapiObject as unknown as Document
+      const operations = Object.values(document.paths).flatMap((path) => Object.values(path))
       operations.forEach(correct)
-      openapiObject.components!.examples = samplesFor(operations)
-      return openapiObject
+      document.components.examples = samplesFor(operations)
+      return nameSchemas(document)
     },
     refResolver: { buildLocalReference: (json, _base, _fragment, i) => (typeof json.$id === 'string' ? json.$id : `schema-${i}`) },
   })
   app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger())
 }
 
-/** As much of an operation as is looked at here. */
+/** As much of the document, and of an operation, as is looked at here. */
+interface Document {
+  readonly paths: Record<string, Record<string, Operation>>
+  readonly components: { readonly schemas?: Record<string, object>; examples?: Record<string, object> }
+}
 interface Operation {
+  readonly summary: string
+  description?: string
+  readonly 'x-scope'?: string
   readonly parameters?: { readonly in: string; name: string; example?: unknown }[]
   readonly requestBody?: { required: boolean; readonly content: Record<string, { schema: { required?: string[]; minProperties?: number } }> }
   readonly responses: Record<string, { readonly content?: Record<string, { readonly examples?: Record<string, { readonly $ref?: string }> }> }>
 }
 
 /** What the plugin cannot know. */
-function correct({ requestBody, parameters = [] }: Operation): void {
+function correct(operation: Operation): void {
+  const { requestBody, parameters = [], summary, description = `${summary}.`.replace('?.', '?'), 'x-scope': scope } = operation
+  operation.description = scope ? `${description}\n\nThe token needs the scope \`${scope}\`.` : description
   // A body that may be empty may be left out.
   for (const { schema } of Object.values(requestBody?.content ?? {}))
     requestBody!.required = schema.required !== undefined || schema.minProperties !== undefined
@@ -84,4 +96,28 @@ function sampleOf(name: string): object {
   const errors = code === 'invalid_request' && { errors: [{ field: 'body.mecha', rule: 'pattern', message: HANDLE_RULE }] }
   const problem = new Problem(code, '…', { ...errors })
   return schema === 'Problem' ? problem.toJSON() : oauthError(problem)
+}
+
+/** Words whose values are no schemas. */
+const VALUES = ['example', 'examples', 'default', 'enum', 'const']
+
+/**
+ * The document with every schema that has a title as a component of that name, for which programs that are generated
+ * have a type then, instead of one of their own for each place where it occurs.
+ */
+function nameSchemas({ paths, components, ...rest }: Document): object {
+  const schemas: Record<string, object> = {}
+  for (const [name, schema] of Object.entries(components.schemas ?? {})) schemas[name] = named(schema, name) as object
+  return { ...rest, components: { ...components, schemas }, paths: named(paths) }
+
+  function named(value: unknown, self?: string): unknown {
+    if (Array.isArray(value)) return value.map((one) => named(one))
+    if (typeof value !== 'object' || value === null) return value
+    const copy: Record<string, unknown> = Object.fromEntries(Object.entries(value).map(([word, one]) => [word, VALUES.includes(word) ? one : named(one)]))
+    const { title } = copy
+    if (typeof title !== 'string' || title === self) return copy
+    if (title in schemas && !isDeepStrictEqual(schemas[title], copy)) throw new Error(`two schemas have the title ${title}`)
+    schemas[title] = copy
+    return { $ref: `#/components/schemas/${title}` }
+  }
 }

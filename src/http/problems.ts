@@ -28,7 +28,7 @@ export const ProblemSchema = Type.Object(
           field: Type.String({ description: 'Where: `body.expires_in`, `query.limit`' }),
           rule: Type.String({ description: 'The rule that it breaks' }),
           message: Type.String({ description: 'What would be right' }),
-        }),
+        }, { title: 'BrokenRule' }),
         { description: 'Every rule that the request breaks, of an `invalid_request`; 100 at most. Names that the caller chose are masked where they look like a secret, and cut' },
       ),
     ),

@@ -25,6 +25,7 @@ export const ScopesSchema = Type.Array(
 const MAX_METADATA_BYTES = 4096
 
 export const MetadataSchema = Type.Unsafe<Metadata>({
+  title: 'Metadata',
   type: 'object',
   additionalProperties: true,
   'x-max-bytes': MAX_METADATA_BYTES,

@@ -11,11 +11,12 @@ const EXAMPLE_KEY = 'mecha_01jd9p5v3fe8rr2k7m4q9wx0zt_' + '0'.repeat(60)
 
 export const VerifyBody = Type.Object(
   {
-    key: Type.String({ 'x-secret': true, description: 'The key as it was presented; `secret-token:` in front of it (RFC 8959) is fine' }),
+    key: Type.String({ 'x-secret': true, description: 'The plaintext key, as it was presented: what issuing and rotating call `plaintext_key`, and not their `key`, which is a record. `secret-token:` in front of it (RFC 8959) is fine' }),
     mecha: Type.Optional(Type.String({ ...HandleSchema, description: 'The Mecha that the key must be of: `name^crew`' })),
     scopes: Type.Optional(Type.Unsafe<string[]>({ ...ScopesSchema, description: 'Scopes that the key must have, all of them' })),
   },
   {
+    title: 'VerifyBody',
     additionalProperties: false,
     examples: [{ key: EXAMPLE_KEY, mecha: 'sales^acmecorp', scopes: ['orders:read'] }],
   },
@@ -26,11 +27,11 @@ export const MAX_BATCH = 100
 
 export const VerifyBatchBody = Type.Object(
   {
-    keys: Type.Array(Type.Object(VerifyBody.properties, { additionalProperties: false }), {
+    keys: Type.Array(Type.Object(VerifyBody.properties, { title: 'KeyToVerify', additionalProperties: false }), {
       maxItems: MAX_BATCH, description: 'What verify is asked about each key. The same key may come more than once',
     }),
   },
-  { additionalProperties: false, examples: [{ keys: [{ key: EXAMPLE_KEY, mecha: 'sales^acmecorp' }, { key: EXAMPLE_KEY }] }] },
+  { title: 'VerifyBatchBody', additionalProperties: false, examples: [{ keys: [{ key: EXAMPLE_KEY, mecha: 'sales^acmecorp' }, { key: EXAMPLE_KEY }] }] },
 )
 
 export const RevokeTokenBody = Type.Object(
@@ -39,7 +40,7 @@ export const RevokeTokenBody = Type.Object(
     token_type_hint: Type.Optional(Type.String({ description: 'Not needed, and not looked at' })),
   },
   // What RFC 6749 does not name is ignored, not refused: OAuth clients send their own id along.
-  { additionalProperties: true, examples: [{ token: EXAMPLE_KEY }] },
+  { title: 'RevokeTokenBody', additionalProperties: true, examples: [{ token: EXAMPLE_KEY }] },
 )
 export const Revoked = Type.Object({}, { title: 'Revoked', description: 'Nothing: whatever the token was, it is not good' })
 
@@ -64,7 +65,7 @@ export const NonceBody = Type.Object(
     nonce: Type.String({ pattern: NONCE_PATTERN, 'x-rule': NONCE_RULE, description: 'The nonce as it was sent: 16 to 128 characters', examples: ['5a0c8e6e-58f5-4ec6-9d04-0d3c6c1b7f1e'] }),
     expires_at: Type.String({ format: 'date-time', description: `From when on the request is refused by its timestamp; ${MAX_NONCE_TTL} seconds from now at most. The nonce is kept for ${MIN_NONCE_TTL} seconds at least, for gateways that tolerate more. RFC 3339`, examples: ['2030-01-31T12:05:00Z'] }),
   },
-  { additionalProperties: false, examples: [{ key_id: 'key_01jd9p5v3fe8rr2k7m4q9wx0zt', nonce: '5a0c8e6e-58f5-4ec6-9d04-0d3c6c1b7f1e', expires_at: '2030-01-31T12:05:00Z' }] },
+  { title: 'NonceBody', additionalProperties: false, examples: [{ key_id: 'key_01jd9p5v3fe8rr2k7m4q9wx0zt', nonce: '5a0c8e6e-58f5-4ec6-9d04-0d3c6c1b7f1e', expires_at: '2030-01-31T12:05:00Z' }] },
 )
 /** Uses in one report, at most. */
 export const MAX_USES = 1000
@@ -77,12 +78,12 @@ export const UsageBody = Type.Object(
           key_id: keyId('Id of the key, as verify tells it'),
           used_at: Type.String({ format: 'date-time', maxLength: 64, description: 'When it was last used. RFC 3339', examples: ['2030-01-31T12:00:00Z'] }),
         },
-        { additionalProperties: false },
+        { title: 'Use', additionalProperties: false },
       ),
       { minItems: 1, maxItems: MAX_USES, description: 'One for each key is enough: the last' },
     ),
   },
-  { additionalProperties: false, examples: [{ uses: [{ key_id: 'key_01jd9p5v3fe8rr2k7m4q9wx0zt', used_at: '2030-01-31T12:00:00Z' }] }] },
+  { title: 'UsageBody', additionalProperties: false, examples: [{ uses: [{ key_id: 'key_01jd9p5v3fe8rr2k7m4q9wx0zt', used_at: '2030-01-31T12:00:00Z' }] }] },
 )
 export const UsageTaken = Type.Object({}, { title: 'UsageTaken', description: 'Nothing more to say' })
 
@@ -99,12 +100,12 @@ export const RevalidateBody = Type.Object(
           key_id: keyId('Id of the key, as verify tells it'),
           version: Type.String({ pattern: '^[!-~]{1,64}$', 'x-rule': 'must have 1 to 64 printable ASCII characters', description: 'What `X-Key-Version` said when the key was verified', examples: ['48151623'] }),
         },
-        { additionalProperties: false },
+        { title: 'HeldVersion', additionalProperties: false },
       ),
-      { minItems: 1, maxItems: MAX_REVALIDATED, description: 'The keys' },
+      { minItems: 1, maxItems: MAX_REVALIDATED, description: 'The keys, by id and version: not their plaintexts' },
     ),
   },
-  { additionalProperties: false, examples: [{ keys: [{ key_id: 'key_01jd9p5v3fe8rr2k7m4q9wx0zt', version: '48151623' }] }] },
+  { title: 'RevalidateBody', additionalProperties: false, examples: [{ keys: [{ key_id: 'key_01jd9p5v3fe8rr2k7m4q9wx0zt', version: '48151623' }] }] },
 )
 export const Revalidated = Type.Object(
   { changed: Type.Array(Type.String(), { description: 'Ids of those that have changed, or that this gateway knows nothing of' }) },
@@ -114,7 +115,7 @@ export const Revalidated = Type.Object(
 export const Valid = Type.Object({
   valid: Type.Literal(true),
   key_id: Type.String({ description: 'Id of the key', examples: ['key_01jd9p5v3fe8rr2k7m4q9wx0zt'] }),
-  mecha: Type.Object({ handle: Type.String(), name: Type.String(), crew: Type.String() }),
+  mecha: Type.Object({ handle: Type.String(), name: Type.String(), crew: Type.String() }, { title: 'Mecha' }),
   org_id: Type.String({ description: 'The organization' }),
   scopes: Type.Array(Type.String(), { description: 'All scopes of the key' }),
   metadata: MetadataSchema,
@@ -130,8 +131,8 @@ export const Refused = Type.Object({
   }),
 }, { title: 'Refused' })
 
-export const VerifyAnswer = Type.Union([Valid, Refused])
+export const VerifyAnswer = Type.Union([Valid, Refused], { title: 'VerifyAnswer' })
 
 export const VerifyBatchAnswer = Type.Object({
   results: Type.Array(VerifyAnswer, { description: 'What verify answers for each key, in the order in which they were asked' }),
-})
+}, { title: 'VerifyBatchAnswer' })

@@ -56,7 +56,11 @@ t.test('the contract', async (t) => {
       t.ok(operation.tags.length === 1 && tags.includes(operation.tags[0]!), `${name} has a tag that is explained`)
       t.ok(Array.isArray(operation.security), `${name} says which credential it needs`)
       for (const scheme of operation.security.flatMap((one) => Object.keys(one))) t.ok(contract.components.securitySchemes[scheme], `${name}: ${scheme}`)
-      if (operation.tags[0] === 'control') t.match(operation.security, [{ operator: [/^[a-z]+:[a-z]+$/] }], `${name} names its scope`)
+      if (operation.tags[0] === 'control') {
+        t.same(operation.security, [{ operator: [] }], name)
+        t.match(operation['x-scope'], /^[a-z]+:[a-z]+$/, `${name} names its scope`)
+        t.ok(operation.description.includes(operation['x-scope']!), `${name} says so`)
+      }
     }
   })
 
@@ -109,6 +113,29 @@ t.test('the contract', async (t) => {
           }
         }
       }
+  })
+
+  t.test('names what is spoken of, once, and uses every name', async (t) => {
+    const names = Object.keys(contract.components.schemas)
+    for (const name of ['Key', 'RevealedKey', 'Propagation', 'Valid', 'Refused', 'VerifyAnswer', 'VerifyBody', 'IssueBody', 'UpdateBody', 'Metadata', 'Problem', 'BrokenRule', 'TokenAnswer', 'Introspection']) t.ok(names.includes(name), name)
+    const text = JSON.stringify(contract)
+    for (const name of names) {
+      t.ok(text.includes(`"#/components/schemas/${name}"`), `${name} is used`)
+      t.equal(text.split(`"title":"${name}"`).length, 2, `${name} is there once`)
+    }
+    for (const { name, operation } of operations)
+      for (const [type, { schema }] of Object.entries(operation.requestBody?.content ?? {})) t.match(schema, { $ref: /^#/ }, `${name} ${type}: the body has a name`)
+  })
+
+  t.test('says of each `key` whether it is a record or a plaintext', async (t) => {
+    const { RevealedKey, VerifyBody, KeyToVerify, Key } = contract.components.schemas as Record<string, { description: string; properties: Record<string, { description: string }> }>
+    t.match(RevealedKey!.description, /`key` is .* a record.* `plaintext_key` is the key itself/)
+    for (const one of [VerifyBody!, KeyToVerify!]) t.match(one.properties['key']!.description, /plaintext.*`plaintext_key`.*record/)
+    t.match(Key!.description, /record.*plaintext, is not in it/)
+  })
+
+  t.test('has no pattern that only some languages read', async (t) => {
+    for (const [, pattern] of JSON.stringify(contract).matchAll(/"pattern":("(?:[^"\\\\]|\\\\.)*")/g)) t.notMatch(JSON.parse(pattern!), /\\[pPuk]|\(\?[^:]/, pattern!)
   })
 
   t.test('has everything that is served, but for what is hidden on purpose', async (t) => {

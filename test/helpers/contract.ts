@@ -22,6 +22,8 @@ export interface Media {
 export interface Operation {
   readonly operationId: string
   readonly summary: string
+  readonly description: string
+  readonly 'x-scope'?: string
   readonly tags: string[]
   readonly security: Record<string, string[]>[]
   readonly parameters?: Parameter[]

@@ -109,7 +109,7 @@ function wellKnownRoutes({ keyring, statusList, issuer }: OAuthParts, publicUrl:
         {
           schema: {
             tags: ['runtime'], operationId: 'oauthMetadata', summary: 'Where everything is, for OAuth clients (RFC 8414)', security: [], hide: path !== METADATA_PATH,
-            response: responses({ 200: published('The metadata', 'application/json', Metadata) }),
+            response: responses({ 200: published('The metadata', 'application/json', Metadata) }, 'headers_too_large'),
           },
         },
         async (_request, reply) => reply.header('cache-control', `public, max-age=${JWKS_MAX_AGE}`).send(metadataOf(issuer())),
@@ -120,7 +120,7 @@ function wellKnownRoutes({ keyring, statusList, issuer }: OAuthParts, publicUrl:
       {
         schema: {
           tags: ['runtime'], operationId: 'publicKeys', summary: 'The public keys of all that is signed here (RFC 7517)', security: [],
-          response: responses({ 200: published('The keys', JWK_SET, Jwks) }, 'database_unavailable', 'overloaded', 'signing_key_unavailable'),
+          response: responses({ 200: published('The keys', JWK_SET, Jwks) }, 'headers_too_large', 'database_unavailable', 'overloaded', 'signing_key_unavailable'),
         },
       },
       async (_request, reply) => {

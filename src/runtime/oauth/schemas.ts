@@ -16,7 +16,7 @@ export const IntrospectBody = Type.Object(
     token: Type.String({ 'x-secret': true, minLength: 1, 'x-rule': 'must not be empty', description: 'The key, or the JWT that it was exchanged for' }),
     token_type_hint: Type.Optional(Type.String({ description: 'Is taken, and makes no difference' })),
   },
-  { examples: [{ token: EXAMPLE_KEY }] },
+  { title: 'IntrospectBody', examples: [{ token: EXAMPLE_KEY }] },
 )
 
 export const TokenBody = Type.Object(
@@ -31,6 +31,7 @@ export const TokenBody = Type.Object(
     actor_token: Type.Optional(Type.String({ 'x-secret': true, description: 'Is refused' })),
   },
   {
+    title: 'TokenBody',
     examples: [{ grant_type: TOKEN_EXCHANGE, subject_token: EXAMPLE_KEY, subject_token_type: ACCESS_TOKEN, scope: 'orders:read', audience: 'https://edge.example.com' }],
   },
 )
@@ -66,7 +67,7 @@ export const ActiveToken = Type.Object(
   { title: 'ActiveToken' },
 )
 export const InactiveToken = Type.Object({ active: Type.Literal(false) }, { title: 'InactiveToken' })
-export const Introspection = Type.Union([ActiveToken, InactiveToken])
+export const Introspection = Type.Union([ActiveToken, InactiveToken], { title: 'Introspection' })
 
 export const Jwks = Type.Object(
   {
@@ -74,7 +75,7 @@ export const Jwks = Type.Object(
       Type.Object({
         kty: Type.String(), crv: Type.String(), x: Type.String(), y: Type.Optional(Type.String()),
         kid: Type.String(), alg: Type.String(), use: Type.String(),
-      }),
+      }, { title: 'Jwk' }),
     ),
   },
   { title: 'Jwks', description: 'Public keys (RFC 7517): all that gateways need to verify what is alive' },
