@@ -13,6 +13,7 @@ import { loadConfig } from '../src/config.js'
 import { PACKAGE_ROOT } from '../src/package-root.js'
 import { LAST_STEPS_MS } from '../src/server.js'
 import { createDatabase } from './helpers/database.js'
+import { eventually } from './helpers/eventually.js'
 import { start, startCommand, type Running } from './helpers/process.js'
 import { testEnvironment } from './helpers/service.js'
 
@@ -59,7 +60,7 @@ t.test('other signals than SIGTERM and SIGINT end nothing', async (t) => {
     service.signal(signal)
     await service.line(new RegExp(`"signal":"${signal}","msg":"the signal changes nothing"`))
   }
-  t.equal((await fetch(`${url}/readyz`)).status, 200)
+  await eventually(async () => (await fetch(`${url}/readyz`)).status === 200)
   service.signal('SIGTERM')
   t.match(await service.ended(), { code: 0, signal: null })
 })
@@ -70,7 +71,7 @@ t.test('Ctrl-C under npm, which passes on what the terminal has sent already, is
     service.on('exit', (code) => process.exit(code))`
   const npm = startCommand(t, process.execPath, ['-e', passesOn, MAIN, 'serve'], { env: testEnvironment(await createDatabase(t), { PORT: '0', DRAIN_DELAY: '1' }) })
   const url = (await npm.line(/listening at (http:\/\/[\d.:]+)/))[1]!
-  t.equal((await fetch(`${url}/readyz`)).status, 200)
+  await eventually(async () => (await fetch(`${url}/readyz`)).status === 200)
   npm.signalGroup('SIGINT')
   const { code, stdout, stderr } = await npm.ended()
   t.same([code, stderr], [0, ''])

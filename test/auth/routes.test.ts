@@ -30,6 +30,8 @@ const SCOPE_OF: Record<string, Scope> = {
 const OPEN = ['exchangeKey', 'oauthMetadata', 'publicKeys', 'revokeToken', 'tokenStatus']
 /** Where OAuth clients call, who know two ways to authenticate. */
 const CHALLENGE_OF: Record<string, string> = { introspectToken: 'Bearer realm="mecha-keys", Basic realm="mecha-keys", charset="UTF-8"' }
+/** What is answered without a credential; to a proxy, whose client has one of its own, an outage. */
+const refusalOf = (id: string) => (id === 'authorize' ? { status: 403, code: 'gateway_unauthenticated' } : { status: 401, code: 'unauthenticated' })
 const BODY_OF: Record<string, object> = {
   issueKey: { mecha: 'routes^acmecorp' },
   updateKey: { name: 'x' },
@@ -64,11 +66,12 @@ t.test('these routes ask for no credential beside what they are sent, and no oth
   t.same(all.filter(({ isOpen }) => isOpen).map(({ id }) => id).sort(), OPEN)
 })
 
-t.test('without a credential every other route of a plane answers 401 and says how to authenticate', async (t) => {
+t.test('without a credential every other route of a plane answers 401 and says how to authenticate; the one for proxies, that they are none', async (t) => {
   for (const { method, url, id, options } of routes) {
     const answer = await service.call(method, url, options)
-    t.match(answer, { status: 401, body: { code: 'unauthenticated', status: 401 } }, id)
-    t.equal(answer.headers['www-authenticate'], CHALLENGE_OF[id] ?? 'Bearer realm="mecha-keys"', id)
+    const { status, code } = refusalOf(id)
+    t.match(answer, { status, body: { code, status } }, id)
+    t.equal(answer.headers['www-authenticate'], status === 401 ? (CHALLENGE_OF[id] ?? 'Bearer realm="mecha-keys"') : undefined, id)
     t.match(answer.headers, { 'content-type': CHALLENGE_OF[id] ? /^application\/json/ : /^application\/problem\+json/, 'cache-control': 'no-store' }, id)
   }
 })
@@ -109,7 +112,7 @@ t.test('the scope that a route needs is enough for it', async (t) => {
 
 t.test('a Mecha key opens no route: it is no operator token and no gateway credential', async (t) => {
   const { plaintext_key: token } = await service.issue({ mecha: 'routes^acmecorp' })
-  for (const { method, url, id, options } of routes) t.equal((await service.call(method, url, { ...options, token })).status, 401, id)
+  for (const { method, url, id, options } of routes) t.equal((await service.call(method, url, { ...options, token })).status, refusalOf(id).status, id)
 })
 
 function routesOf({ app }: Service) {

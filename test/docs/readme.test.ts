@@ -114,7 +114,7 @@ t.test("the README's table of calls is the contract's", async (t) => {
   const { app } = await startService(t)
   const contract = operationsOf(contractOf(app)).map(({ name, operation }) => {
     const [needs] = operation.security
-    return `${name}: ${needs?.['operator']?.[0] ?? (needs ? 'a gateway credential' : 'nothing')}`
+    return `${name}: ${operation['x-scope'] ?? (needs ? 'a gateway credential' : 'nothing')}`
   })
   const table = [...sectionOf('API').matchAll(/^\| `([A-Z]+ [^`]+)` \| ([^|]+) \|/gm)].map(([, call, needs]) => `${call}: ${needs!.replaceAll('`', '')}`)
   t.same(table.sort(), contract.sort())
@@ -137,7 +137,7 @@ t.test('npm start, like whatever builds first, leaves alone what is built', asyn
 
 t.test('every npm script that the README names is there', async (t) => {
   const { scripts } = JSON.parse(readFileSync(join(PACKAGE_ROOT, 'package.json'), 'utf8')) as { scripts: Record<string, string> }
-  const named = new Set([...README.matchAll(/npm (?:run )?([a-z]+)/g)].map((match) => match[1]!).filter((name) => name !== 'ci'))
+  const named = new Set([...README.matchAll(/npm (?:run )?([a-z:]+)/g)].map((match) => match[1]!).filter((name) => name !== 'ci'))
   t.same([...named].filter((name) => !scripts[name]), [])
   t.same(Object.keys(scripts).filter((name) => !named.has(name) && name !== 'build'), [], 'and every script is named')
 })
