@@ -3,12 +3,14 @@ ARG NODE_VERSION=26
 FROM node:${NODE_VERSION}-trixie-slim AS base
 WORKDIR /app
 COPY package.json package-lock.json ./
+COPY sdk/package.json sdk/
 COPY docker docker
 
 FROM base AS build
 # No package's install script is needed, neither to compile nor to run.
 RUN npm ci --ignore-scripts
 COPY tsconfig.json ./
+COPY sdk/tsconfig.json sdk/
 COPY src src
 COPY test test
 COPY bench bench

@@ -32,7 +32,7 @@ const wallRules = Object.entries(walls).map(([folder, forbidden]) => ({
 }))
 
 export default tseslint.config(
-  { ignores: ['dist/', 'node_modules/', '.tap/', '.data/', '.programs/', 'test/clients/'] },
+  { ignores: ['dist/', 'node_modules/', '.tap/', '.data/', '.programs/', 'test/clients/', 'sdk/gateway/'] },
   js.configs.recommended,
   {
     files: ['**/*.ts'],

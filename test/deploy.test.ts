@@ -196,7 +196,8 @@ t.test('the image serves on 8080 as a user that is not root', async (t) => {
 })
 
 t.test('the image says what it is, as package.json does', async (t) => {
-  const { name: title, description, version } = JSON.parse(read('package.json')) as Record<string, string>
+  const { bin, description, version } = JSON.parse(read('package.json')) as { bin: object; description: string; version: string }
+  const [title] = Object.keys(bin)
   const labels = [...image.argument('LABEL').matchAll(/org\.opencontainers\.image\.(\w+)="([^"]*)"/g)].map(([, label, value]) => [label, value])
   t.same(Object.fromEntries(labels), { title, description, version })
 })
