@@ -1,10 +1,7 @@
-/** How a process ends: what may keep it from that, and what is done before. */
+/** How a process ends: what may keep it from that, and what is done before. `ending.long.test.ts` has what only root can arrange. */
 
-import { spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
@@ -14,7 +11,7 @@ import { PACKAGE_ROOT } from '../src/package-root.js'
 import { LAST_STEPS_MS } from '../src/server.js'
 import { createDatabase } from './helpers/database.js'
 import { eventually } from './helpers/eventually.js'
-import { start, startCommand, type Running } from './helpers/process.js'
+import { start, startCommand } from './helpers/process.js'
 import { testEnvironment } from './helpers/service.js'
 
 const MAIN = join(PACKAGE_ROOT, 'dist', 'src', 'main.js')
@@ -78,38 +75,6 @@ t.test('Ctrl-C under npm, which passes on what the terminal has sent already, is
   t.same(linesOf(stdout).filter(({ level }) => level >= 40), [], 'with no warning')
 })
 
-/** Namespaces of its own: a loopback and a resolv.conf that nobody else sees. */
-const NAMESPACES = ['--mount', '--net']
-const canIsolate = spawnSync('unshare', [...NAMESPACES, 'sh', '-c', 'ip link set lo up && mount --bind /etc/hosts /etc/hosts']).status === 0
-
-t.test('a name server that does not answer holds up no end', { skip: !canIsolate && 'needs unshare, ip, and the right to use them' }, async (t) => {
-  const silent = await silentNameServer(t)
-  // Asks for what needs the database, again and again: look-ups pile up.
-  const env = {
-    DATABASE_URL: 'postgres://mecha:keys@db.example.com/keys', ROOT_SECRETS: 'x'.repeat(40), OIDC_ISSUER: 'https://issuer.example.com',
-    PORT: '8080', SHUTDOWN_TIMEOUT: '1s', DATABASE_TIMEOUT: '1s',
-  }
-  const program = [process.execPath, MAIN, 'serve']
-  const run = () => startCommand(t, 'unshare', [...NAMESPACES, 'sh', '-c', silent, ...program], { env })
-
-  const service = run()
-  await pileUp(service)
-  let asked = performance.now()
-  service.signal('SIGTERM')
-  const { code, signal } = await service.ended()
-  t.same([code, signal], [null, 'SIGTERM'], 'ended by the signal itself: nothing else ends a look-up')
-  t.ok(performance.now() - asked < 1000 + LAST_STEPS_MS + SLACK_MS)
-
-  const stubborn = run()
-  await pileUp(stubborn)
-  asked = performance.now()
-  stubborn.signal('SIGTERM')
-  await stubborn.line(/"msg":"draining"/)
-  stubborn.signal('SIGTERM')
-  t.match(await stubborn.ended(), { code: null, signal: 'SIGTERM' })
-  t.ok(performance.now() - asked < SLACK_MS, 'a second one ends at once')
-})
-
 /** Opens a connection, sends something and leaves it at that. Resolves, when it has arrived, to a promise of its end. */
 async function leaveOpen(t: Test, port: number, bytes: string): Promise<{ ended: Promise<unknown> }> {
   const socket = connect(port, '127.0.0.1')
@@ -123,23 +88,6 @@ async function leaveOpen(t: Test, port: number, bytes: string): Promise<{ ended:
   } else if (bytes) await new Promise((resolve) => socket.write(bytes, resolve))
   socket.resume()
   return { ended }
-}
-
-/** A shell's script that puts a name server where nobody answers, asks the service for readiness all the time, and becomes `"$@"`. */
-async function silentNameServer(t: Test): Promise<string> {
-  const folder = mkdtempSync(join(tmpdir(), 'mecha-keys-names-'))
-  t.teardown(() => rmSync(folder, { recursive: true, force: true }))
-  const resolvConf = join(folder, 'resolv.conf')
-  writeFileSync(resolvConf, 'nameserver 127.0.0.1\n')
-  const script = `require('dgram').createSocket('udp4').bind(53, '127.0.0.1')
-    setInterval(() => fetch('http://127.0.0.1:8080/readyz').catch(() => {}), 50)`
-  return `ip link set lo up && mount --bind ${resolvConf} /etc/resolv.conf && { '${process.execPath}' -e "${script}" > /dev/null 2>&1 & exec "$0" "$@"; }`
-}
-
-/** Resolves when as many look-ups wait as there are threads for them, and more. */
-async function pileUp(service: Running): Promise<void> {
-  await service.line(/listening at http/)
-  await service.line(/(?:"route":"\/readyz"[^]*?){5}/)
 }
 
 function linesOf(stdout: string): { level: number; msg: string }[] {

@@ -1,54 +1,78 @@
 /**
  * Runs the tests on a real PostgreSQL: the one that TEST_DATABASE_URL names (a superuser's URL), else a container
- * where a container runtime answers, else the embedded one. Arguments are files, all of them by default.
+ * where a container runtime has one, else the embedded one. Arguments are files and folders. Without any, it is the
+ * group that `npm test` runs: whatever ends in `.test.ts`, but for the stories of minutes and those with others' programs,
+ * whose names end in `.long.test.ts` and which `--long` runs.
  */
 
-import { spawn } from 'node:child_process'
-import { once } from 'node:events'
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { startEmbedded } from '../src/db/embedded.js'
 import { migrate } from '../src/db/migrate.js'
 import { ensureLogin } from '../src/db/logins.js'
 import { openDatabase } from '../src/db/pool.js'
-import { PACKAGE_ROOT } from '../src/package-root.js'
+import { ConfigError } from '../src/errors.js'
+import { runFiles, testFiles } from './helpers/files.js'
 import { LOGINS, openAdmin, urlFor } from './helpers/server.js'
 
 /** Nothing that a test writes has to outlive it. */
 const FAST = ['fsync=off', 'synchronous_commit=off', 'full_page_writes=off', 'max_connections=300']
-const RESULTS = join(PACKAGE_ROOT, '.tap', 'test-results')
+/** Longest wait for a container, whose image may have to be fetched first. */
+const CONTAINER_TIMEOUT_MS = 180_000
 
-const server = await startPostgres()
+const { files, server } = await begin().catch(giveUp)
 process.stdout.write(`PostgreSQL: ${server.what}\n`)
 const template = `mecha_keys_template_${process.pid}`
-let exitCode: number
+let isOk: boolean
 try {
   await makeTemplate()
-  exitCode = await runTap()
-  summarise()
+  isOk = await runFiles(files, { TEST_SERVER_URL: server.url, TEST_TEMPLATE: template })
 } finally {
   await admin(`DROP DATABASE IF EXISTS ${template}`)
   await server.stop()
 }
-process.exit(exitCode)
+// When all is written.
+process.stdout.write('', () => process.exit(isOk ? 0 : 1))
 
-async function startPostgres(): Promise<{ url: string; what: string; stop: () => Promise<void> }> {
+interface Server {
+  readonly url: string
+  readonly what: string
+  readonly stop: () => Promise<void>
+}
+
+async function begin(): Promise<{ files: string[]; server: Server }> {
+  return { files: testFiles(process.argv.slice(2)), server: await startPostgres() }
+}
+
+async function startPostgres(): Promise<Server> {
   const given = process.env['TEST_DATABASE_URL']
   if (given) return { url: given, what: 'TEST_DATABASE_URL', stop: async () => {} }
   return (await startContainer()) ?? startEmbeddedForTests()
 }
 
-async function startContainer() {
+/** `undefined` where there is no container runtime, or none that has or gets the image. */
+async function startContainer(): Promise<Server | undefined> {
   const { getContainerRuntimeClient } = await import('testcontainers')
   const answers = await getContainerRuntimeClient().then(() => true, () => false)
   if (!answers) return undefined
   const { PostgreSqlContainer } = await import('@testcontainers/postgresql')
-  const container = await new PostgreSqlContainer('postgres:18').withCommand(['postgres', ...FAST.flatMap((flag) => ['-c', flag])]).start()
-  return { url: container.getConnectionUri(), what: 'a container', stop: async () => void (await container.stop()) }
+  const starting = new PostgreSqlContainer('postgres:18').withCommand(['postgres', ...FAST.flatMap((flag) => ['-c', flag])]).start()
+  let timer: NodeJS.Timeout
+  const late = new Promise<never>((_resolve, reject) => (timer = setTimeout(() => reject(new Error(`it took longer than ${CONTAINER_TIMEOUT_MS / 1000} s`)), CONTAINER_TIMEOUT_MS)))
+  try {
+    const container = await Promise.race([starting, late])
+    return { url: container.getConnectionUri(), what: 'a container', stop: async () => void (await container.stop()) }
+  } catch (error) {
+    starting.then((container) => container.stop()).catch(() => {})
+    process.stdout.write(`A container runtime answers, but postgres:18 does not start: ${String((error as Error).message).split('\n')[0]}\n`)
+    return undefined
+  } finally {
+    clearTimeout(timer!)
+  }
 }
 
-async function startEmbeddedForTests() {
+async function startEmbeddedForTests(): Promise<Server> {
   const dataDir = mkdtempSync(join(tmpdir(), 'mecha-keys-test-'))
   const database = await startEmbedded({ dataDir, flags: FAST })
   const stop = async () => {
@@ -56,6 +80,13 @@ async function startEmbeddedForTests() {
     rmSync(dataDir, { recursive: true, force: true })
   }
   return { url: database.urls.owner, what: 'embedded', stop }
+}
+
+/** One line where a person has to do something, and a stack where it is a bug. */
+function giveUp(error: unknown): never {
+  if (!(error instanceof ConfigError)) throw error
+  process.stderr.write(`${error.message}\n`)
+  process.exit(1)
 }
 
 async function makeTemplate(): Promise<void> {
@@ -70,36 +101,4 @@ async function admin(statement: string): Promise<void> {
   const pool = openAdmin(server.url)
   await pool.query(statement)
   await pool.end()
-}
-
-async function runTap(): Promise<number> {
-  rmSync(RESULTS, { recursive: true, force: true })
-  const asked = process.argv.slice(2)
-  const files = (asked.length > 0 ? asked : testFiles()).map((file) => join('dist', file.replace(/\.ts$/, '.js')))
-  const tap = spawn(process.execPath, [join(PACKAGE_ROOT, 'node_modules', 'tap', 'dist', 'esm', 'run.mjs'), ...files], {
-    cwd: PACKAGE_ROOT,
-    stdio: 'inherit',
-    env: { ...process.env, TEST_SERVER_URL: server.url, TEST_TEMPLATE: template },
-  })
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => tap.kill(signal))
-  const [code] = (await once(tap, 'exit')) as [number | null]
-  return code ?? 1
-}
-
-/** By their sources: what is left in `dist/` of a test that was removed does not run. */
-function testFiles(): string[] {
-  return readdirSync(join(PACKAGE_ROOT, 'test'), { recursive: true, encoding: 'utf8' })
-    .filter((file) => file.endsWith('.test.ts'))
-    .sort()
-    .map((file) => join('test', file))
-}
-
-/** One line that says how many tests ran, from tap's own results. */
-function summarise(): void {
-  if (!existsSync(RESULTS)) return
-  const results = readdirSync(RESULTS, { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.tap'))
-  const lines = results.flatMap((file) => readFileSync(join(RESULTS, file), 'utf8').split('\n')).map((line) => line.trim())
-  const count = (pattern: RegExp) => lines.filter((line) => pattern.test(line)).length
-  const skipped = count(/^(not )?ok .*# SKIP/i)
-  process.stdout.write(`\n${count(/^ok /) - skipped} passed, ${count(/^not ok /)} failed, ${skipped} skipped\n`)
 }

@@ -57,6 +57,11 @@ export function operationsOf({ paths }: Contract): Entry[] {
   )
 }
 
+/** The operations that frontends call. */
+export function controlPlaneOf(contract: Contract): Entry[] {
+  return operationsOf(contract).filter(({ operation }) => operation.tags[0] === 'control')
+}
+
 /** The one status that says that all went well. */
 export function successOf({ responses }: Operation): string {
   const [status, ...more] = Object.keys(responses).filter((one) => one.startsWith('2'))

@@ -5,6 +5,7 @@ import { sql, type Kysely } from 'kysely'
 import tap, { type Test } from 'tap'
 import { openDatabase } from '../../src/db/pool.js'
 import type { Database } from '../../src/db/tables.js'
+import { eventually } from './eventually.js'
 import { LOGINS, openAdmin, urlFor } from './server.js'
 
 export interface TestDatabase {
@@ -54,7 +55,7 @@ export async function applied({ db }: TestDatabase): Promise<void> {
   const { rows } = await sql<{ xid: string }>`SELECT pg_current_xact_id()::text AS xid, pg_notify('mecha_keys_changes', '')`.execute(db)
   const haveAll = async () => {
     const answer = await sql<{ all: boolean | null }>`SELECT bool_and(pg_visible_in_snapshot(${rows[0]!.xid}::xid8, snapshot)) AS all FROM replicas`.execute(db)
-    return answer.rows[0]!.all
+    return answer.rows[0]!.all === true
   }
-  while (!(await haveAll()));
+  await eventually(haveAll)
 }

@@ -1,0 +1,91 @@
+/** Test files, each run in a process of its own, and in the end one line that says what came of them. Known to the runner alone. */
+
+import { spawn, type ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync, readdirSync, statSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
+import { join, relative, resolve } from 'node:path'
+import { createInterface } from 'node:readline'
+import { t } from 'tap'
+import { ConfigError } from '../../src/errors.js'
+import { PACKAGE_ROOT } from '../../src/package-root.js'
+
+/** More files than cores: most of what a test does is to wait. */
+const JOBS = availableParallelism() + 2
+const TIMEOUT_MS = 240_000
+const TEST = '.test.ts'
+const LONG = '.long.test.ts'
+
+/**
+ * The files that arguments name, relative to the package: by their sources, since what is left in `dist/` of a test that was
+ * removed does not run. The largest come first: the last to end are waited for by nothing but themselves.
+ *
+ * @throws ConfigError where an argument names no test
+ */
+export function testFiles(args: readonly string[]): string[] {
+  const named = args.filter((arg) => arg !== '--long')
+  if (named.length > 0) return [...new Set(named.flatMap(testsAt))]
+  const isLong = args.includes('--long')
+  return testsAt('test').filter((file) => file.endsWith(LONG) === isLong)
+}
+
+function testsAt(arg: string): string[] {
+  const path = relative(PACKAGE_ROOT, resolve(PACKAGE_ROOT, arg))
+  const found = !existsSync(path) ? [] : statSync(path).isFile() ? [path] : readdirSync(path, { recursive: true, encoding: 'utf8' }).map((file) => join(path, file))
+  const tests = found.filter((file) => file.endsWith(TEST))
+  if (tests.length === 0) throw new ConfigError(`${arg} is no test and has none: their names end in ${TEST}`)
+  return tests.sort((a, b) => statSync(b).size - statSync(a).size)
+}
+
+/**
+ * Runs test files, several at once, and writes what they say. Not by tap's own command: that one compiles its plugins first, and
+ * loads three hooks into each file that are of use to coverage and to TypeScript alone.
+ */
+export async function runFiles(files: readonly string[], environment: Readonly<Record<string, string>>): Promise<boolean> {
+  const running = new Set<ChildProcess>()
+  for (const signal of ['SIGINT', 'SIGTERM'] as const)
+    process.once(signal, () => {
+      for (const child of running) child.kill('SIGKILL')
+      process.exit(1)
+    })
+  const counts = { passed: 0, failed: 0, skipped: 0 }
+  const count = (line: string) => {
+    if (/^\s*(not )?ok .*# SKIP/i.test(line)) counts.skipped++
+    else if (/^\s*ok /.test(line)) counts.passed++
+    else if (/^\s*not ok /.test(line)) counts.failed++
+  }
+  /** Files that have said how many tests they have, which comes last, and those in which one failed. */
+  const [over, red] = [new Set<string>(), new Set<string>()]
+  t.on('spawn', (file) => file.on('process', (child: ChildProcess) => {
+    running.add(child)
+    child.once('exit', () => running.delete(child))
+    createInterface(child.stdout!).on('line', (line) => {
+      count(line)
+      if (/^1\.\.\d/.test(line)) over.add(file.name)
+      if (/^not ok /.test(line)) red.add(file.name)
+    })
+  }))
+  const reader = show()
+  t.setTimeout(0)
+  t.jobs = JOBS
+  t.plan(files.length)
+  const incomplete: string[] = []
+  await Promise.all(files.map(async (file) => {
+    const args = ['--enable-source-maps', join(PACKAGE_ROOT, 'dist', file.replace(/\.ts$/, '.js'))]
+    const results = await t.spawn(process.execPath, args, { at: null, stack: '', name: file, cwd: PACKAGE_ROOT, env: { ...process.env, ...environment, TAP_TIMEOUT: String(TIMEOUT_MS / 1000) }, buffered: true, timeout: TIMEOUT_MS })
+    if (!results?.ok && !(over.has(file) && red.has(file))) incomplete.push(file)
+  }))
+  await reader
+  const { passed, failed, skipped } = counts
+  const missing = incomplete.length > 0 ? `; ${incomplete.length} of ${files.length} files did not load or end: ${incomplete.join(', ')}` : ''
+  process.stdout.write(`\n${passed} passed, ${failed} failed, ${skipped} skipped${missing}\n`)
+  return t.passing() && incomplete.length === 0
+}
+
+/** To a person, what tap makes of it; raw to everything else. */
+function show(): Promise<unknown> | undefined {
+  if (!process.stdout.isTTY) return undefined
+  const reader = spawn(process.execPath, [join(PACKAGE_ROOT, 'node_modules', 'tap', 'dist', 'esm', 'run.mjs'), 'run', '--disable-coverage', '-'], { cwd: PACKAGE_ROOT, stdio: ['pipe', 'inherit', 'inherit'] })
+  t.pipe(reader.stdin)
+  return once(reader, 'exit')
+}
