@@ -80,6 +80,7 @@ const SETTINGS = {
   CHANGE_STREAMS_MAX: { about: 'Most streams of changes to gateways at once, for each process; one gateway may have half of them', default: '1000', parse: integer(1, 100_000) },
   QUEUE_SIZE: { about: 'Most keys that wait for argon2, most that wait for the database, and most requests of operators at once; whatever comes then is answered with 503', default: '1000', parse: integer(1, 100_000) },
   USAGE_FLUSH_INTERVAL: { about: 'How often `last_used_at` and `last_refused_at` are written; a crash loses at most this much of them', default: '10s', ...upTo('1d') },
+  EVENTS_RETENTION: { about: 'How long events are kept at least, a day or more: `mecha-keys events expire` drops months that are wholly older. Without it, events are kept for ever', parse: atLeast('1d') },
 
   OIDC_ISSUER: { about: "Issuer of operators' tokens, exactly as in their `iss`; https, or http on the loopback", parse: issuerUrl },
   OIDC_AUDIENCE: { about: "What must be in an operator token's `aud`", default: 'mecha-keys', parse: text },
@@ -278,6 +279,16 @@ function upTo(most: string) {
       if (seconds > longest) throw new Error(`must be a time of ${most} at most`)
       return seconds
     },
+  }
+}
+
+/** A duration of days or years, where a number without a unit would be a mistake: seconds. */
+function atLeast(least: string) {
+  const shortest = duration(least)
+  return (value: string): number => {
+    const seconds = duration(value)
+    if (seconds < shortest) throw new Error(`must be a time of ${least} at least`)
+    return seconds
   }
 }
 

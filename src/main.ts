@@ -57,13 +57,18 @@ withOptions(gateway.command('create').requiredOption('--name <name>').option('--
 withOptions(gateway.command('list').option('--json'), ofWhom()).action(lazily(async () => (await database()).runGatewayList))
 withOptions(gateway.command('revoke').argument('<id>').option('--reason <reason>'), ofWhom()).action(lazily(async () => (await database()).runGatewayRevoke))
 
-program
+const trail = program
   .command('events')
   .description('write out the audit trail, oldest first, one line of JSON each')
   .option('--follow', 'wait for more')
   .option('--after <position>', 'leave out what was written out before', position)
   .option('--output <file>', 'a file, gone on with where it ends; standard output otherwise')
   .action(lazily(async () => (await events()).runEvents))
+trail
+  .command('expire')
+  .description('make the partitions of the coming months, and drop the months that EVENTS_RETENTION no longer keeps, as the owner of the tables')
+  .option('--json')
+  .action(lazily(async () => (await events()).runEventsExpire))
 
 const crew = program.command('crew').description("which organization a crew is reserved for, straight in the database, as its owner")
 crew

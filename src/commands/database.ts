@@ -153,12 +153,12 @@ export async function withControlParts<T>(config: Settings, run: (parts: Control
 }
 
 /** Runs with the owner's login. */
-export async function asOwner(run: (db: Kysely<Database>) => Promise<void>, timeoutMs?: number): Promise<void> {
+export async function asOwner(run: (db: Kysely<Database>, config: Settings) => Promise<void>, timeoutMs?: number): Promise<void> {
   await withDatabaseSettings(async (config) => {
     const url = requireDatabase(config, 'MIGRATE_DATABASE_URL', 'DATABASE_URL')
     const db = openDatabase({ url, size: 1, timeoutMs: timeoutMs ?? config.DATABASE_TIMEOUT * 1000, name: 'mecha-keys command line' })
     try {
-      await run(db)
+      await run(db, config)
     } finally {
       await db.destroy()
     }

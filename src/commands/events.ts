@@ -1,4 +1,4 @@
-/** `events`: the audit trail, written out for whoever keeps it elsewhere. */
+/** `events`: the audit trail, written out for whoever keeps it elsewhere, and its end. */
 
 import { once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -6,11 +6,15 @@ import { InvalidArgumentError } from 'commander'
 import { requireDatabase } from '../config.js'
 import { openTrailFile, toLines } from '../control/trail/file.js'
 import { followTrail, type TrailEvent } from '../control/trail/follow.js'
+import { expireEvents } from '../control/trail/partitions.js'
 import { openDatabase } from '../db/pool.js'
-import { withDatabaseSettings } from './database.js'
+import { asOwner, withDatabaseSettings } from './database.js'
+import { print } from './shared.js'
 
 /** Longest wait for a database that does not answer, when all that is left to do is to hang up. */
 const HANG_UP_MS = 1000
+/** Partitions are read once before they get bounds. */
+const EXPIRE_TIMEOUT_MS = 600_000
 
 export async function runEvents(options: { follow?: true; after?: string; output?: string }): Promise<void> {
   await withDatabaseSettings(async (config) => {
@@ -36,6 +40,17 @@ export async function runEvents(options: { follow?: true; after?: string; output
     const hungUp = db.destroy().catch(() => {})
     if ((await Promise.race([hungUp.then(() => true), sleep(HANG_UP_MS, false, { ref: false })])) === false) process.exit()
   })
+}
+
+export async function runEventsExpire({ json }: { json?: true }): Promise<void> {
+  await asOwner(async (db, { EVENTS_RETENTION }) => {
+    const expiry = await expireEvents(db, EVENTS_RETENTION)
+    print(json, expiry, () => [
+      ...expiry.made.map((name) => `made ${name}`),
+      ...expiry.dropped.map((name) => `dropped ${name}`),
+      expiry.before ? `no event from before ${expiry.before.toISOString()} is kept` : EVENTS_RETENTION === undefined ? 'EVENTS_RETENTION is not set: every event is kept' : 'nothing to drop',
+    ])
+  }, EXPIRE_TIMEOUT_MS)
 }
 
 /** Whoever reads may have had enough: that ends it as a signal does. */

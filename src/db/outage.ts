@@ -52,6 +52,11 @@ export function isConflict(error: unknown): boolean {
   return CONFLICT.test(codeOf(error))
 }
 
+/** Whether a statement waited for a lock for longer than it may. Nothing of its transaction has happened. */
+export function lockTimedOut(error: unknown): boolean {
+  return codeOf(error) === '55P03'
+}
+
 /** Whether the database takes no writes. */
 export function isReadOnly(error: unknown): boolean {
   return codeOf(error) === READ_ONLY

@@ -32,7 +32,7 @@ const RIGHTS: readonly string[] = [
   // To lock rows with: triggers keep every value as it is.
   'UPDATE mechas.created_at', 'UPDATE idempotency_keys.expires_at',
   // To read and to check with.
-  ...['current_identity', 'current_timeline', 'current_history', 'restore_hold', 'writes_as_control', 'within_transaction', 'refusal_of_end'].map((name) => `EXECUTE ${name}`),
+  ...['current_identity', 'current_timeline', 'current_history', 'restore_hold', 'writes_as_control', 'within_transaction', 'refusal_of_end', 'late_events'].map((name) => `EXECUTE ${name}`),
 ]
 
 /** Runs statements in one transaction of the control plane's login. */

@@ -82,6 +82,7 @@ t.test("the README's command lines work as they stand", async (t) => {
     'root-secrets status': /^\w+ +newest +tags \d+ living keys/,
     'signing-keys list': /^[\w-]{43} +EdDSA +signing +signs since \S+$/,
     'signing-keys rotate': /^[\w-]{43} +EdDSA +next +published, signs from \S+$/m,
+    'events expire': /^EVENTS_RETENTION is not set: every event is kept$/m,
     'events': /^\{"id":"\d+",.*"type":"signing_key\.created"/,
     'crew reserve': /^acmecorp is reserved for acmecorp$/,
     'operator-token': /^eyJ[\w-]+\.[\w-]+\.[\w-]+$/,
@@ -97,7 +98,7 @@ t.test("the README's command lines work as they stand", async (t) => {
   let ids = { gw: '', key: '' }
   const seen: string[] = []
   for (const line of commandsUnder('Command line')) {
-    const command = /npx mecha-keys ([a-z-]+(?: (?:status|create|list|reserve|revoke|rotate)\b)?)/.exec(line)![1]!
+    const command = /npx mecha-keys ([a-z-]+(?: (?:status|create|list|reserve|revoke|rotate|expire)\b)?)/.exec(line)![1]!
     seen.push(command)
     // It is what answers the others here.
     if (command === 'serve') continue

@@ -13,7 +13,7 @@ import { newId, parsePublicId, publicId, type CredentialKind } from '../../key/i
 import type { Author } from '../parts.js'
 import { insertEvents, readClock, type NewEvent } from '../store.js'
 import type { TrailEvent } from '../trail/follow.js'
-import { acceptDatabase, deleteCompromised, findKnown, findLives, hasEvents, lockLives, passPosition, updateLives, type EndedLife, type Life } from './store.js'
+import { acceptDatabase, deleteCompromised, findExpired, findKnown, findLives, hasEvents, lockLives, passPosition, updateLives, type EndedLife, type Life } from './store.js'
 
 export interface Replayed {
   /** Events in the file. */
@@ -54,14 +54,18 @@ export async function replayTrail(db: Kysely<Database>, pages: AsyncIterable<rea
   const told = new Map<string, Told>()
   const compromised: string[] = []
   let [events, since, highest] = [0, 0, 0n]
+  // What the database has dropped of old events happened before the back-up.
+  const expired = await findExpired(db)
+  const isExpired = ({ at }: TrailEvent) => expired !== undefined && new Date(at) < expired
   for await (const page of pages) {
     const known = await findKnown(db, page)
     for (const event of page) {
       if (BigInt(event.id) > highest) highest = BigInt(event.id)
-      if (!known.has(event.id)) take(event, told, compromised)
+      if (known.has(event.id) || isExpired(event)) continue
+      since++
+      take(event, told, compromised)
     }
     events += page.length
-    since += page.length - known.size
   }
   if (since === events && (events === 0 || (await hasEvents(db))))
     throw new ConfigError('the file has no event in common with the database: it begins after the back-up, or is of another database')

@@ -69,6 +69,12 @@ export async function passPosition(db: Kysely<Database>, position: string): Prom
     WHERE coalesce(pg_sequence_last_value(sequence), 0) < ${position}::bigint`.execute(db)
 }
 
+/** Until when the database had dropped events when it was backed up; `undefined`: it had dropped none. */
+export async function findExpired(db: Kysely<Database>): Promise<Date | undefined> {
+  const { rows } = await sql<{ before: Date }>`SELECT before FROM events_expired`.execute(db)
+  return rows[0]?.before
+}
+
 export async function hasEvents(db: Kysely<Database>): Promise<boolean> {
   const { rows } = await sql<{ has: boolean }>`SELECT EXISTS (SELECT FROM events) AS has`.execute(db)
   return rows[0]!.has

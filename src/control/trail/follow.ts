@@ -92,7 +92,7 @@ async function settledHorizon(db: Kysely<Database>, last: TrailEvent | undefined
   const { position, writers, hasLast, isStandby } = await findHorizon(db, last && { position: last.id, at: new Date(last.at), type: last.type })
   if (isStandby) throw new ConfigError('DATABASE_URL leads to a standby, which does not know what is about to be committed: follow the primary')
   if (!hasLast)
-    throw new ConfigError(`the database does not have event ${last!.id}, the last that was written: it was restored. Keep what was written for mecha-keys restore replay, and follow to a new file`)
+    throw new ConfigError(`the database does not have event ${last!.id}, the last that was written: it was restored, or has dropped that event since (EVENTS_RETENTION). Keep what was written for mecha-keys restore replay, and follow to a new file`)
   const start = performance.now()
   let isTold = false
   for (let open = [...writers]; open.length > 0 && !signal.aborted; ) {
