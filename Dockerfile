@@ -27,7 +27,7 @@ COPY migrations migrations
 COPY docs/errors docs/errors
 COPY openapi openapi
 # A volume mounted here takes over this ownership; docker-compose.yml keeps generated secrets so.
-RUN install -d -o node -g node -m 0700 /secrets/owner /secrets/service
+RUN install -d -o node -g node -m 0700 /secrets/service
 ENV NODE_ENV=production HOST=0.0.0.0
 USER node
 EXPOSE 8080

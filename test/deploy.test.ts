@@ -25,9 +25,11 @@ const ours = services.filter(([, { image }]) => image === 'mecha-keys')
 const stages = stagesOf(read('Dockerfile'))
 const base = stages[0]!
 const image = stages.at(-1)!
-/** What make-secrets makes, and which of it the service itself never sees. */
-const OWNERS = ['owner/migrate-database-url', 'owner/postgres-password']
-const SERVICES = ['service/builtin-issuer.pem', 'service/database-url', 'service/root-secrets', 'service/runtime-database-url']
+/** What make-secrets makes, and where the service finds it. */
+const SECRETS = ['builtin-issuer.pem', 'database-url', 'root-secrets', 'runtime-database-url']
+const SECRETS_FOLDER = '/run/secrets/service'
+/** Where PostgreSQL's socket is, through which its owner comes. */
+const SOCKET_FOLDER = '/run/postgresql'
 /** The names of postgres' own image that are used here. */
 const POSTGRES = ['POSTGRES_USER', 'POSTGRES_DB', 'POSTGRES_PASSWORD_FILE']
 
@@ -41,10 +43,9 @@ t.test('secrets are made once, readable by their owner alone, and never shown', 
   const folder = temporaryFolder(t)
   const first = await makeSecrets(folder)
   const files = filesOf(folder)
-  t.same(files, [...OWNERS, ...SERVICES].sort())
+  t.same(files, SECRETS)
   t.same(first.output.trim().split('\n').sort(), files.map((file) => `made ${file}`))
   for (const file of files) t.equal(statSync(join(folder, file)).mode & 0o777, 0o400, file)
-  for (const part of ['owner', 'service']) t.equal(statSync(join(folder, part)).mode & 0o777, 0o700, part)
 
   const before = contentsOf(folder)
   const again = await makeSecrets(folder)
@@ -56,14 +57,14 @@ t.test('a secret that is missing is made again, and the others are kept', async 
   const folder = temporaryFolder(t)
   await makeSecrets(folder)
   const before = contentsOf(folder)
-  for (const file of ['owner/migrate-database-url', 'service/root-secrets']) rmSync(join(folder, file))
-  writeFileSync(join(folder, 'service/root-secrets.new'), 'half of a sec', { mode: 0o400 })
+  rmSync(join(folder, 'root-secrets'))
+  writeFileSync(join(folder, 'root-secrets.new'), 'half of a sec', { mode: 0o400 })
   t.match(await makeSecrets(folder), { code: 0 })
-  const { 'service/root-secrets': root, ...after } = contentsOf(folder)
-  const { 'service/root-secrets': lost, ...others } = before
+  const { 'root-secrets': root, ...after } = contentsOf(folder)
+  const { 'root-secrets': lost, ...others } = before
   t.not(root, lost)
   t.equal(root?.length, 43)
-  t.same(after, others, "the owner's login follows from the password")
+  t.same(after, others)
 })
 
 t.test('two deployments have no secret in common', async (t) => {
@@ -73,15 +74,18 @@ t.test('two deployments have no secret in common', async (t) => {
   t.same(Object.values(contentsOf(other)).filter((value) => values.has(value)), [])
 })
 
-t.test("the owner's login is the one that postgres is told to make", async (t) => {
-  const folder = temporaryFolder(t)
-  await makeSecrets(folder)
-  const { environment } = compose.services.postgres
-  const url = new URL(contentsOf(folder)['owner/migrate-database-url']!)
-  t.equal(url.hostname, 'postgres', 'the name of the service')
-  t.equal(url.username, environment.POSTGRES_USER)
-  t.equal(url.pathname, `/${environment.POSTGRES_DB}`)
-  t.equal(url.password, readFileSync(onThisMachine(environment.POSTGRES_PASSWORD_FILE, folder), 'utf8'))
+t.test("the owner comes through the database's socket, which nobody else has, with a password that nobody knows", async (t) => {
+  const { postgres, migrate } = compose.services
+  const url = new URL(migrate.environment.MIGRATE_DATABASE_URL)
+  t.same([url.username, url.password, url.pathname], [postgres.environment.POSTGRES_USER, '', `/${postgres.environment.POSTGRES_DB}`])
+  t.equal(decodeURIComponent(url.hostname), SOCKET_FOLDER)
+  const mounts = services.flatMap(([name, { volumes }]) => (volumes as string[]).filter((volume) => volume.startsWith('postgres-socket:')).map((volume) => [name, volume]))
+  t.same(mounts, [['postgres', `postgres-socket:${SOCKET_FOLDER}`], ['migrate', `postgres-socket:${SOCKET_FOLDER}:ro`]])
+  const password = () => readFileSync(postgres.environment.POSTGRES_PASSWORD_FILE, 'utf8').trim()
+  if (process.platform === 'linux') {
+    t.match(password(), /^[0-9a-f-]{36}$/)
+    t.not(password(), password(), 'another one whenever it is read')
+  }
 })
 
 // ── The image's contents, run ──
@@ -92,9 +96,10 @@ t.test('what the image holds migrates an empty database and serves it with the g
   await makeSecrets(folder)
   const database = await createDatabase(t, { empty: true })
   pointAt(t, database, folder)
-  const migrating = await run(root, ['migrate', '--with-logins'], environmentOf('migrate', folder))
+  const asMigrate = { ...environmentOf('migrate', folder), MIGRATE_DATABASE_URL: database.owner }
+  const migrating = await run(root, ['migrate', '--with-logins'], asMigrate)
   t.match(migrating, { code: 0, output: /^applied 0001_roles, / })
-  t.match(await run(root, ['migrate', '--with-logins'], environmentOf('migrate', folder)), { code: 0, output: 'nothing to apply\n' })
+  t.match(await run(root, ['migrate', '--with-logins'], asMigrate), { code: 0, output: 'nothing to apply\n' })
 
   const environment = { ...environmentOf('mecha-keys', folder), PORT: '0' }
   const { child, port, log } = await startServing(t, root, environment)
@@ -212,24 +217,24 @@ t.test('nothing reaches the build but what is copied', async (t) => {
 
 // ── The compose file ──
 
-t.test('each service waits for what it needs', async (t) => {
+t.test('each service waits for what it needs, and the database for nothing that a new version changes', async (t) => {
   const conditions = Object.fromEntries(
     services.map(([name, { depends_on = {} }]) => [name, Object.fromEntries(Object.entries<any>(depends_on).map(([other, { condition }]) => [other, condition]))]),
   )
   t.same(conditions, {
+    postgres: {},
     secrets: {},
-    postgres: { secrets: 'service_completed_successfully' },
-    migrate: { postgres: 'service_healthy' },
+    migrate: { postgres: 'service_healthy', secrets: 'service_completed_successfully' },
     'mecha-keys': { postgres: 'service_healthy', migrate: 'service_completed_successfully' },
   })
 })
 
-t.test('the image is built once, by the service that all others wait for, and never pulled', async (t) => {
+t.test('the image is built once, by the service that all others with it wait for, and never pulled', async (t) => {
   t.same(services.filter(([, { build }]) => build).map(([name, { build }]) => [name, build]), [['secrets', '.']])
   for (const [name, { pull_policy }] of ours) t.equal(pull_policy, 'never', name)
   const waitsForSecrets = (name: string): boolean =>
     name === 'secrets' || Object.keys(compose.services[name].depends_on ?? {}).some(waitsForSecrets)
-  t.same(services.map(([name]) => name).filter((name) => !waitsForSecrets(name)), [])
+  t.same(ours.map(([name]) => name).filter((name) => !waitsForSecrets(name)), [])
 })
 
 t.test('our containers can neither write to their own files nor gain a privilege', async (t) => {
@@ -248,19 +253,19 @@ t.test('every name in the environment is a setting, or of postgres', async (t) =
 })
 
 t.test('every file that a service is told of is a secret that is made, in a volume that it can only read', async (t) => {
-  for (const [name, { environment = {}, volumes }] of services.filter(([one]) => one !== 'secrets'))
+  for (const [name, { environment = {}, volumes }] of ours.filter(([one]) => one !== 'secrets'))
     for (const [setting, path] of Object.entries<string>(environment)) {
       if (!setting.endsWith('_FILE')) continue
-      const part = basename(dirname(path))
-      t.ok(volumes.includes(`${part}-secrets:${dirname(path)}:ro`), `${name} ${setting}`)
-      t.ok([...OWNERS, ...SERVICES].includes(`${part}/${basename(path)}`), `${name} ${setting}`)
+      t.ok(volumes.includes(`service-secrets:${dirname(path)}:ro`), `${name} ${setting}`)
+      t.ok(SECRETS.includes(basename(path)), `${name} ${setting}`)
     }
-  t.same(compose.services.secrets.volumes, ['owner-secrets:/secrets/owner', 'service-secrets:/secrets/service'])
-  t.match(image.all('RUN').at(-1), /^install -d -o node -g node -m 0700 \/secrets\/owner \/secrets\/service$/, 'which the image prepares')
+  t.same(compose.services.secrets.volumes, ['service-secrets:/secrets/service'])
+  t.same(compose.services.secrets.command, ['/secrets/service'])
+  t.match(image.all('RUN').at(-1), /^install -d -o node -g node -m 0700 \/secrets\/service$/, 'which the image prepares')
 })
 
-t.test("the service that is reached from outside has none of the owner's secrets", async (t) => {
-  t.same(compose.services['mecha-keys'].volumes, ['service-secrets:/run/secrets/service:ro'])
+t.test("the service that is reached from outside has its secrets and not the owner's socket", async (t) => {
+  t.same(compose.services['mecha-keys'].volumes, [`service-secrets:${SECRETS_FOLDER}:ro`])
   t.same(compose.services['mecha-keys'].ports, ['127.0.0.1:8080:8080'])
   t.same(services.filter(([, { ports }]) => ports).map(([name]) => name), ['mecha-keys'], 'and nothing else is reached')
 })
@@ -289,8 +294,8 @@ t.test('every setting, file and command that the page on deployment names is rea
   const commands = [...page.matchAll(/(?:mecha-keys|main\.js|run --rm [a-z]\S*) ([a-z]+(?:-[a-z]+)*)(?= |`|$)/gm)].map((match) => match[1]!)
   t.ok(commands.includes('migrate'))
   t.same(commands.filter((command) => !new RegExp(`^  ${command}\\b`, 'm').test(help)), [])
-  const secrets = [...page.matchAll(/`((?:owner|service)\/[a-z.-]+)`/g)].map((match) => match[1]!)
-  t.same([...new Set(secrets)].sort(), [...OWNERS, ...SERVICES].sort())
+  const secrets = [...page.matchAll(/`service\/([a-z.-]+)`/g)].map((match) => match[1]!)
+  t.same([...new Set(secrets)].sort(), SECRETS)
 })
 
 // ── Helpers ──
@@ -367,8 +372,7 @@ function linkOrCopy(source: string, target: string): void {
 function pointAt(t: Test, database: TestDatabase, folder: string): void {
   const server = new URL(database.owner)
   const suffix = randomBytes(4).toString('hex')
-  rewrite(join(folder, 'owner/migrate-database-url'), () => database.owner)
-  for (const file of ['service/database-url', 'service/runtime-database-url'])
+  for (const file of ['database-url', 'runtime-database-url'])
     rewrite(join(folder, file), (content) => {
       const url = new URL(content)
       url.username += `_${suffix}`
@@ -394,7 +398,7 @@ function imageEnvironment(): Record<string, string> {
 }
 
 function onThisMachine(value: string, folder: string): string {
-  return value.replace(/^\/run\/secrets(?=\/)/, folder)
+  return value.startsWith(`${SECRETS_FOLDER}/`) ? join(folder, basename(value)) : value
 }
 
 /** For settings that have nothing to do with a file. */
