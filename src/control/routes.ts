@@ -1,6 +1,7 @@
 /** The control plane: operators issue and govern keys and gateways, and read what happened. */
 
-import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { Type } from 'typebox'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { Operator, OperatorAuthenticator } from '../auth/operators.js'
 import type { Scope } from '../auth/scopes.js'

@@ -1,4 +1,4 @@
-import { Type, type Static } from '@fastify/type-provider-typebox'
+import { Type, type Static } from 'typebox'
 import { HandleSchema, MetadataSchema, nullable, nullableText, nullableTime, ScopesSchema, TimeSchema } from '../http/schemas.js'
 import type { KeyRefusalsTable } from '../db/tables.js'
 import { ID_PATTERN } from '../key/id.js'

@@ -1,7 +1,7 @@
 /** Liveness and readiness. */
 
 import { setTimeout as sleep } from 'node:timers/promises'
-import { Type } from '@fastify/type-provider-typebox'
+import { Type } from 'typebox'
 import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
 import { responses } from './schemas.js'
 

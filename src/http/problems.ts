@@ -1,6 +1,6 @@
 /** Every error leaves as an RFC 9457 problem with a code of the catalogue, and nothing of its cause. */
 
-import { Type } from '@fastify/type-provider-typebox'
+import { Type } from 'typebox'
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { causeOf, databaseFailure, isReadOnly } from '../db/outage.js'
 import { invalidRequest, Problem, type ErrorCode } from '../errors.js'

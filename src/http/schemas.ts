@@ -1,6 +1,6 @@
 /** The shapes that both planes speak. TypeBox is the one source for validation, types and the OpenAPI document. */
 
-import { Type, type Static, type TSchema } from '@fastify/type-provider-typebox'
+import { Type, type Static, type TSchema } from 'typebox'
 import type { Metadata } from '../db/tables.js'
 import { CATALOGUE, type ErrorCode } from '../errors.js'
 import { HANDLE_PATTERN, HANDLE_RULE } from '../key/handle.js'

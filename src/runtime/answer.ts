@@ -1,6 +1,6 @@
 /** What verify answers, as its schema has it: JSON text, made once for a key and not with every verify of it. */
 
-import type { Static } from '@fastify/type-provider-typebox'
+import type { Static } from 'typebox'
 import { parseHandle } from '../key/handle.js'
 import { publicId } from '../key/id.js'
 import type { RefusalCode } from '../key/verdict.js'

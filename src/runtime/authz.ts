@@ -5,7 +5,8 @@
  */
 
 import { METHODS, type IncomingMessage } from 'node:http'
-import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { Type } from 'typebox'
 import type { FastifyReply, FastifyRequest, HTTPMethods, onRequestHookHandler } from 'fastify'
 import { bearerOf, CHALLENGE } from '../auth/gateways.js'
 import { Problem } from '../errors.js'

@@ -1,6 +1,7 @@
 /** `GET /v1/changes`: what a gateway needs to drop a key that it holds, and to know when it may no longer rely on one. */
 
-import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { Type } from 'typebox'
 import { authenticateGateway } from '../auth/gateways.js'
 import { feedStale, overloaded } from '../errors.js'
 import { dropCredentials } from '../http/headers.js'

@@ -1,4 +1,4 @@
-import { Type } from '@fastify/type-provider-typebox'
+import { Type } from 'typebox'
 import { NONCE_PATTERN, NONCE_RULE } from '../gateway/signature.js'
 import { HandleSchema, MetadataSchema, nullableTime, ScopesSchema } from '../http/schemas.js'
 import { ID_PATTERN } from '../key/id.js'

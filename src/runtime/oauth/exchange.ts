@@ -1,6 +1,6 @@
 /** Token exchange (RFC 8693): a runtime gives its Mecha key and gets a JWT of a few minutes, which gateways verify offline. */
 
-import type { Static } from '@fastify/type-provider-typebox'
+import type { Static } from 'typebox'
 import { invalid, Problem } from '../../errors.js'
 import { tooManyCalls } from '../../http/rate-limit.js'
 import { parseHandle } from '../../key/handle.js'

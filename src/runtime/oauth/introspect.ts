@@ -1,6 +1,6 @@
 /** Introspection (RFC 7662) of keys, and of the JWTs that they were exchanged for. */
 
-import type { Static } from '@fastify/type-provider-typebox'
+import type { Static } from 'typebox'
 import { errors as joseErrors, jwtVerify, type JWTPayload } from 'jose'
 import type { Gateway } from '../../auth/gateways.js'
 import { parseHandle } from '../../key/handle.js'

@@ -1,6 +1,6 @@
 /** What OAuth clients find out by themselves (RFC 8414). */
 
-import type { Static } from '@fastify/type-provider-typebox'
+import type { Static } from 'typebox'
 import { SIGNING_ALGORITHMS } from '../../key/signing.js'
 import { TOKEN_EXCHANGE, type Metadata } from './schemas.js'
 

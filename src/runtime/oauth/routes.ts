@@ -1,7 +1,8 @@
 /** The OAuth side of the runtime plane: introspection, exchange, and what gateways need to verify offline. */
 
 import accepts from '@fastify/accepts'
-import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { Type } from 'typebox'
 import { authenticateClient } from '../../auth/gateways.js'
 import { Problem } from '../../errors.js'
 import { FORM, speakOAuth } from '../../http/oauth.js'
