@@ -14,6 +14,8 @@ import { SIGNING_ALGORITHMS } from './key/signing.js'
 import { redactTokens } from './key/token.js'
 import { VERSION } from './package-root.js'
 
+silenceEd25519()
+
 const serve = () => import('./commands/serve.js')
 const database = () => import('./commands/database.js')
 const events = () => import('./commands/events.js')
@@ -150,6 +152,14 @@ program
   .action(lazily(async () => (await offline()).runInspect))
 
 await program.parseAsync().catch(fail)
+
+/** Early releases of Node.js 20 call Ed25519 an experiment, on standard error, at every start. Nothing about it changed afterwards. */
+function silenceEd25519(): void {
+  const warn = process.emitWarning.bind(process) as (...warning: unknown[]) => void
+  process.emitWarning = (...warning: unknown[]) => {
+    if (warning[1] !== 'ExperimentalWarning' || !String(warning[0]).includes('Ed25519')) warn(...warning)
+  }
+}
 
 /** An action whose module is loaded when it is called for. */
 function lazily<A extends unknown[]>(load: () => Promise<(...args: A) => Promise<void>>) {
