@@ -23,14 +23,17 @@ const CONTAINER_TIMEOUT_MS = 180_000
 
 const { files, server } = await begin().catch(giveUp)
 process.stdout.write(`PostgreSQL: ${server.what}\n`)
+/** Where test files leave what others need not make again. */
+const shared = mkdtempSync(join(tmpdir(), 'mecha-keys-tests-'))
 const template = `mecha_keys_template_${process.pid}`
 let isOk: boolean
 try {
   await makeTemplate()
-  isOk = await runFiles(files, { TEST_SERVER_URL: server.url, TEST_TEMPLATE: template })
+  isOk = await runFiles(files, { TEST_SERVER_URL: server.url, TEST_TEMPLATE: template, TEST_FOLDER: shared })
 } finally {
   await admin(`DROP DATABASE IF EXISTS ${template}`)
   await server.stop()
+  rmSync(shared, { recursive: true, force: true })
 }
 // When all is written.
 process.stdout.write('', () => process.exit(isOk ? 0 : 1))

@@ -43,13 +43,18 @@ const PROVOKED: readonly [what: string, code: string, failure: Failure, provoke:
   ['a connection that is silent', 'Query read timeout', 'unavailable', async (t, database) => {
     const wire = await layWire(t, database.control)
     const db = open(t, wire.through(database.control), 200)
-    await query(db)
+    // A slow machine takes longer than that for a new connection.
+    await eventually(() => query(db).then(() => true, () => false))
     wire.silence()
     return query(db)
   }],
   ['a connection that breaks', 'Connection terminated unexpectedly', 'unavailable', async (t, database) => {
     const wire = await layWire(t, database.control)
-    return during(open(t, wire.through(database.control)), sql`SELECT pg_sleep(30)`, () => Promise.resolve(wire.cut()))
+    return during(open(t, wire.through(database.control)), sql`SELECT pg_sleep(32)`, async () => {
+      // What has not arrived would be reset, and not ended.
+      const { rows } = await sql`SELECT FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(32)' AND state = 'active'`.execute(database.db)
+      if (rows.length > 0) wire.cut()
+    })
   }],
   ['no connection is free', 'timeout exceeded when trying to connect', 'unavailable', (t, { control }) => {
     const db = open(t, control, 200)
@@ -177,6 +182,8 @@ async function makeKeys(service: Service) {
 
 async function refusesWrites(t: Test, service: Service, { used, unused, third, gateway, edge }: Awaited<ReturnType<typeof makeKeys>>, why: string | RegExp): Promise<void> {
   const token = await service.token()
+  // Connections that were ended may not have been noticed yet.
+  await eventually(async () => !/does not answer/.test((await service.call('GET', '/readyz')).text))
   t.match(await service.call('GET', '/readyz'), { status: 503, body: { ready: false, checks: { database_control: why, database_runtime: why } } })
   const refused: [string, Promise<Answer>][] = [
     ['issue', service.call('POST', '/v1/keys', { token, body: { mecha: 'sales^acmecorp' }, headers: { 'idempotency-key': 'one' } })],

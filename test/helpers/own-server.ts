@@ -1,9 +1,10 @@
 /** PostgreSQL servers of a test's own, with data that survives them, and copies that are promoted. */
 
 import { execFileSync } from 'node:child_process'
-import { appendFileSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { appendFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import type { Test } from 'tap'
 import { startEmbedded, type EmbeddedDatabase } from '../../src/db/embedded.js'
@@ -13,18 +14,40 @@ import { openDatabase } from '../../src/db/pool.js'
 import type { TestDatabase } from './database.js'
 import { eventually } from './eventually.js'
 
-/** A PostgreSQL of the test's own, migrated, with the planes' logins. */
+/** Longest wait for a server that another test file makes: a bound, and no expectation. */
+const PATIENCE_MS = 120_000
+
+/** A PostgreSQL of the test's own, migrated, with the planes' logins: what is in a folder, or a copy of the one that all tests begin with. */
 export async function startDatabase(t: Test, folder: string, flags: readonly string[] = []): Promise<{ embedded: EmbeddedDatabase; database: TestDatabase }> {
+  if (!existsSync(join(folder, 'postgres'))) copy(await migratedServer(), folder)
   const embedded = await startEmbedded({ dataDir: folder, flags: ['fsync=off', ...flags] })
   const { owner, control, runtime } = embedded.urls
   const db = openDatabase({ url: owner, size: 2, timeoutMs: 10_000, name: 'test owner' })
-  await migrate(db)
-  for (const plane of ['control', 'runtime'] as const) await ensureLogin(db, plane, embedded.urls[plane], 30_000)
   t.teardown(async () => {
     await db.destroy()
     await embedded.stop()
   })
   return { embedded, database: { owner, db, control, runtime } }
+}
+
+/** The folder of a server that is migrated and stopped. The first test file that asks for it makes it, and the others wait for that. */
+async function migratedServer(): Promise<string> {
+  const folder = join(process.env['TEST_FOLDER']!, 'migrated-server')
+  const isReady = join(process.env['TEST_FOLDER']!, 'migrated-server-is-ready')
+  try {
+    mkdirSync(folder)
+  } catch {
+    for (const end = performance.now() + PATIENCE_MS; !existsSync(isReady); await sleep(50)) if (performance.now() > end) throw new Error('another test file did not make a server to begin with')
+    return folder
+  }
+  const embedded = await startEmbedded({ dataDir: folder, flags: ['fsync=off'] })
+  const db = openDatabase({ url: embedded.urls.owner, size: 1, timeoutMs: 30_000, name: 'test owner' })
+  await migrate(db)
+  for (const plane of ['control', 'runtime'] as const) await ensureLogin(db, plane, embedded.urls[plane], 30_000)
+  await db.destroy()
+  await embedded.stop()
+  writeFileSync(isReady, '')
+  return folder
 }
 
 export interface Pair {
@@ -40,17 +63,15 @@ export interface Pair {
 
 /** A primary, and a standby that follows it until it is promoted. */
 export async function startPair(t: Test): Promise<Pair> {
-  const folder = emptyFolder(t)
-  const seed = await startDatabase(t, folder)
-  await seed.embedded.stop()
-  const copy = copyOf(t, folder)
+  const folder = copyOf(t, await migratedServer())
+  const ofStandby = copyOf(t, folder)
   const { embedded, database } = await startDatabase(t, folder)
-  const data = join(copy, 'postgres', 'data')
+  const data = join(ofStandby, 'postgres', 'data')
   const { hostname, port, username, password } = new URL(database.owner)
   appendFileSync(join(data, 'postgresql.auto.conf'), `\nprimary_conninfo = 'host=${hostname} port=${port} user=${username} password=${password}'\n`)
   writeFileSync(join(data, 'standby.signal'), '')
   // This start is over when writes are taken, which is when the standby has been promoted.
-  const starting = startEmbedded({ dataDir: copy, flags: ['fsync=off'] })
+  const starting = startEmbedded({ dataDir: ofStandby, flags: ['fsync=off'] })
   starting.catch(() => {})
   let isPromoted = false
   const postmaster = () => {
@@ -86,9 +107,13 @@ export async function startPair(t: Test): Promise<Pair> {
 
 /** A copy of the folder of a server that is stopped. */
 export function copyOf(t: Test, folder: string): string {
-  const copy = emptyFolder(t)
-  execFileSync('cp', ['-a', `${folder}/.`, copy])
-  return copy
+  const other = emptyFolder(t)
+  copy(folder, other)
+  return other
+}
+
+function copy(from: string, to: string): void {
+  execFileSync('cp', ['-a', `${from}/.`, to])
 }
 
 export async function kill(database: EmbeddedDatabase, folder: string): Promise<void> {
