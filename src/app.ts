@@ -168,8 +168,11 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     const { feed, streams } = followChanges(followers, clock, () => cache.size)
     const ofOneHistory = holdToOneHistory({ feed, renewConnections: renew, log: app.log })
     const oauth = oauthOf(db, ofOneHistory, clock)
-    const readRows = async (ids: readonly string[]) => (await ofOneHistory(() => findCredentials(db, ids))).found
-    const reader = new CredentialReader({ read: readRows, statements: COLD_STATEMENTS, limit: config.QUEUE_SIZE })
+    const reader = new CredentialReader({
+      read: async (ids, whileSent) => (await ofOneHistory(() => whileSent(() => findCredentials(db, ids)))).found,
+      statements: COLD_STATEMENTS,
+      limit: config.QUEUE_SIZE,
+    })
     const rows = new Rows({ reader, feed, clock })
     followers.push(rows, oauth.places, oauth.statusList)
     metrics.watch('mecha_keys_cached_keys', 'Keys held in memory', () => cache.size)

@@ -4,8 +4,10 @@ import DataLoader from 'dataloader'
 import { overloaded, Problem } from '../errors.js'
 import type { FoundCredential } from './store.js'
 
-/** The rows of those of some ids that there are. */
-type ReadRows = (ids: readonly string[]) => Promise<readonly FoundCredential[]>
+/** Sends a statement, and knows that it is waited for until it is answered. */
+type WhileSent = <T>(send: () => Promise<T>) => Promise<T>
+/** The rows of those of some ids that there are. Each statement that this takes is sent by `whileSent`. */
+type ReadRows = (ids: readonly string[], whileSent: WhileSent) => Promise<readonly FoundCredential[]>
 
 export interface ReaderParts {
   readonly read: ReadRows
@@ -20,8 +22,11 @@ const SILENCE_MS = 1000
 
 export class CredentialReader {
   readonly #loader: DataLoader<string, FoundCredential | undefined>
-  /** When each statement under way was sent, oldest first. */
-  readonly #sent = new Set<{ readonly at: number }>()
+  /**
+   * Reads under way, and when the statement of each was sent: `Infinity` while none is, because the feed is asked which history counts.
+   * That is no silence of the database.
+   */
+  readonly #sent = new Set<{ at: number }>()
   /** Batches that wait for a statement to end. */
   readonly #waiting: (() => void)[] = []
   #pending = 0
@@ -45,9 +50,9 @@ export class CredentialReader {
    */
   async read(id: string): Promise<FoundCredential | undefined> {
     if (this.#pending >= this.parts.limit) throw overloaded()
-    const [oldest] = this.#sent
-    if (oldest && performance.now() - oldest.at > SILENCE_MS)
-      throw new Problem('database_unavailable', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
+    const now = performance.now()
+    for (const { at } of this.#sent)
+      if (now - at > SILENCE_MS) throw new Problem('database_unavailable', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
     this.#pending++
     try {
       return await this.#loader.load(id)
@@ -57,14 +62,21 @@ export class CredentialReader {
   }
 
   async #read(ids: readonly string[]): Promise<readonly (FoundCredential | undefined)[]> {
-    const statement = { at: performance.now() }
-    this.#sent.add(statement)
+    const sent = { at: Infinity }
+    this.#sent.add(sent)
     try {
-      const rows = await this.parts.read([...new Set(ids)])
+      const rows = await this.parts.read([...new Set(ids)], async (send) => {
+        sent.at = performance.now()
+        try {
+          return await send()
+        } finally {
+          sent.at = Infinity
+        }
+      })
       const byId = new Map(rows.map((found) => [found.row.id, found]))
       return ids.map((id) => byId.get(id))
     } finally {
-      this.#sent.delete(statement)
+      this.#sent.delete(sent)
       this.#waiting.shift()?.()
     }
   }
