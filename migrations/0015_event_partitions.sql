@@ -2,8 +2,6 @@
 -- and none is read. What is there becomes the partition for all times that no other one is for, `events_open`, and
 -- `mecha-keys events expire` makes the others.
 
--- Nobody waits for long: whoever writes an event waits behind this migration while it waits for whoever reads events.
-SET LOCAL lock_timeout = '5s';
 LOCK TABLE events IN ACCESS EXCLUSIVE MODE;
 
 ALTER TABLE events RENAME TO events_open;

@@ -1,9 +1,12 @@
 import { randomBytes } from 'node:crypto'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import t from 'tap'
 import { migrate, pendingMigrations } from '../../src/db/migrate.js'
 import { openDatabase } from '../../src/db/pool.js'
-import { createDatabase } from '../helpers/database.js'
+import { createDatabase, type TestDatabase } from '../helpers/database.js'
+import { eventually } from '../helpers/eventually.js'
+import { migrateBefore } from '../helpers/migrations.js'
 import { startService } from '../helpers/service.js'
 
 t.test('from an empty database, by eight at once and again: each migration is applied once', async (t) => {
@@ -23,6 +26,34 @@ t.test('from an empty database, by eight at once and again: each migration is ap
   const service = await startService(t, {}, database)
   const { plaintext_key } = await service.issue()
   t.match(await service.verify(plaintext_key), { valid: true })
+})
+
+t.test('with a transaction of the service that wants its tables in another order, it is the migration that gives way', async (t) => {
+  const database = await createDatabase(t, { empty: true })
+  await migrateBefore(database.db, '0008')
+  const { migrating } = await database.db.transaction().execute(async (issue) => {
+    await sql`LOCK TABLE mechas IN ROW EXCLUSIVE MODE`.execute(issue)
+    const migrating = migrate(database.db)
+    await eventually(() => isWaitedFor(database, 'mechas'))
+    // The migration's own look for a deadlock is over by now: the next one to look is the one that is undone.
+    await sleep(1100)
+    await sql`LOCK TABLE keys IN ROW EXCLUSIVE MODE`.execute(issue)
+    return { migrating }
+  })
+  t.same((await migrating).slice(0, 2), ['0008_one_history', '0009_control_login'])
+})
+
+t.test('while a migration waits for who reads a table for long, others read it', async (t) => {
+  const database = await createDatabase(t, { empty: true })
+  await migrateBefore(database.db, '0008')
+  const { migrating } = await database.db.transaction().execute(async (backup) => {
+    await sql`LOCK TABLE replicas IN ACCESS SHARE MODE`.execute(backup)
+    const migrating = migrate(database.db)
+    await eventually(() => isWaitedFor(database, 'replicas'))
+    await sql`SELECT FROM replicas`.execute(database.db)
+    return { migrating }
+  })
+  t.equal((await migrating)[0], '0008_one_history')
 })
 
 t.test('a service whose database is behind says so and is not ready', async (t) => {
@@ -54,3 +85,8 @@ t.test('where the two roles are there, an owner who may not make roles migrates'
   const { plaintext_key } = await service.issue()
   t.match(await service.verify(plaintext_key), { valid: true })
 })
+
+async function isWaitedFor({ db }: TestDatabase, table: string): Promise<boolean> {
+  const { rows } = await sql`SELECT FROM pg_locks WHERE relation = to_regclass(${table}) AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`.execute(db)
+  return rows.length > 0
+}
