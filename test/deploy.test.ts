@@ -226,6 +226,7 @@ t.test('each service waits for what it needs, and the database for nothing that 
     secrets: {},
     migrate: { postgres: 'service_healthy', secrets: 'service_completed_successfully' },
     'mecha-keys': { postgres: 'service_healthy', migrate: 'service_completed_successfully' },
+    'mecha-keys-2': { postgres: 'service_healthy', migrate: 'service_completed_successfully' },
   })
 })
 
@@ -238,7 +239,7 @@ t.test('the image is built once, by the service that all others with it wait for
 })
 
 t.test('our containers can neither write to their own files nor gain a privilege', async (t) => {
-  t.same(ours.map(([name]) => name), ['secrets', 'migrate', 'mecha-keys'])
+  t.same(ours.map(([name]) => name), ['secrets', 'migrate', 'mecha-keys', 'mecha-keys-2'])
   for (const [name, service] of ours) {
     t.match(service, { read_only: true, tmpfs: '/tmp', cap_drop: ['ALL'], security_opt: ['no-new-privileges:true'] }, name)
     for (const widening of ['user', 'privileged', 'cap_add', 'network', 'pid']) t.notOk(widening in service, `${name} ${widening}`)
@@ -265,9 +266,11 @@ t.test('every file that a service is told of is a secret that is made, in a volu
 })
 
 t.test("the service that is reached from outside has its secrets and not the owner's socket", async (t) => {
-  t.same(compose.services['mecha-keys'].volumes, [`service-secrets:${SECRETS_FOLDER}:ro`])
-  t.same(compose.services['mecha-keys'].ports, ['127.0.0.1:8080:8080'])
-  t.same(services.filter(([, { ports }]) => ports).map(([name]) => name), ['mecha-keys'], 'and nothing else is reached')
+  const { ports, ...service } = compose.services['mecha-keys']
+  t.same(service.volumes, [`service-secrets:${SECRETS_FOLDER}:ro`])
+  t.same(ports, ['127.0.0.1:8080:8080'])
+  t.same(compose.services['mecha-keys-2'], { ...service, profiles: ['two'], ports: ['127.0.0.1:8081:8080'] }, 'nor has the second one, which is not started unless it is asked for')
+  t.same(services.filter(([, { ports }]) => ports).map(([name]) => name), ['mecha-keys', 'mecha-keys-2'], 'and nothing else is reached')
 })
 
 t.test('the database is PostgreSQL 18, kept in a volume, and healthy when it answers over TCP', async (t) => {
@@ -280,6 +283,11 @@ t.test('the database is PostgreSQL 18, kept in a volume, and healthy when it ans
 t.test('a container is given the time that it takes to drain', async (t) => {
   const { DRAIN_DELAY, SHUTDOWN_TIMEOUT } = loadConfig({ ...environmentOf('mecha-keys', ''), ...withoutFiles() })
   t.ok(graceSeconds() * 1000 > (DRAIN_DELAY + SHUTDOWN_TIMEOUT) * 1000 + LAST_STEPS_MS)
+  const [, override] = /```yaml\n(services:\n[^`]*)```/.exec(read('docs/deployment.md'))!
+  const longer = Object.entries<any>(parse(override!).services)
+  t.same(longer.map(([name]) => name), ['mecha-keys', 'mecha-keys-2'])
+  for (const [name, { environment, stop_grace_period }] of longer)
+    t.ok(Number.parseInt(stop_grace_period) * 1000 > (environment.DRAIN_DELAY + SHUTDOWN_TIMEOUT) * 1000 + LAST_STEPS_MS, `${name}, where a balancer has to notice`)
 })
 
 // ── The page about it ──
