@@ -53,7 +53,7 @@ const SETTINGS = {
 
   DATABASE_URL: { about: "The control plane's database login, and the runtime's where it has none of its own; with none of the three, an embedded PostgreSQL is started", secret: true, parse: postgresUrl },
   RUNTIME_DATABASE_URL: { about: "The runtime plane's database login", secret: true, parse: postgresUrl },
-  MIGRATE_DATABASE_URL: { about: "The owner's database login, for `mecha-keys migrate`; `DATABASE_URL` where it is not set", secret: true, parse: postgresUrl },
+  MIGRATE_DATABASE_URL: { about: "The owner's database login, for `mecha-keys migrate`, `crew`, `events expire`, `organization` and `restore`; `DATABASE_URL` where it is not set", secret: true, parse: postgresUrl },
   DATABASE_POOL_SIZE: { about: 'Most connections open at once, for each plane', default: '10', parse: integer(1, 1000) },
   DATABASE_TIMEOUT: { about: 'Longest wait for a connection, a statement or a lock', default: '5s', ...upTo('1h') },
   DATABASE_DIRECT_URL: { about: 'The runtime login on a connection straight to PostgreSQL, for the change feed; needed where the other URLs lead to a pooler', secret: true, parse: postgresUrl },

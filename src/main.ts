@@ -21,6 +21,7 @@ const database = () => import('./commands/database.js')
 const events = () => import('./commands/events.js')
 const restore = () => import('./commands/restore.js')
 const crews = () => import('./commands/crews.js')
+const organizations = () => import('./commands/organizations.js')
 const client = () => import('./commands/client.js')
 const offline = () => import('./commands/offline.js')
 
@@ -82,6 +83,16 @@ crew
   .action(lazily(async () => (await crews()).runCrewReserve))
 crew.command('release').description('take reservations back').argument('<crews...>').action(lazily(async () => (await crews()).runCrewRelease))
 crew.command('list').description('what is reserved, and for whom').option('--json').action(lazily(async () => (await crews()).runCrewList))
+
+program
+  .command('organization')
+  .description('organizations, straight in the database, as its owner')
+  .command('erase')
+  .description('revoke and remove all that the database has of one: shows it, and what confirms that')
+  .argument('<org>', 'organization')
+  .option('--confirm <confirmation>', 'that what was shown is to be erased, for good')
+  .option('--json')
+  .action(lazily(async () => (await organizations()).runOrganizationErase))
 
 const afterRestore = program.command('restore').description('after the database was restored from a back-up, as its owner')
 afterRestore

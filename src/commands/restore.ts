@@ -14,11 +14,12 @@ const TIMEOUT_MS = 600_000
 export async function runRestoreReplay(path: string, { json }: { json?: true }): Promise<void> {
   await asOwner(async (db) => {
     const replayed = await replayTrail(db, readTrail(path, PAGE), restoreAuthor())
-    const { events, since, revoked, disabled, shortened, signing_keys, gone } = replayed
+    const { events, since, revoked, disabled, shortened, signing_keys, gone, erased } = replayed
     print(json, replayed, () => [
       `read ${events} events, ${since} of them from after the back-up`,
       `ended again: ${revoked} revoked, ${disabled} disabled, ${shortened} with an earlier end, ${signing_keys} signing keys`,
       ...(gone.length > 0 ? [`issued after the back-up and gone with it, ${gone.length}: issue new ones for ${gone.join(' ')}`] : []),
+      ...erased.map((org) => `${org} was erased after the back-up, and is there again, with its credentials revoked: run mecha-keys organization erase ${org}`),
       'the database is accepted',
     ])
   }, TIMEOUT_MS)

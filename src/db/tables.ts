@@ -72,9 +72,9 @@ export interface EventsTable {
   at: Date
   type: string
   org_id: string | null
-  /** NULL for what happens to a signing key, to a crew, or to the database. */
+  /** NULL for what happens to a signing key, to a crew, to an organization, or to the database. */
   key_id: string | null
-  kind: CredentialKind | 'signing_key' | 'crew' | 'database'
+  kind: CredentialKind | 'signing_key' | 'crew' | 'organization' | 'database'
   mecha: string | null
   actor: string
   request_id: string
@@ -95,6 +95,8 @@ export interface SigningKeysTable {
 export interface TokenStatusTable {
   idx: number
   key_id: string | null
+  /** When its key was erased; `null`: it was not. */
+  key_erased_at: Generated<Date | null>
 }
 
 export interface NoncesTable {

@@ -21,7 +21,7 @@ const DENIED = { code: '42501' }
 /** A right of a new kind belongs into `docs/security.md`, with a test of what it is good for. */
 const RIGHTS: readonly string[] = [
   'USAGE public',
-  ...['change_horizon', 'changes', 'crews', 'database_identity', 'events', 'farewells', 'idempotency_keys', 'key_refusals', 'key_usage', 'keys', 'kysely_migration', 'mechas', 'replicas', 'signing_keys', 'token_status'].map((table) => `SELECT ${table}`),
+  ...['change_horizon', 'changes', 'crews', 'database_identity', 'erasures', 'events', 'farewells', 'idempotency_keys', 'key_refusals', 'key_usage', 'keys', 'kysely_migration', 'mechas', 'replicas', 'signing_keys', 'token_status'].map((table) => `SELECT ${table}`),
   ...['handle', 'org_id'].map((column) => `INSERT mechas.${column}`),
   ...['id', 'kind', 'org_id', 'mecha', 'name', 'scopes', 'metadata', 'hash', 'tag_root', 'pepper_root', 'created_at', 'created_by', 'expires_at', 'rotated_from'].map((column) => `INSERT keys.${column}`),
   ...['name', 'metadata', 'hash', 'tag_root', 'pepper_root', 'enabled', 'expires_at', 'revoked_at', 'revoked_by', 'revoke_reason', 'rotated_to'].map((column) => `UPDATE keys.${column}`),
@@ -32,7 +32,7 @@ const RIGHTS: readonly string[] = [
   // To lock rows with: triggers keep every value as it is.
   'UPDATE mechas.created_at', 'UPDATE idempotency_keys.expires_at',
   // To read and to check with.
-  ...['current_identity', 'current_timeline', 'current_history', 'restore_hold', 'writes_as_control', 'within_transaction', 'refusal_of_end', 'late_events'].map((name) => `EXECUTE ${name}`),
+  ...['current_identity', 'current_timeline', 'current_history', 'restore_hold', 'writes_as_control', 'within_transaction', 'refusal_of_end', 'late_events', 'is_being_erased'].map((name) => `EXECUTE ${name}`),
 ]
 
 /** Runs statements in one transaction of the control plane's login. */

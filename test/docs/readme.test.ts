@@ -85,6 +85,7 @@ t.test("the README's command lines work as they stand", async (t) => {
     'events expire': /^EVENTS_RETENTION is not set: every event is kept$/m,
     'events': /^\{"id":"\d+",.*"type":"signing_key\.created"/,
     'crew reserve': /^acmecorp is reserved for acmecorp$/,
+    'organization erase': /^the database has nothing of globex$/,
     'operator-token': /^eyJ[\w-]+\.[\w-]+\.[\w-]+$/,
     'gateway create': /^mgw_\w+$/,
     'gateway list': /^gw_\w+ +active +edge$/m,
@@ -98,7 +99,7 @@ t.test("the README's command lines work as they stand", async (t) => {
   let ids = { gw: '', key: '' }
   const seen: string[] = []
   for (const line of commandsUnder('Command line')) {
-    const command = /npx mecha-keys ([a-z-]+(?: (?:status|create|list|reserve|revoke|rotate|expire)\b)?)/.exec(line)![1]!
+    const command = /npx mecha-keys ([a-z-]+(?: (?:status|create|list|reserve|revoke|rotate|expire|erase)\b)?)/.exec(line)![1]!
     seen.push(command)
     // It is what answers the others here.
     if (command === 'serve') continue

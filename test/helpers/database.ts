@@ -36,7 +36,7 @@ async function removeRows(db: Kysely<Database>): Promise<void> {
   await db.transaction().execute(async (trx) => {
     // Events can be neither changed nor deleted: their trigger has to look away.
     await sql`SET LOCAL session_replication_role = replica`.execute(trx)
-    await sql`TRUNCATE events, idempotency_keys, key_usage, key_refusals, keys, mechas, crews, changes, replicas, signing_keys, token_status, nonces RESTART IDENTITY`.execute(trx)
+    await sql`TRUNCATE events, idempotency_keys, key_usage, key_refusals, keys, mechas, crews, changes, replicas, signing_keys, token_status, nonces, erasures, events_expired RESTART IDENTITY`.execute(trx)
     await sql`UPDATE nonce_sweeps SET swept_until = '-infinity'`.execute(trx)
   })
 }

@@ -6,14 +6,15 @@
  * accepts it; what was widened since stays as narrow as it was in the back-up.
  */
 
+import { createHash } from 'node:crypto'
 import type { Kysely } from 'kysely'
 import type { Database, Metadata } from '../../db/tables.js'
 import { ConfigError } from '../../errors.js'
 import { newId, parsePublicId, publicId, type CredentialKind } from '../../key/id.js'
 import type { Author } from '../parts.js'
 import { insertEvents, readClock, type NewEvent } from '../store.js'
-import type { TrailEvent } from '../trail/follow.js'
-import { acceptDatabase, deleteCompromised, findExpired, findKnown, findLives, hasEvents, lockLives, passPosition, updateLives, type EndedLife, type Life } from './store.js'
+import { organizationOf, type TrailEvent } from '../trail/follow.js'
+import { acceptDatabase, deleteCompromised, findErased, findExpired, findKnown, findLives, findNotRevoked, findOrganizations, hasEvents, lockLives, passPosition, updateLives, type EndedLife, type Life } from './store.js'
 
 export interface Replayed {
   /** Events in the file. */
@@ -28,6 +29,8 @@ export interface Replayed {
   readonly signing_keys: number
   /** Keys and gateways that were issued after the back-up and had not been revoked: they are gone, and their holders need new ones. */
   readonly gone: readonly string[]
+  /** Organizations that had been erased after the back-up, and are there again, with their credentials revoked. */
+  readonly erased: readonly string[]
 }
 
 /** What the trail says of a key since the back-up. */
@@ -43,6 +46,7 @@ const PIECE = 500
 /** How often a piece is begun anew that got in the way of somebody else's transaction. */
 const ATTEMPTS = 10
 const SECRET_REPLACED = 'the secret was replaced after the back-up'
+const ORGANIZATION_ERASED = 'the organization was erased after the back-up'
 
 /**
  * Replays what a file of events tells. May be repeated: what is ended already stays as it is.
@@ -57,12 +61,20 @@ export async function replayTrail(db: Kysely<Database>, pages: AsyncIterable<rea
   // What the database has dropped of old events happened before the back-up.
   const expired = await findExpired(db)
   const isExpired = ({ at }: TrailEvent) => expired !== undefined && new Date(at) < expired
+  // Nor does it take for undone what was erased before the back-up.
+  const erased = await findErased(db)
+  const isErased = (event: TrailEvent) => {
+    const org = organizationOf(event)
+    return org !== null && BigInt(event.id) <= (erased.get(digestOf(org)) ?? -1n)
+  }
+  const erasedSince = new Map<string, TrailEvent>()
   for await (const page of pages) {
     const known = await findKnown(db, page)
     for (const event of page) {
       if (BigInt(event.id) > highest) highest = BigInt(event.id)
-      if (known.has(event.id) || isExpired(event)) continue
+      if (known.has(event.id) || isExpired(event) || isErased(event)) continue
       since++
+      if (event.type === 'organization.erased') erasedSince.set(JSON.stringify(event.data['organization_sha256']).slice(1, -1), event)
       take(event, told, compromised)
     }
     events += page.length
@@ -71,6 +83,15 @@ export async function replayTrail(db: Kysely<Database>, pages: AsyncIterable<rea
     throw new ConfigError('the file has no event in common with the database: it begins after the back-up, or is of another database')
   await passPosition(db, String(highest))
 
+  const back = await findOrganizations(db, [...erasedSince.keys()])
+  for (const { org_id, digest } of back) {
+    const { at, actor } = erasedSince.get(digest)!
+    for (const { id, kind } of await findNotRevoked(db, org_id)) {
+      const key = told.get(id) ?? { kind }
+      told.set(id, key)
+      key.revoked ??= { revoked_at: new Date(at), revoked_by: actor, revoke_reason: ORGANIZATION_ERASED }
+    }
+  }
   const ids = [...told.keys()]
   const there = new Map<string, Life>()
   for (let i = 0; i < ids.length; i += PIECE) for (const life of await findLives(db, ids.slice(i, i + PIECE))) there.set(life.id, life)
@@ -82,8 +103,8 @@ export async function replayTrail(db: Kysely<Database>, pages: AsyncIterable<rea
     }
   const gone = ids.filter((id) => !there.has(id) && !told.get(id)!.revoked).map((id) => publicId(told.get(id)!.kind, id))
   const signing_keys = await endSigningKeys(db, compromised)
-  const replayed = { events, since, ...counts, signing_keys, gone }
-  await accept(db, author, 'replay', { ...replayed, gone: gone.length })
+  const replayed = { events, since, ...counts, signing_keys, gone, erased: back.map(({ org_id }) => org_id) }
+  await accept(db, author, 'replay', { ...replayed, gone: gone.length, erased: back.length })
   return replayed
 }
 
@@ -210,6 +231,10 @@ async function repeated<T>(run: () => Promise<T>): Promise<T> {
 /** Whoever runs the replay. */
 export function restoreAuthor(): Author {
   return { actor: 'restore', requestId: newId(), address: 'local' }
+}
+
+function digestOf(orgId: string): string {
+  return createHash('sha256').update(orgId).digest('hex')
 }
 
 function dateOf(value: Metadata[string]): Date | null {

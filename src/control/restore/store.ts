@@ -75,6 +75,27 @@ export async function findExpired(db: Kysely<Database>): Promise<Date | undefine
   return rows[0]?.before
 }
 
+/** Up to which positions events of which organizations were erased, by the SHA-256 of their ids. */
+export async function findErased(db: Kysely<Database>): Promise<Map<string, bigint>> {
+  const { rows } = await sql<{ organization: string; through: string }>`
+    SELECT encode(organization, 'hex') AS organization, through::text FROM erasures WHERE ended_at IS NOT NULL`.execute(db)
+  return new Map(rows.map(({ organization, through }) => [organization, BigInt(through)]))
+}
+
+/** Organizations that the database has something of, among some that are named by the SHA-256 of their ids. */
+export async function findOrganizations(db: Kysely<Database>, digests: readonly string[]): Promise<{ org_id: string; digest: string }[]> {
+  const { rows } = await sql<{ org_id: string; digest: string }>`
+    SELECT org_id, digest FROM (SELECT org_id FROM keys WHERE org_id IS NOT NULL UNION SELECT org_id FROM mechas UNION SELECT org_id FROM crews) AS organizations,
+           encode(sha256(convert_to(org_id, 'UTF8')), 'hex') AS digest
+    WHERE digest = ANY(${digests}::text[]) ORDER BY org_id`.execute(db)
+  return rows
+}
+
+/** The credentials of an organization that are not revoked. */
+export async function findNotRevoked(db: Kysely<Database>, orgId: string): Promise<{ id: string; kind: CredentialKind }[]> {
+  return db.selectFrom('keys').select(['id', 'kind']).where('org_id', '=', orgId).where('revoked_at', 'is', null).execute()
+}
+
 export async function hasEvents(db: Kysely<Database>): Promise<boolean> {
   const { rows } = await sql<{ has: boolean }>`SELECT EXISTS (SELECT FROM events) AS has`.execute(db)
   return rows[0]!.has

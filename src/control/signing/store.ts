@@ -28,9 +28,10 @@ export async function deleteSigningKeys(trx: Transaction<Database>, kids: readon
   if (kids.length > 0) await trx.deleteFrom('signing_keys').where('kid', 'in', kids).execute()
 }
 
-/** Frees the places of keys that had ended so long before an instant that nothing that was exchanged for them is alive. */
+/** Frees the places of keys that had ended, or were erased, so long before an instant that nothing that was exchanged for them is alive. */
 export async function freeStatusPlaces(db: Kysely<Database>, now: Date): Promise<void> {
   await sql`
     UPDATE token_status SET key_id = NULL FROM keys
     WHERE keys.id = token_status.key_id AND LEAST(keys.revoked_at, keys.expires_at) < ${now}::timestamptz - make_interval(secs => ${KEEP})`.execute(db)
+  await sql`UPDATE token_status SET key_id = NULL WHERE key_erased_at < ${now}::timestamptz - make_interval(secs => ${KEEP})`.execute(db)
 }

@@ -89,7 +89,7 @@ export async function followTrail({ db, write, last, after, isEndless, signal, w
 
 /** The last position, once nothing can be committed below it any more. */
 async function settledHorizon(db: Kysely<Database>, last: TrailEvent | undefined, signal: AbortSignal, warn: (message: string) => void): Promise<string> {
-  const { position, writers, hasLast, isStandby } = await findHorizon(db, last && { position: last.id, at: new Date(last.at), type: last.type })
+  const { position, writers, hasLast, isStandby } = await findHorizon(db, last && { position: last.id, at: new Date(last.at), type: last.type, org: organizationOf(last) })
   if (isStandby) throw new ConfigError('DATABASE_URL leads to a standby, which does not know what is about to be committed: follow the primary')
   if (!hasLast)
     throw new ConfigError(`the database does not have event ${last!.id}, the last that was written: it was restored, or has dropped that event since (EVENTS_RETENTION). Keep what was written for mecha-keys restore replay, and follow to a new file`)
@@ -103,6 +103,12 @@ async function settledHorizon(db: Kysely<Database>, last: TrailEvent | undefined
     warn('waiting for a transaction that has written an event and stays open')
   }
   return signal.aborted ? '0' : position
+}
+
+/** Whose an event is: events of crews are of no organization, and say whose the crew was. */
+export function organizationOf({ org_id, type, data }: TrailEvent): string | null {
+  if (org_id !== null || !type.startsWith('crew.')) return org_id
+  return typeof data['org_id'] === 'string' ? data['org_id'] : null
 }
 
 function trailEvent({ position, at, type, org_id, key_id, kind, mecha, actor, request_id, address, data }: EventRow): TrailEvent {

@@ -12,7 +12,6 @@ export interface Partition {
 }
 
 const NAME = /^events_before_(\d{4,})_(\d{2})$/
-const TIMEOUT = sql`SET LOCAL lock_timeout = '2s'`
 const BOUNDS = sql.id('events_open_bounds')
 
 /** All but `events_open`, by time. */
@@ -36,20 +35,17 @@ export async function findLatest(db: Kysely<Database>): Promise<Date | undefined
 
 /** Makes all others who write or read events wait until the transaction ends. */
 export async function lockEvents(trx: Transaction<Database>): Promise<void> {
-  await TIMEOUT.execute(trx)
   await sql`LOCK TABLE events IN ACCESS EXCLUSIVE MODE`.execute(trx)
 }
 
 /** Says what `events_open` holds and will hold, unchecked as yet. */
 export async function boundOpen(trx: Transaction<Database>, start: Date | undefined, end: Date): Promise<void> {
-  await TIMEOUT.execute(trx)
   await sql`ALTER TABLE events_open ADD CONSTRAINT ${BOUNDS} CHECK (${start ? sql`at >= ${literal(start)} AND ` : sql``}at < ${literal(end)}) NOT VALID`.execute(trx)
 }
 
 export async function unboundOpen(trx: Transaction<Database>): Promise<void> {
   const { rows } = await sql`SELECT FROM pg_constraint WHERE conrelid = 'events_open'::regclass AND conname = 'events_open_bounds'`.execute(trx)
   if (rows.length === 0) return
-  await TIMEOUT.execute(trx)
   await sql`ALTER TABLE events_open DROP CONSTRAINT ${BOUNDS}`.execute(trx)
 }
 
@@ -77,7 +73,6 @@ export async function createPartition(trx: Transaction<Database>, end: Date): Pr
 
 /** Its rows need not be read: it is empty, or a constraint says as much. */
 export async function attachPartition(trx: Transaction<Database>, name: string, start: Date | undefined, end: Date): Promise<void> {
-  await TIMEOUT.execute(trx)
   await sql`ALTER TABLE events ATTACH PARTITION ${sql.id(name)} FOR VALUES FROM (${start ? literal(start) : sql`MINVALUE`}) TO (${literal(end)})`.execute(trx)
 }
 

@@ -7,10 +7,9 @@
  * has come to lie there becomes a partition like the others before months are made.
  */
 
-import { setTimeout as sleep } from 'node:timers/promises'
-import type { Kysely, Transaction } from 'kysely'
-import { isConflict, lockTimedOut } from '../../db/outage.js'
+import type { Kysely } from 'kysely'
 import type { Database } from '../../db/tables.js'
+import { inLockingTransaction } from '../../db/transaction.js'
 import { readClock } from '../store.js'
 import { attachPartition, boundOpen, createPartition, dropPartition, findLatest, listPartitions, lockEvents, noteExpired, swapOpen, unboundOpen, validateOpen, type Partition } from './partition-store.js'
 
@@ -31,9 +30,6 @@ const MONTHS_AHEAD = 3
  */
 const DAYS_AHEAD = 28
 const DAY_MS = 86_400_000
-/** How often a change of the partitions is tried. Whoever writes events waits behind each attempt for two seconds at most. */
-const ATTEMPTS = 15
-const PAUSE_MS = 2000
 
 /**
  * Makes the partitions of the coming months, and drops those that are wholly older than events are kept.
@@ -53,20 +49,20 @@ export async function expireEvents(db: Kysely<Database>, keepSeconds: number | u
 
 /** Makes a partition like the others of what lies in `events_open`, without copying it. It is read once, while others write. */
 async function closeOpen(db: Kysely<Database>, now: Date): Promise<void> {
-  await briefly(db, unboundOpen)
+  await inLockingTransaction(db, unboundOpen)
   const latest = await findLatest(db)
   if (!latest) return
   const start = (await listPartitions(db)).at(-1)?.end
   const end = monthAfter(new Date(Math.max(now.getTime() + DAYS_AHEAD * DAY_MS, latest.getTime())))
-  await briefly(db, (trx) => boundOpen(trx, start, end))
+  await inLockingTransaction(db, (trx) => boundOpen(trx, start, end))
   try {
     await validateOpen(db)
-    await briefly(db, async (trx) => {
+    await inLockingTransaction(db, async (trx) => {
       await lockEvents(trx)
       await swapOpen(trx, start, end)
     })
   } catch (error) {
-    await briefly(db, unboundOpen)
+    await inLockingTransaction(db, unboundOpen)
     throw error
   }
 }
@@ -77,14 +73,14 @@ async function makeMonths(db: Kysely<Database>, now: Date): Promise<void> {
   for (let start = (await listPartitions(db)).at(-1)?.end; !start || start < last; ) {
     const end = !start || start < thisMonthsEnd ? thisMonthsEnd : addMonths(start, 1)
     const from = start
-    await briefly(db, async (trx) => attachPartition(trx, await createPartition(trx, end), from, end))
+    await inLockingTransaction(db, async (trx) => attachPartition(trx, await createPartition(trx, end), from, end))
     start = end
   }
 }
 
 /** Drops what ended before a time. An empty partition stands in for all of it, so that no time is without one. */
 async function dropBefore(db: Kysely<Database>, time: Date): Promise<Partition[]> {
-  return briefly(db, async (trx) => {
+  return inLockingTransaction(db, async (trx) => {
     const ended = (await listPartitions(trx)).filter(({ end }) => end <= time)
     const last = ended.at(-1)
     if (!last || (ended.length === 1 && last.isEmpty)) return []
@@ -94,18 +90,6 @@ async function dropBefore(db: Kysely<Database>, time: Date): Promise<Partition[]
     await noteExpired(trx, last.end)
     return ended
   })
-}
-
-/** In a transaction that neither waits for long nor makes others wait for long: it is begun anew instead. */
-async function briefly<T>(db: Kysely<Database>, work: (trx: Transaction<Database>) => Promise<T>): Promise<T> {
-  for (let attempt = 1; ; attempt++) {
-    try {
-      return await db.transaction().execute(work)
-    } catch (error) {
-      if (attempt === ATTEMPTS || !(isConflict(error) || lockTimedOut(error))) throw error
-      await sleep(PAUSE_MS)
-    }
-  }
 }
 
 /** The beginning of the next month, in UTC. */

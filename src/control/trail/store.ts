@@ -9,7 +9,7 @@ export interface Horizon {
   readonly position: string
   /** Transactions that may be about to commit an event, by their virtual ids. */
   readonly writers: readonly string[]
-  /** Whether the event that was last written out is there. */
+  /** Whether the event that was last written out is there, or was erased with its organization. */
   readonly hasLast: boolean
   /** A standby does not know who writes on the primary. */
   readonly isStandby: boolean
@@ -25,11 +25,13 @@ const WRITERS = sql`
  * One statement: what can be seen is of its snapshot, and the locks are looked at afterwards. So whoever drew a
  * position up to the last one that was seen has either ended or is among the writers.
  */
-export async function findHorizon(db: Kysely<Database>, last: Pick<EventRow, 'position' | 'at' | 'type'> | undefined): Promise<Horizon> {
+export async function findHorizon(db: Kysely<Database>, last: (Pick<EventRow, 'position' | 'at' | 'type'> & { readonly org: string | null }) | undefined): Promise<Horizon> {
   const { rows } = await sql<Horizon>`
     SELECT coalesce((SELECT max(position) FROM events), 0)::text AS position,
            ${last?.position ?? null}::bigint IS NULL OR EXISTS (
-             SELECT FROM events WHERE position = ${last?.position ?? null} AND at = ${last?.at ?? null} AND type = ${last?.type ?? null}) AS "hasLast",
+             SELECT FROM events WHERE position = ${last?.position ?? null} AND at = ${last?.at ?? null} AND type = ${last?.type ?? null})
+             OR EXISTS (
+             SELECT FROM erasures WHERE organization = sha256(convert_to(${last?.org ?? null}, 'UTF8')) AND (ended_at IS NULL OR through >= ${last?.position ?? null})) AS "hasLast",
            ARRAY(${WRITERS}) AS writers, pg_is_in_recovery() AS "isStandby"`.execute(db)
   return rows[0]!
 }
