@@ -40,7 +40,7 @@ t.test('in two steps: the first shows what there is, the second erases that and 
   const before = { ...(await contents(database.db, 'rival')) }
   const confirmed = confirmationIn(await erase(t, database, ['acme']))
   const erased = await erase(t, database, ['acme', '--confirm', confirmed])
-  t.match(erased, { code: 0, stdout: /^erased acme\nwhat remains in the database: .*\nwhat remains elsewhere/, stderr: /revoked 6 credentials\n.*2 of 2 replicas refuse them/ })
+  t.match(erased, { code: 0, stdout: /^erased acme\nwhat remains in the database: .*\nwhat remains elsewhere/, stderr: /revoked 6 credentials\n.*all replicas refuse them: 2\n/ })
   for (const of of [service, replica]) {
     for (const plaintext of plaintexts) t.match(await of.verify(plaintext, {}, others.all), { valid: false, code: 'unknown' })
     t.match(await of.call('POST', '/v1/verify', { token: gateway, body: { key: others.key } }), { status: 401 })
@@ -74,7 +74,7 @@ t.test('a replica that is cut off refuses before anything is removed, and is wai
   t.ok(await isAccepted(), 'from memory')
   const { confirmation } = await planErasure(database.db, 'acme')
   let removedAt = 0
-  const erasing = eraseOrganization(database.db, 'acme', { confirmation, author, boundMs: 2000, onStep: (message) => void (/refuse them/.test(message) && (removedAt = performance.now())) })
+  const erasing = eraseOrganization(database.db, 'acme', { confirmation, author, boundMs: 2000, onStep: (message) => void (/could accept them|refuse them/.test(message) && (removedAt = performance.now())) })
   let acceptedAt = 0
   while (removedAt === 0) if (await isAccepted()) acceptedAt = performance.now()
   t.ok(acceptedAt < removedAt)

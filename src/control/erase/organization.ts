@@ -69,7 +69,7 @@ export async function eraseOrganization(db: Kysely<Database>, orgId: string, { c
   onStep(`revoked ${revoked} credentials`)
   const replicas = await allHaveApplied(db, orgId, boundMs)
   if (replicas === undefined) return 'not_propagated'
-  onStep(`${replicas} of ${replicas} replicas refuse them`)
+  onStep(replicas === 0 ? 'no replica is alive that could accept them' : `all replicas refuse them: ${replicas}`)
 
   await inPieces(db, async (trx) => (await deleteKeys(trx, orgId, PIECE)) > 0)
   onStep('removed its credentials')
