@@ -12,6 +12,7 @@ const walls = {
   auth: ['control', 'runtime', 'http', 'db', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
   control: ['runtime', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
   runtime: ['control', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
+  tracing: ['control', 'runtime', 'auth', 'http', 'config', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
   // What gateways run: it knows the service by its HTTP interface alone.
   gateway: ['key', 'control', 'runtime', 'auth', 'http', 'db', 'config', 'errors', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk', 'package-root'],
 }

@@ -8,7 +8,7 @@ import type { Kysely } from 'kysely'
 import type { DestinationStream, Logger } from 'pino'
 import { createHasher } from './auth/hasher.js'
 import { issuerMistake, operatorAuthenticator } from './auth/operators.js'
-import { databaseSetting, requireRoots, requireServing, type DatabaseUrl, type Settings } from './config.js'
+import { databaseSetting, requireRoots, requireServing, sendsTraces, type DatabaseUrl, type Settings } from './config.js'
 import { controlPlane } from './control/routes.js'
 import * as controlSchemas from './control/schemas.js'
 import { EventSchema, GatewaySchema, KeySchema } from './control/schemas.js'
@@ -59,6 +59,7 @@ import { ChangeStreams } from './runtime/streams.js'
 import { recordRefusals, recordUses } from './runtime/usage-store.js'
 import { UsageRecorder } from './runtime/usage.js'
 import { createVerifier, type Verifier } from './runtime/verifier.js'
+import { hashingObserver, markPlane, statementWork, type Tracing } from './tracing/tracing.js'
 
 export interface AppParts {
   /** Where log lines go; standard output otherwise. */
@@ -96,6 +97,10 @@ const CHANGES_PER_SLICE = 1000
 /** How soon a replica notices a new signing key. */
 const SIGNING_KEYS_RELOAD_MS = 30_000
 
+/** Longest wait at the end for traces to be sent, and what there is of it when requests took all the time that there was. */
+const LAST_SPANS_MS = 2000
+const LEAST_FOR_LAST_SPANS_MS = 250
+
 /** Longest wait for what settings lead to, before anything begins. What has not answered by then is told by `/readyz`. */
 const MISTAKES_WITHIN_MS = 5000
 
@@ -111,13 +116,16 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   requireServing(config)
   const roots = requireRoots(config)
   const metrics = createMetrics({ process: parts.processMetrics ?? false })
-  const logger = createLogger({ level: config.LOG_LEVEL, secrets: SECRET_FIELDS, ...(parts.logDestination && { destination: parts.logDestination }) })
-  const app = serverOf(config, logger)
+  const tracing = sendsTraces(config) ? await openTracing(config, (error) => tellExport(error)) : undefined
+  const logger = createLogger({ level: config.LOG_LEVEL, secrets: SECRET_FIELDS, fields: tracing && (() => tracing.logFields()), ...(parts.logDestination && { destination: parts.logDestination }) })
+  const app = serverOf(config, logger, { tracing })
+  if (tracing) endWith(tracing)
   const hasher = createHasher({
     profile: config.HASH_PROFILE,
     version: () => newHashVersion!(),
     queueSize: config.QUEUE_SIZE,
     onDone: (operation, seconds) => metrics.argon2.observe({ operation }, seconds),
+    observe: tracing && hashingObserver(tracing),
   })
   const pools = new Map<string, OpenPool>()
   metrics.watch('mecha_keys_database_connections', 'Connections of a plane, in use (active) and not (idle)',
@@ -146,7 +154,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
 
   if (config.PLANES !== 'runtime') {
     const { db } = openPlane('control', 'DATABASE_URL')
-    const plane = controlPlane({ db, roots, config, hasher, onReceipt: (seconds, complete) => metrics.propagation.observe({ complete: String(complete) }, seconds) }, await operatorAuthenticator(config))
+    const plane = controlPlane({ db, roots, config, hasher, onReceipt }, await operatorAuthenticator(config))
     mistakes.push(() => issuerMistake(config))
     checks['issuer'] = untilRight(() => issuerMistake(config), app.log)
     const keeper = new SigningKeeper({ db, roots }, app.log)
@@ -156,6 +164,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     await app.register(async (scope) => {
       // Gateways are no browsers, so the runtime plane answers no preflight.
       if (config.CORS_ORIGINS) await allowOrigins(scope, config.CORS_ORIGINS)
+      if (tracing) markPlane(scope, 'control')
       await scope.register(plane)
     })
   }
@@ -188,7 +197,11 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     app.addHook('onClose', async () => revalidation.stop())
     const revocation = { db, verifier, ofOneHistory, invalidate: (ids: readonly string[]) => invalidate(followers, ids), perMinute: config.REVOKE_TOKEN_RATE }
     const nonces = { db, verifier, ofOneHistory, queueSize: config.QUEUE_SIZE }
-    await app.register(runtimePlane({ verifier, clock, feed, streams, revocation, nonces, usage, findChanged: findChangedOf, oauth: { ...oauth, verifier }, config }))
+    const plane = runtimePlane({ verifier, clock, feed, streams, revocation, nonces, usage, findChanged: findChangedOf, oauth: { ...oauth, verifier }, config })
+    await app.register(async (scope) => {
+      if (tracing) markPlane(scope, 'runtime')
+      await scope.register(plane)
+    })
     onDraining.push(() => streams.end())
     if (config.AUTHZ_LISTEN) authz = await openDoor(verifier)
   }
@@ -198,6 +211,27 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   // For the log: nobody may be asking for it yet.
   if (parts.refusesMistakes) void checks['root_secrets']!()
   return { app, authz, startDraining }
+
+  /** A receipt that was waited for. */
+  function onReceipt(seconds: number, complete: boolean): void {
+    metrics.propagation.observe({ complete: String(complete) }, seconds)
+    tracing?.did({ name: 'wait for replicas', seconds, attributes: { 'mecha_keys.complete': complete } })
+  }
+
+  function tellExport(error: Error | undefined): void {
+    if (error) app.log.warn({ err: error }, 'traces could not be sent, and are lost; nothing else is')
+    else app.log.info('traces are sent again')
+  }
+
+  /** The last spans are sent when everything else is over, in what is left of the time. */
+  function endWith(tracing: Tracing): void {
+    let until = 0
+    app.addHook('preClose', (done) => {
+      until = performance.now() + config.SHUTDOWN_TIMEOUT * 1000
+      done()
+    })
+    app.addHook('onClose', () => tracing.stop(Math.min(LAST_SPANS_MS, Math.max(until - performance.now(), LEAST_FOR_LAST_SPANS_MS))))
+  }
 
   function startDraining(): void {
     draining = true
@@ -280,6 +314,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
         streams.closeAll()
       },
       onConfirmed: () => streams.confirmed(),
+      onPolled: tracing && ((seconds, changes) => tracing.didAlone({ name: 'feed poll', seconds, isRemote: true, attributes: { 'db.system.name': 'postgresql', 'mecha_keys.changes': changes } })),
       clock,
       log: app.log,
     })
@@ -293,7 +328,8 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
 
   /** `/v1/authz` on a server of its own, which asks nobody who they are: the address decides who may ask. */
   async function openDoor(verifier: Verifier): Promise<FastifyInstance> {
-    const door = serverOf(config, logger, { authzAlone: true })
+    const door = serverOf(config, logger, { authzAlone: true, tracing })
+    if (tracing) markPlane(door, 'runtime')
     door.addSchema(ProblemSchema)
     door.setValidatorCompiler(schemaCompiler())
     takeTimes(door, metrics)
@@ -330,7 +366,10 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
       size: config.DATABASE_POOL_SIZE,
       timeoutMs: config.DATABASE_TIMEOUT * 1000,
       name: `mecha-keys ${plane}`,
-      onQuery: () => metrics.queries.inc({ plane }),
+      onQuery(statement) {
+        metrics.queries.inc({ plane })
+        tracing?.did(statementWork(statement, plane))
+      },
       onError: (error) => app.log.warn({ err: error }, 'an idle database connection was lost'),
     })
     pools.set(plane, pool)
@@ -349,13 +388,14 @@ function invalidate(followers: readonly Follower[], ids: readonly string[]): voi
 }
 
 /** A server, which tells a proxy that asks `/v1/authz` nothing that it cannot take. */
-function serverOf(config: Settings, logger: Logger, { authzAlone = false } = {}): FastifyInstance {
+function serverOf(config: Settings, logger: Logger, { authzAlone = false, tracing }: { authzAlone?: boolean; tracing: Tracing | undefined }): FastifyInstance {
   return createServer({
     logger,
     requestTimeoutMs: config.REQUEST_TIMEOUT * 1000,
     closeTimeoutMs: config.SHUTDOWN_TIMEOUT * 1000,
     trustProxy: config.TRUST_PROXY ?? false,
     requireHostHeader: !authzAlone,
+    tracing,
     rewriteTarget: withoutSubPath,
     problemFor: (problem, target) => (authzAlone || isForAuthz(target) ? asRefusal(problem, config.AUTHZ_UNAVAILABLE) : problem),
   })
@@ -365,4 +405,22 @@ function serverOf(config: Settings, logger: Logger, { authzAlone = false } = {})
 function listeningUrl({ server }: FastifyInstance, { HOST, PORT }: Settings): string {
   const address = server.address() as AddressInfo | null
   return `http://${HOST.includes(':') ? `[${HOST}]` : HOST}:${address?.port ?? PORT}`
+}
+
+/** Loads what traces need, which nothing else does. */
+async function openTracing(config: Settings, onExport: (error: Error | undefined) => void): Promise<Tracing> {
+  const { startTracing } = await import('./tracing/opentelemetry.js')
+  return startTracing({
+    url: config.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT ?? `${config.OTEL_EXPORTER_OTLP_ENDPOINT}/v1/traces`,
+    headers: config.OTEL_EXPORTER_OTLP_HEADERS ?? {},
+    compression: config.OTEL_EXPORTER_OTLP_COMPRESSION,
+    timeoutMs: config.OTEL_EXPORTER_OTLP_TIMEOUT,
+    resource: { 'service.name': 'mecha-keys', 'service.version': VERSION, 'service.instance.id': randomUUID(), ...config.OTEL_RESOURCE_ATTRIBUTES, ...(config.OTEL_SERVICE_NAME && { 'service.name': config.OTEL_SERVICE_NAME }) },
+    sampler: config.OTEL_TRACES_SAMPLER,
+    ratio: config.OTEL_TRACES_SAMPLER_ARG,
+    queueSize: config.OTEL_BSP_MAX_QUEUE_SIZE,
+    delayMs: config.OTEL_BSP_SCHEDULE_DELAY,
+    version: VERSION,
+    onExport,
+  })
 }

@@ -1,6 +1,6 @@
 /** Every setting: its name, its default, its rule. The only reader of the environment. */
 
-import { readFileSync } from 'node:fs'
+import { accessSync, constants, readFileSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { closest, distance } from 'fastest-levenshtein'
 import { ConfigError } from './errors.js'
@@ -8,6 +8,7 @@ import { HASH_PROFILES, type HashProfile } from './key/hash.js'
 import { rootsOf, type Roots } from './key/roots.js'
 import { MAX_TOKEN_TTL } from './key/signing.js'
 import { PREFIX } from './key/token.js'
+import { SAMPLERS } from './tracing/tracing.js'
 
 export type Environment = Readonly<Record<string, string | undefined>>
 
@@ -96,6 +97,21 @@ const SETTINGS = {
   BUILTIN_ISSUER: { about: 'Whether the built-in issuer of operator tokens is trusted; the embedded default turns it on', default: 'off', parse: oneOf('on', 'off') },
   BUILTIN_ISSUER_KEY: { about: "The built-in issuer's Ed25519 private key, PKCS #8 in PEM; the embedded default generates one", secret: true, parse: privateKey },
 
+  OTEL_EXPORTER_OTLP_ENDPOINT: { about: 'Where traces are sent by OTLP over HTTP, as in `http://collector:4318`, to its `/v1/traces`; without it there are none, and nothing of OpenTelemetry is loaded', parse: httpUrl },
+  OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: { about: 'The whole URL that traces are sent to, where it is another one. It alone turns nothing on', parse: httpUrl },
+  OTEL_EXPORTER_OTLP_HEADERS: { about: 'Headers that are sent along, as in `authorization=Bearer%20…,x-team=keys`', secret: true, parse: pairs },
+  OTEL_EXPORTER_OTLP_PROTOCOL: { about: '`http/protobuf` is the one that there is', default: 'http/protobuf', parse: oneOf('http/protobuf', 'http/json', 'grpc') },
+  OTEL_EXPORTER_OTLP_COMPRESSION: { about: '`gzip` or `none`', default: 'none', parse: oneOf('gzip', 'none') },
+  OTEL_EXPORTER_OTLP_TIMEOUT: { about: 'Longest that an export may take, in milliseconds', default: '10000', parse: integer(1, 60_000) },
+  OTEL_EXPORTER_OTLP_CERTIFICATE: { about: 'File of the authority that the collector\'s certificate is of, in PEM', parse: readableFile },
+  OTEL_SERVICE_NAME: { about: '`service.name` of what is sent; `mecha-keys` without it', parse: text },
+  OTEL_RESOURCE_ATTRIBUTES: { about: 'More that is said of this process, as in `deployment.environment.name=staging,host.name=a`', parse: pairs },
+  OTEL_TRACES_SAMPLER: { about: `Which requests are traced: ${SAMPLERS.map((name) => `\`${name}\``).join(', ')}`, default: 'parentbased_always_on', parse: oneOf(...SAMPLERS) },
+  OTEL_TRACES_SAMPLER_ARG: { about: 'Which part of them, where the sampler is one of a ratio: from 0 to 1', default: '1', parse: ratio },
+  OTEL_BSP_MAX_QUEUE_SIZE: { about: 'Most spans that wait to be sent; what comes then is dropped', default: '2048', parse: integer(1, 1_000_000) },
+  OTEL_BSP_SCHEDULE_DELAY: { about: 'How often spans are sent, in milliseconds', default: '5000', parse: integer(1, 600_000) },
+  OTEL_SDK_DISABLED: { about: '`true` turns traces off, whatever else is set', default: 'false', parse: oneOf('true', 'false') },
+
   MECHA_KEYS_URL: { about: 'Where the service is, for `issue`, `list`, `revoke` and `verify`', default: 'http://127.0.0.1:8080', parse: httpUrl },
   OPERATOR_TOKEN: { about: 'Operator token, for `issue`, `list` and `revoke`', secret: true, parse: text },
   GATEWAY_CREDENTIAL: { about: 'Gateway credential, for `verify`', secret: true, parse: text },
@@ -134,7 +150,13 @@ export function loadConfig(environment: Environment): Settings {
   if (config.TOKEN_TTL > MAX_TOKEN_TTL) throw new ConfigError('TOKEN_TTL must not be longer than an hour')
   if (config.AUTHZ_ORG && !config.AUTHZ_LISTEN)
     throw new ConfigError('AUTHZ_ORG narrows AUTHZ_LISTEN, which is not set: a gateway credential has its own organization')
+  if (sendsTraces(config) && config.OTEL_EXPORTER_OTLP_PROTOCOL !== 'http/protobuf')
+    throw new ConfigError('OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf: traces are sent in no other way')
   return config
+}
+
+export function sendsTraces(config: Settings): boolean {
+  return config.OTEL_EXPORTER_OTLP_ENDPOINT !== undefined && config.OTEL_SDK_DISABLED === 'false'
 }
 
 /** The roots of the configured root secrets, which whatever makes or checks a key needs. */
@@ -165,13 +187,13 @@ export function requireServing(config: Settings): void {
     throw new ConfigError('AUTHZ_LISTEN serves the runtime plane, which PLANES=control leaves out')
 }
 
-/** Names in the environment that look like a setting and are none. Two letters off a short one is another word: PGHOST. */
+/** Names in the environment that look like a setting and are none. Two letters off a short one is another word: PGHOST. So it is of OpenTelemetry's, which has many. */
 export function suspectNames(environment: Environment): { name: string; meant: string | undefined }[] {
   const known = new Set<string>(NAMES.flatMap((name) => (settingOf(name).secret ? [name, `${name}_FILE`] : [name])))
   return Object.keys(environment)
     .filter((name) => /^[A-Z][A-Z0-9_]{4,}$/.test(name) && !known.has(name) && !isServiceLink(name, environment[name]!))
     .map((name) => ({ name, near: closest(name, [...known]) }))
-    .map(({ name, near }) => ({ name, meant: distance(name, near) <= (near.length > 6 ? 2 : 1) ? near : undefined }))
+    .map(({ name, near }) => ({ name, meant: distance(name, near) <= (near.length > 6 && !name.startsWith('OTEL_') ? 2 : 1) ? near : undefined }))
     .filter(({ name, meant }) => meant !== undefined || name.startsWith('MECHA_'))
 }
 
@@ -298,6 +320,42 @@ function oneOf<const T extends string>(...choices: T[]) {
     if (!choice) throw new Error(`must be one of ${choices.join(', ')}`)
     return choice
   }
+}
+
+function ratio(value: string): number {
+  const number = Number(value)
+  if (!/^\d*\.?\d+$/.test(value) || number > 1) throw new Error('must be a number from 0 to 1')
+  return number
+}
+
+/** `name=value,name=value`, percent-encoded as OpenTelemetry has it. */
+function pairs(value: string): Record<string, string> {
+  const rule = 'must be pairs like name=value, separated by commas, what is special in them percent-encoded'
+  return Object.fromEntries(
+    list((pair) => {
+      const [, name, said] = /^([!#$%&'*+.^_`|~0-9A-Za-z-]+)=([\x21-\x7e ]*)$/.exec(pair) ?? []
+      if (name === undefined || said === undefined || !isPercentEncoded(said)) throw new Error(rule)
+      return [name, decodeURIComponent(said)] as const
+    })(value),
+  )
+}
+
+function isPercentEncoded(value: string): boolean {
+  try {
+    // A line feed in a header would be another header.
+    return !/\p{Cc}/u.test(decodeURIComponent(value))
+  } catch {
+    return false
+  }
+}
+
+function readableFile(value: string): string {
+  try {
+    accessSync(value, constants.R_OK)
+  } catch (error) {
+    throw new Error(`names a file that cannot be read (${(error as NodeJS.ErrnoException).code})`, { cause: error })
+  }
+  return value
 }
 
 function list<T>(parse: (item: string) => T) {

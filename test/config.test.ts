@@ -82,6 +82,12 @@ t.test('a wrong value is refused with the name of the setting and its rule, and 
     ['TRUST_PROXY', /addresses of proxies like 10\.1\.2\.3, networks like/, ['true', '1', 'yes', '*', '10.0.0.0/0', '10.0.0.0/33', '::/0', 'fd00::/129', 'proxy.example.com', '10.0.0.0/', looksSecret]],
     ['ROOT_SECRETS', /32 or more characters without spaces/, [looksSecret.slice(0, 31), `${secret()},`, `${secret()} ${looksSecret}`, `${secret()},short`]],
     ['ROOT_SECRETS', /must not hold the same secret twice$/, [`${looksSecret},${looksSecret}`]],
+    ['OTEL_EXPORTER_OTLP_ENDPOINT', /an http or https URL$/, ['collector:4318', 'grpc://collector:4317', looksSecret]],
+    ['OTEL_EXPORTER_OTLP_HEADERS', /pairs like name=value/, [looksSecret, `authorization:${looksSecret}`, `a b=${looksSecret}`, `x=%0d%0a${looksSecret}`, `x=%${looksSecret}`]],
+    ['OTEL_EXPORTER_OTLP_HEADERS', /must not have an empty item$/, [`x=${looksSecret},`]],
+    ['OTEL_TRACES_SAMPLER', /one of always_on, /, ['jaeger_remote', looksSecret]],
+    ['OTEL_TRACES_SAMPLER_ARG', /a number from 0 to 1$/, ['1.1', '-0.5', '1e-3', '.', looksSecret]],
+    ['OTEL_SDK_DISABLED', /one of true, false$/, ['1', looksSecret]],
     ['BUILTIN_ISSUER_KEY', /a PKCS #8 private key in PEM$/, [looksSecret, privateKey().replaceAll('PRIVATE', 'PUBLIC')]],
   ]
   for (const [name, rule, values] of wrong)
@@ -145,6 +151,9 @@ t.test('settings that contradict each other are refused', async (t) => {
   t.equal(of({ KEY_PREFIX: 'mgw' }), 'KEY_PREFIX and GATEWAY_PREFIX must differ')
   t.equal(of({ ROTATE_DEFAULT_OVERLAP: '31d' }), 'ROTATE_DEFAULT_OVERLAP must not be longer than ROTATE_MAX_OVERLAP')
   t.equal(of({ TOKEN_TTL: '61m' }), 'TOKEN_TTL must not be longer than an hour')
+  const endpoint = { OTEL_EXPORTER_OTLP_ENDPOINT: 'http://collector:4318', OTEL_EXPORTER_OTLP_PROTOCOL: 'grpc' }
+  t.match(of(endpoint), /^OTEL_EXPORTER_OTLP_PROTOCOL must be http\/protobuf/)
+  t.ok(loadConfig({ ...endpoint, OTEL_SDK_DISABLED: 'true' }), 'which does not matter where no traces are sent')
   t.match(of({ AUTHZ_ORG: 'acme' }), /^AUTHZ_ORG narrows AUTHZ_LISTEN, which is not set/)
   t.ok(loadConfig({ TOKEN_TTL: '1h', KEY_DEFAULT_TTL: '1d', KEY_MAX_TTL: '24h', ROTATE_DEFAULT_OVERLAP: '30d' }), 'and equal ones are not')
 })
@@ -177,6 +186,9 @@ t.test('a name that is nearly a setting is found, and an ordinary one is not', a
   }
   t.same(suspectNames(ofKubernetes), [], 'nor what Kubernetes says of the services around, of one of this name too')
   t.same(suspectNames({ MECHA_KEYS_PORT: '8080' }), [{ name: 'MECHA_KEYS_PORT', meant: undefined }], 'which a port is not')
+  t.same(suspects('OTEL_EXPORTER_OTLP_ENDPOINTS', 'OTEL_TRACE_SAMPLER').map(({ meant }) => meant), ['OTEL_EXPORTER_OTLP_ENDPOINT', 'OTEL_TRACES_SAMPLER'])
+  const ofOpenTelemetry = ['OTEL_TRACES_EXPORTER', 'OTEL_METRICS_EXPORTER', 'OTEL_LOGS_EXPORTER', 'OTEL_PROPAGATORS', 'OTEL_LOG_LEVEL', 'OTEL_EXPORTER_OTLP_TRACES_HEADERS', 'OTEL_EXPORTER_OTLP_METRICS_ENDPOINT', 'OTEL_EXPORTER_OTLP_LOGS_ENDPOINT', 'OTEL_EXPORTER_OTLP_TRACES_PROTOCOL', 'OTEL_EXPORTER_OTLP_CLIENT_KEY', 'OTEL_BSP_EXPORT_TIMEOUT', 'OTEL_BSP_MAX_EXPORT_BATCH_SIZE', 'OTEL_BLRP_SCHEDULE_DELAY', 'OTEL_BLRP_MAX_QUEUE_SIZE', 'OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT', 'OTEL_NODE_RESOURCE_DETECTORS', 'OTEL_SEMCONV_STABILITY_OPT_IN']
+  t.same(suspects(...ofOpenTelemetry), [], 'nor what OpenTelemetry has beside ours')
   t.same(suspects(...settingsTable().flatMap(({ name, secret }) => (secret ? [name, `${name}_FILE`] : [name]))), [], 'nor a setting itself')
 })
 

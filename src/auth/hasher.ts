@@ -12,6 +12,8 @@ export interface HasherParts {
   readonly queueSize: number
   /** Called for each computation, with its seconds from the moment it was asked for. */
   readonly onDone: (operation: 'hash' | 'verify', seconds: number) => void
+  /** Called when a computation is asked for; what it returns is called when that is done, with how long it waited for its turn, and took in all. */
+  readonly observe?: ((operation: 'hash' | 'verify') => ((waited: number, seconds: number) => void) | undefined) | undefined
 }
 
 /** A new hash, and what `keys` has to say of how it was made. */
@@ -33,7 +35,7 @@ const LANES = 16
  * A hasher for one process. Its calls reject with `overloaded` (503) when the queue is full, and when their
  * caller leaves before their turn: what nobody waits for is not computed, and takes nobody's place.
  */
-export function createHasher({ profile, version, queueSize, onDone }: HasherParts) {
+export function createHasher({ profile, version, queueSize, onDone, observe }: HasherParts) {
   // In the order of arrival, and anything can leave it: that is why it is a set.
   const waiting = new Set<() => Promise<void>>()
   let running = 0
@@ -54,14 +56,18 @@ export function createHasher({ profile, version, queueSize, onDone }: HasherPart
     if (waiting.size >= queueSize) throw overloaded()
     if (signal?.aborted) throw abandoned()
     const start = performance.now()
+    const observed = observe?.(operation)
     return new Promise<T>((resolve, reject) => {
       const leave = () => {
         if (waiting.delete(job)) reject(abandoned())
       }
       const job = async () => {
         signal?.removeEventListener('abort', leave)
+        const begun = performance.now()
         await compute().then(resolve, reject)
-        onDone(operation, (performance.now() - start) / 1000)
+        const end = performance.now()
+        onDone(operation, (end - start) / 1000)
+        observed?.((begun - start) / 1000, (end - start) / 1000)
       }
       signal?.addEventListener('abort', leave)
       waiting.add(job)

@@ -1,8 +1,11 @@
 /** One pool per plane, with a bound on everything that could wait. */
 
-import { Kysely, PostgresDialect, PostgresDriver, type DatabaseConnection, type PostgresDialectConfig } from 'kysely'
+import { Kysely, PostgresDialect, PostgresDriver, type DatabaseConnection, type LogEvent, type PostgresDialectConfig } from 'kysely'
 import { Client, Pool, type ClientBase, type PoolClient } from 'pg'
 import type { Database } from './tables.js'
+
+/** A statement that was sent. Its parameters are none of anybody's business: they may be hashes. */
+export type Statement = Pick<LogEvent, 'level' | 'queryDurationMillis'> & { readonly query: Pick<LogEvent['query'], 'sql'> }
 
 export interface PoolOptions {
   readonly url: string
@@ -12,8 +15,8 @@ export interface PoolOptions {
   readonly timeoutMs: number
   /** Shown in `pg_stat_activity`. */
   readonly name: string
-  /** Called for every statement sent. */
-  readonly onQuery?: () => void
+  /** Called for every statement sent, when it was answered or failed. */
+  readonly onQuery?: (statement: Statement) => void
   /** Called when an idle connection breaks; the pool replaces it. */
   readonly onError?: (error: Error) => void
 }
@@ -78,7 +81,7 @@ export function openPool(options: PoolOptions): OpenPool {
 
   const db = new Kysely<Database>({
     dialect: new TruthfulDialect({ pool: { connect, end: () => pool.end() } }),
-    ...(onQuery && { log: () => onQuery() }),
+    ...(onQuery && { log: onQuery }),
   })
   return {
     db,

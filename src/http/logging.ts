@@ -81,14 +81,17 @@ export interface LogOptions {
   readonly secrets: readonly string[]
   /** Where lines go; standard output otherwise. */
   readonly destination?: DestinationStream
+  /** What is added to each line. */
+  readonly fields?: (() => object) | undefined
 }
 
 /** JSON lines, or something to read on a terminal. */
-export function createLogger({ level, secrets, destination }: LogOptions): Logger {
+export function createLogger({ level, secrets, destination, fields }: LogOptions): Logger {
   const names = [...secrets, ...SECRET_HEADERS, 'body'].map((name) => `["${name}"]`)
   const paths = names.flatMap((name) => [name, `*${name}`, `*.*${name}`, `*.*.*${name}`])
   const options = {
     level,
+    ...(fields && { mixin: fields }),
     redact: { paths, censor: '[redacted]' },
     serializers: { req: serializeRequest, err: serializeError },
     // The last belt: whatever a line was made of, no key and no hash leaves in it.

@@ -3,6 +3,7 @@
 import { randomBytes } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance } from 'fastify'
+import type { Tracing } from '../tracing/tracing.js'
 import { refuseClient, type ProblemFor } from './client-errors.js'
 import { admitRequest, endConnectionsOnClose } from './connections.js'
 import { logRequests, requestLogger } from './logging.js'
@@ -20,6 +21,7 @@ export interface ServerOptions {
   /** The target that a request is routed by. */
   readonly rewriteTarget: (target: string) => string
   readonly problemFor: ProblemFor
+  readonly tracing: Tracing | undefined
 }
 
 const BODY_LIMIT = 16 * 1024
@@ -59,6 +61,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
     reply.header('x-request-id', request.id)
     done()
   })
+  options.tracing?.traceRequests(app)
   app.decorateReply('refusal')
   logRequests(app)
   endConnectionsOnClose(app, options.closeTimeoutMs)

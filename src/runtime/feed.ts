@@ -62,6 +62,8 @@ export interface FeedParts {
   readonly onReset: (why: ResetReason) => void
   /** Everything that was committed before a poll was sent has been told. */
   readonly onConfirmed: () => void
+  /** Called after each poll. */
+  readonly onPolled?: ((seconds: number, changes: number) => void) | undefined
   readonly clock: Clock
   readonly log: FastifyBaseLogger
 }
@@ -443,8 +445,11 @@ export class Feed {
 
   /** The first poll of a connection asks for nothing: it is followed by a reset. */
   async #poll(since: string | undefined): Promise<Page> {
+    const sentAt = performance.now()
     const { rows } = await this.#query<Page>(POLL, [since ?? null, this.parts.replicaId])
-    return rows[0]!
+    const page = rows[0]!
+    this.parts.onPolled?.((performance.now() - sentAt) / 1000, page.changed.length)
+    return page
   }
 
   #query<Row extends object>(statement: string, values: unknown[] = []) {

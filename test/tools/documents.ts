@@ -28,6 +28,7 @@ const GROUPS: Record<string, string> = {
   DATABASE_URL: 'Database',
   ROOT_SECRETS: 'Keys',
   OIDC_ISSUER: 'Operators',
+  OTEL_EXPORTER_OTLP_ENDPOINT: 'Traces',
   MECHA_KEYS_URL: 'Command line',
 }
 
