@@ -190,7 +190,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     checks['feed'] = async () => (feed.isFresh() ? undefined : `the change feed has no word from the database${feed.lostBy ? ` (${feed.lostBy})` : ''}: does ${feedSetting()} lead straight to it?`)
     const verifier = createVerifier({ db, roots, hasher, rows, ofOneHistory, cache, clock, feed, usage, metrics, log: app.log })
     metrics.watch('mecha_keys_change_streams', 'Streams of changes to gateways', () => streams.size)
-    const findChangedOf = (held: readonly HeldVersion[], orgId: string | null) => ofOneHistory(() => findChanged(db, held, orgId))
+    const findChangedOf = (held: readonly HeldVersion[], asker?: { readonly orgId: string | null }) => ofOneHistory(() => findChanged(db, held, asker))
     const revalidation = new Revalidation({ cache, findChanged: findChangedOf, afterMs: config.REVALIDATE_AFTER * 1000, log: app.log })
     metrics.count('mecha_keys_revalidation_changed_total', 'Keys in memory that were found to be others in the database, of which the change feed had not told', () => revalidation.changed)
     app.addHook('onReady', async () => revalidation.start())

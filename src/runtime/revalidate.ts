@@ -13,7 +13,7 @@ export interface RevalidateParts {
   readonly verifier: Verifier
   readonly feed: Pick<Feed, 'historyToken'>
   /** Asks the database itself, and not what is in memory here. */
-  readonly findChanged: (held: readonly HeldVersion[], orgId: string | null) => Promise<{ readonly changed: readonly string[] }>
+  readonly findChanged: (held: readonly HeldVersion[], asker: { readonly orgId: string | null }) => Promise<{ readonly changed: readonly string[] }>
 }
 
 /** Bytes: the most keys, with a version that is as long as it may be. */
@@ -41,7 +41,7 @@ export function revalidateRoutes({ verifier, feed, findChanged }: RevalidatePart
       },
       async ({ body, gateway }, reply) => {
         const held = body.keys.map(({ key_id, version }) => ({ id: parsePublicId('mecha', key_id)!, version: versionOf(version) }))
-        const { changed } = await findChanged(held, gateway.org_id)
+        const { changed } = await findChanged(held, { orgId: gateway.org_id })
         void reply.headers({ 'cache-control': 'no-store', 'x-feed-history': feed.historyToken })
         return { changed: changed.map((id) => publicId('mecha', id)) }
       },

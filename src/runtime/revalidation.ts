@@ -11,7 +11,7 @@ import type { HeldVersion } from './store.js'
 export interface RevalidationParts {
   readonly cache: Pick<KeyCache, 'current' | 'invalidate'>
   /** Which of some keys are not in the database in the version that is held. */
-  readonly findChanged: (held: readonly HeldVersion[], orgId: null) => Promise<{ readonly changed: readonly string[] }>
+  readonly findChanged: (held: readonly HeldVersion[]) => Promise<{ readonly changed: readonly string[] }>
   /** Longest time after which a key that is held has been compared. */
   readonly afterMs: number
   readonly log: FastifyBaseLogger
@@ -72,7 +72,7 @@ export class Revalidation {
   /** Compares the last of those that are left. */
   async #compare(count: number): Promise<void> {
     const keys = this.#left.slice(-count)
-    const { changed } = await this.parts.findChanged(keys.filter(isCurrent), null)
+    const { changed } = await this.parts.findChanged(keys.filter(isCurrent))
     this.#left.length -= keys.length
     this.changed += changed.length
     this.parts.cache.invalidate(changed)

@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { sql } from 'kysely'
 import { Client } from 'pg'
 import t, { type Test } from 'tap'
+import { publicId } from '../../src/key/id.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
 import { Clock } from '../../src/runtime/clock.js'
 import { applied, createDatabase, type TestDatabase } from '../helpers/database.js'
@@ -146,6 +147,8 @@ t.test('a gateway is told which of the keys that it holds are not what they were
   await service.call('PATCH', `/v1/keys/${key.key.id}`, { token: await service.token(), body: { name: 'other' } })
   t.same((await ask({ keys })).body, { changed: [key.key.id] })
   t.same((await ask({ keys: [{ key_id: foreign.key.id, version: '1' }, { key_id: same.key.id, version: 'none' }] })).body.changed.sort(), [foreign.key.id, same.key.id].sort())
+  const { id, version } = await service.database.db.selectFrom('keys').select(['id', sql<string>`xmin::text`.as('version')]).where('kind', '=', 'gateway').executeTakeFirstOrThrow()
+  t.same((await ask({ keys: [{ key_id: publicId('mecha', id), version }] })).body, { changed: [publicId('mecha', id)] }, "a gateway's credential is no key, though its row is as it was")
   t.match(await ask({ keys: [] }), { status: 400 })
   t.match(await service.call('POST', '/v1/revalidate', { body: { keys } }), { status: 401 })
 })
