@@ -60,7 +60,7 @@ export async function registerErrorPages(app: FastifyInstance): Promise<void> {
       if (!(ERROR_CODES as string[]).includes(code)) throw nothingHere()
       const page = await readFile(join(PACKAGE_ROOT, 'docs', 'errors', `${code}.md`), 'utf8')
       reply.headers({ ...PAGE_HEADERS, 'content-security-policy': ERROR_PAGE_POLICY, 'vary': 'Accept' })
-      if (request.accepts().type(['text/markdown', 'text/html']) !== 'text/html') return reply.type('text/markdown; charset=utf-8').send(page)
+      if (request.accepts().type(['text/markdown', 'text/html']) !== 'text/html') return reply.type('text/markdown; charset=utf-8').send(withServedLinks(page))
       return reply.type('text/html; charset=utf-8').send(htmlOf(code, page))
     })
   })
@@ -70,16 +70,15 @@ function nothingHere(): Problem {
   return new Problem('route_not_found', 'Nothing is served at this path.')
 }
 
-const marked = new Marked({
-  renderer: {
-    /** What lies beside a page is served beside it. Other documents of the repository are not served: their names stay, as text. */
-    link({ href, tokens }) {
-      const text = this.parser.parseInline(tokens)
-      const target = /^[a-z_]+\.md$/.test(href) ? href.slice(0, -'.md'.length) : href
-      return target.includes('.md') ? text : `<a href="${target}">${text}</a>`
-    },
-  },
-})
+/** What lies beside a page is served beside it. Other documents of the repository are not served: their names stay, as text. */
+function withServedLinks(page: string): string {
+  return page.replace(/\[([^\]]+)\]\(([^)\s]*\.md[^)\s]*)\)/g, (_link, text: string, target: string) => {
+    const beside = /^([a-z_]+)\.md$/.exec(target)?.[1]
+    return beside ? `[${text}](${beside})` : text
+  })
+}
+
+const marked = new Marked()
 
 function htmlOf(code: string, page: string): string {
   return `<!DOCTYPE html>
@@ -91,7 +90,7 @@ function htmlOf(code: string, page: string): string {
 <style>${STYLE}</style>
 </head>
 <body>
-${marked.parse(page, { async: false })}<p><a href="/docs/">mecha-keys</a></p>
+${marked.parse(withServedLinks(page), { async: false })}<p><a href="/docs/">mecha-keys</a></p>
 </body>
 </html>
 `

@@ -37,7 +37,9 @@ t.test('the pages', async (t) => {
       const page = await get(`/errors/${code}`)
       const headers = { 'content-type': 'text/html; charset=utf-8', 'vary': 'Accept', 'content-security-policy': /frame-ancestors 'none'/, 'x-content-type-options': 'nosniff', 'x-frame-options': 'DENY' }
       t.match(page, { status: 200, headers, text: new RegExp(`<title>${code} .*<h1>${code} \\(\\d{3}\\)</h1>.*<h2>What to do</h2>`, 's') }, code)
-      for (const [, target] of page.text.matchAll(/(?:href|src)="([^"]*)"/g)) {
+      const asMarkdown = await get(`/errors/${code}`, 'text/markdown')
+      const targets = [...page.text.matchAll(/(?:href|src)="([^"]*)"/g), ...asMarkdown.text.matchAll(/\]\(([^)]*)\)/g)]
+      for (const [, target] of targets) {
         const url = new URL(target!, `http://service.example/errors/${code}`)
         if (url.host === 'service.example') t.equal((await get(url.pathname)).status, 200, `${code} leads to ${target}`)
       }
