@@ -203,8 +203,9 @@ async function fill(client: Client, dump: Dump): Promise<void> {
   }
 }
 
+/** Partitions go, and are read, with the table that they are of. */
 async function tablesOf(client: Client): Promise<string[]> {
-  const { rows } = await client.query<{ name: string }>("SELECT quote_ident(relname) AS name FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' ORDER BY 1")
+  const { rows } = await client.query<{ name: string }>("SELECT quote_ident(relname) AS name FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition ORDER BY 1")
   return rows.map(({ name }) => name)
 }
 
