@@ -1,6 +1,5 @@
 -- An organization can be erased, by the owner of the tables. Rows that can otherwise not be removed, revoked keys and events, can be
 -- while their organization's erasure is under way, and nothing else can. Meanwhile nothing is made for it.
-SET LOCAL lock_timeout = '5s';
 
 -- What is left of an organization that was erased, and how far an erasure is that is under way.
 CREATE TABLE erasures (
@@ -32,8 +31,8 @@ BEGIN
   RETURN NEW;
 END
 $$;
-CREATE TRIGGER nothing_is_made_while_erased BEFORE INSERT ON keys FOR EACH ROW EXECUTE FUNCTION nothing_is_made_while_erased();
 CREATE TRIGGER nothing_is_made_while_erased BEFORE INSERT ON mechas FOR EACH ROW EXECUTE FUNCTION nothing_is_made_while_erased();
+CREATE TRIGGER nothing_is_made_while_erased BEFORE INSERT ON keys FOR EACH ROW EXECUTE FUNCTION nothing_is_made_while_erased();
 
 -- A revoked key stays as it is, until its organization is erased: then it goes, after what names it has let go of it.
 CREATE OR REPLACE FUNCTION keys_keep_revocation() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$

@@ -7,9 +7,9 @@ import type { Database } from './tables.js'
 
 /** How often a transaction is tried. A deadlock takes PostgreSQL a second to find, so more would keep the caller waiting. */
 const ATTEMPTS = 3
-/** How often a transaction is tried that locks whole tables, and how long after a lock could not be had. */
-const LOCK_ATTEMPTS = 15
-const LOCK_PAUSE_MS = 2000
+/** How often a transaction is tried that locks whole tables, and how long after a lock could not be had: this, and as much again at random. */
+const LOCK_ATTEMPTS = 40
+const LOCK_PAUSE_MS = 750
 
 /**
  * Runs a transaction, and again when PostgreSQL undid it because of another one (a deadlock, a serialization failure): nothing
@@ -27,18 +27,18 @@ export async function inTransaction<T>(db: Kysely<Database>, work: (trx: Transac
 
 /**
  * Runs a transaction that locks whole tables. Whoever needs such a table waits behind it while it waits for its lock, so it does
- * so for two seconds at most; then it lets the others pass, and is run again.
+ * so for half a second at most, as migrations do; then it lets the others pass, and is run again.
  */
 export async function inLockingTransaction<T>(db: Kysely<Database>, work: (trx: Transaction<Database>) => Promise<T>): Promise<T> {
   for (let attempt = 1; ; attempt++) {
     try {
       return await db.transaction().execute(async (trx) => {
-        await sql`SET LOCAL lock_timeout = '2s'`.execute(trx)
+        await sql`SET LOCAL lock_timeout = '500ms'`.execute(trx)
         return work(trx)
       })
     } catch (error) {
       if (attempt >= LOCK_ATTEMPTS || !(isConflict(error) || lockTimedOut(error))) throw error
-      await sleep(LOCK_PAUSE_MS)
+      await sleep(LOCK_PAUSE_MS * (1 + Math.random()))
     }
   }
 }
