@@ -22,7 +22,7 @@ import { databaseMistake, databaseTrouble } from './db/readiness.js'
 import type { Database } from './db/tables.js'
 import { ConfigError } from './errors.js'
 import { readBodies } from './http/bodies.js'
-import { allowOrigins } from './http/cors.js'
+import { allowOrigins, outsideOfRoutes } from './http/cors.js'
 import { registerHealth, untilRight, type ReadinessCheck } from './http/health.js'
 import { createLogger, secretFields } from './http/logging.js'
 import { createMetrics, registerMetrics, takeTimes } from './http/metrics.js'
@@ -32,7 +32,7 @@ import { registerOpenApi } from './http/openapi.js'
 import { registerDocs, registerErrorPages } from './http/pages.js'
 import { answerProblem, loggedProblem, ProblemSchema } from './http/problems.js'
 import { CallCounts } from './http/rate-limit.js'
-import { createServer } from './http/server.js'
+import { createServer, type ServerOptions } from './http/server.js'
 import { schemaCompiler } from './http/validation.js'
 import { VERSION } from './package-root.js'
 import { asRefusal, authzRoutes, isForAuthz, withoutSubPath } from './runtime/authz.js'
@@ -118,7 +118,8 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   const metrics = createMetrics({ process: parts.processMetrics ?? false })
   const tracing = sendsTraces(config) ? await openTracing(config, (error) => tellExport(error)) : undefined
   const logger = createLogger({ level: config.LOG_LEVEL, secrets: SECRET_FIELDS, fields: tracing && (() => tracing.logFields()), ...(parts.logDestination && { destination: parts.logDestination }) })
-  const app = serverOf(config, logger, { tracing })
+  const headersFor = outsideOfRoutes(config.PLANES === 'runtime' ? undefined : config.CORS_ORIGINS)
+  const app = serverOf(config, logger, { tracing, headersFor })
   if (tracing) endWith(tracing)
   const hasher = createHasher({
     profile: config.HASH_PROFILE,
@@ -145,7 +146,10 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   for (const schema of [ProblemSchema, OAuthErrorSchema, KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
   app.setValidatorCompiler(schemaCompiler())
   readBodies(app)
-  registerNotFound(app, metrics.recordUnknownRoute)
+  registerNotFound(app, (reply) => {
+    metrics.recordUnknownRoute(reply)
+    void reply.headers(headersFor(reply.request))
+  })
   registerMetrics(app, metrics)
   app.setErrorHandler((error, request, reply) => answerProblem(reply, loggedProblem(error, request)))
   await registerOpenApi(app, VERSION)
@@ -328,7 +332,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
 
   /** `/v1/authz` on a server of its own, which asks nobody who they are: the address decides who may ask. */
   async function openDoor(verifier: Verifier): Promise<FastifyInstance> {
-    const door = serverOf(config, logger, { authzAlone: true, tracing })
+    const door = serverOf(config, logger, { authzAlone: true, tracing, headersFor: outsideOfRoutes(undefined) })
     if (tracing) markPlane(door, 'runtime')
     door.addSchema(ProblemSchema)
     door.setValidatorCompiler(schemaCompiler())
@@ -388,7 +392,7 @@ function invalidate(followers: readonly Follower[], ids: readonly string[]): voi
 }
 
 /** A server, which tells a proxy that asks `/v1/authz` nothing that it cannot take. */
-function serverOf(config: Settings, logger: Logger, { authzAlone = false, tracing }: { authzAlone?: boolean; tracing: Tracing | undefined }): FastifyInstance {
+function serverOf(config: Settings, logger: Logger, { authzAlone = false, tracing, headersFor }: { authzAlone?: boolean } & Pick<ServerOptions, 'tracing' | 'headersFor'>): FastifyInstance {
   return createServer({
     logger,
     requestTimeoutMs: config.REQUEST_TIMEOUT * 1000,
@@ -396,6 +400,7 @@ function serverOf(config: Settings, logger: Logger, { authzAlone = false, tracin
     trustProxy: config.TRUST_PROXY ?? false,
     requireHostHeader: !authzAlone,
     tracing,
+    headersFor,
     rewriteTarget: withoutSubPath,
     problemFor: (problem, target) => (authzAlone || isForAuthz(target) ? asRefusal(problem, config.AUTHZ_UNAVAILABLE) : problem),
   })

@@ -24,3 +24,17 @@ export async function allowOrigins(scope: FastifyInstance, origins: string[]): P
 
   await scope.register(cors, { delegator: async (request: FastifyRequest) => optionsFor(request) })
 }
+
+/**
+ * What an answer says to browsers that no route gives: at a path or with a method that is not there, and to a path that is none. They
+ * then read the problem, where they would tell of a network that failed. A preflight is no request to be answered so.
+ *
+ * @param origins that may read it; none where it is `undefined`
+ */
+export function outsideOfRoutes(origins: string[] | undefined): (request: FastifyRequest) => Record<string, string> {
+  return ({ method, headers: { origin } }) => {
+    if (!origins || method === 'OPTIONS') return {}
+    if (origin === undefined || !origins.includes(origin)) return { vary: 'Origin' }
+    return { 'vary': 'Origin', 'access-control-allow-origin': origin, 'access-control-expose-headers': EXPOSED_HEADERS.join(', ') }
+  }
+}

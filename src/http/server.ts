@@ -2,7 +2,7 @@
 
 import { randomBytes } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
-import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance } from 'fastify'
+import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance, type FastifyRequest } from 'fastify'
 import type { Tracing } from '../tracing/tracing.js'
 import { refuseClient, type ProblemFor } from './client-errors.js'
 import { admitRequest, endConnectionsOnClose } from './connections.js'
@@ -22,6 +22,8 @@ export interface ServerOptions {
   readonly rewriteTarget: (target: string) => string
   readonly problemFor: ProblemFor
   readonly tracing: Tracing | undefined
+  /** What is sent along with the refusal of a path that is none. */
+  readonly headersFor: (request: FastifyRequest) => Record<string, string>
 }
 
 const BODY_LIMIT = 16 * 1024
@@ -48,7 +50,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
     http: { maxHeaderSize: HEADER_LIMIT, headersTimeout: timeout, requestTimeout: timeout, connectionsCheckingInterval: 1000, requireHostHeader: options.requireHostHeader },
     frameworkErrors: (error, request, reply) => {
       if (!admitRequest(request.raw, reply.raw)) return
-      void answerProblem(reply.header('x-request-id', request.id), toProblem(error))
+      void answerProblem(reply.headers({ 'x-request-id': request.id, ...options.headersFor(request) }), toProblem(error))
     },
     clientErrorHandler: (error, socket) => refuseClient(error, socket, HEADER_LIMIT, options.problemFor),
   })

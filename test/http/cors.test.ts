@@ -44,3 +44,18 @@ t.test('a frontend may read every header that the contract gives to the control 
   t.ok(own.includes('location') && own.includes('retry-after'))
   t.same(own.filter((name) => !exposed.includes(name)), [])
 })
+
+t.test('a frontend reads why there is nothing at a path, and that a path does not take a method or is too long', async (t) => {
+  const service = await startService(t, { CORS_ORIGINS: ORIGIN })
+  const refusals = { '/v1/nowhere': 404, '/v1/keys/key_x': 405, '/v1/verify/nowhere': 404, [`/v1/keys/${'x'.repeat(300)}`]: 414, '/v1/keys/%zz': 400 }
+  for (const [url, status] of Object.entries(refusals)) {
+    const ask = (origin?: string) => service.call('POST', url, { headers: { ...(origin && { origin }) } })
+    t.match(await ask(ORIGIN), { status, headers: { 'access-control-allow-origin': ORIGIN, 'access-control-expose-headers': /X-Request-Id/, 'vary': 'Origin', 'content-type': /^application\/problem\+json/ } }, url)
+    for (const origin of [undefined, 'https://evil.example.com']) {
+      const { headers } = await ask(origin)
+      t.same([headers['access-control-allow-origin'], headers['vary']], [undefined, 'Origin'], `${url}, of ${origin}`)
+    }
+  }
+  const runtime = await startService(t, { CORS_ORIGINS: ORIGIN, PLANES: 'runtime' }, service.database)
+  t.equal((await runtime.call('GET', '/v1/nowhere', { headers: { origin: ORIGIN } })).headers['access-control-allow-origin'], undefined, 'the runtime plane is no business of browsers')
+})
