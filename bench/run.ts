@@ -1,6 +1,7 @@
 /**
  * `npm run bench`: the figures of docs/performance.md. Options: `--seconds N` for each measurement, `--pairs N`,
- * `--connections N`, `--keys N` for the large table, `--only TEXT` for the figures whose names hold it.
+ * `--connections N`, `--keys N` for the large table, `--only TEXT` for the figures whose names hold it; `--only scale` for what large
+ * tables cost (`bench/scale.ts`), which ends with 1 where it is more than it may be.
  */
 
 import { mkdirSync, writeFileSync } from 'node:fs'
@@ -13,11 +14,13 @@ import { hotFigures } from './figures/hot.js'
 import { sdkFigures } from './figures/sdk.js'
 import { writeFigures } from './figures/writes.js'
 import type { Figure, Plan, Result } from './pairs.js'
+import { measureScale } from './scale.js'
 import { createWorld } from './world.js'
 
 type Row = Result & Pick<Figure, 'name' | 'goal'>
 
 const { plan, only } = readArguments(process.argv.slice(2))
+if (only === 'scale') process.exit((await measureScale(plan.keys)) ? 0 : 1)
 const world = await createWorld()
 try {
   const rows: Row[] = []

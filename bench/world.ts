@@ -1,7 +1,7 @@
 /** What the figures are taken of: one PostgreSQL that keeps what it is told to keep, databases in it, and services. */
 
 import { generateKeyPairSync, randomBytes } from 'node:crypto'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -32,6 +32,8 @@ export interface Service {
   /** Headers of an operator with all scopes, and of a gateway. */
   readonly operator: Record<string, string>
   readonly gateway: Record<string, string>
+  /** Headers of an operator who is narrowed to some crews. */
+  operatorOf(...crews: string[]): Promise<Record<string, string>>
   /** The `Authorization` of an operator of each of so many organizations. */
   operatorsOf(organizations: number): Promise<string[]>
   /** A call that has to be answered with 2xx. */
@@ -44,19 +46,23 @@ export interface Service {
 
 export type World = Awaited<ReturnType<typeof createWorld>>
 
-export async function createWorld() {
-  const dataDir = mkdtempSync(join(tmpdir(), 'mecha-keys-bench-'))
-  const postgres = await startEmbedded({ dataDir, flags: ['max_connections=300'] })
-  const secrets = {
-    ROOT_SECRETS: randomBytes(32).toString('base64url'),
-    BUILTIN_ISSUER: 'on',
-    BUILTIN_ISSUER_KEY: generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }).toString(),
-  }
+export interface WorldOptions {
+  /** A folder to keep everything in, and to go on with; one that is deleted in the end otherwise. */
+  readonly folder?: string
+  /** Settings of PostgreSQL, as `name=value`. */
+  readonly flags?: readonly string[]
+}
+
+export async function createWorld({ folder, flags = [] }: WorldOptions = {}) {
+  const dataDir = folder ?? mkdtempSync(join(tmpdir(), 'mecha-keys-bench-'))
+  const postgres = await startEmbedded({ dataDir, flags: ['max_connections=300', ...flags] })
+  const secrets = secretsOf(dataDir)
   const databases = new Map<string, Promise<BenchDatabase>>()
 
   async function createDatabase(name: string): Promise<BenchDatabase> {
     const admin = openDatabase({ url: postgres.urls.owner, size: 1, timeoutMs: 60_000, name: 'bench' })
-    await sql`CREATE DATABASE ${sql.id(name)}`.execute(admin)
+    const { rows } = await sql`SELECT FROM pg_database WHERE datname = ${name}`.execute(admin)
+    if (rows.length === 0) await sql`CREATE DATABASE ${sql.id(name)}`.execute(admin)
     await admin.destroy()
     const named = (url: string) => Object.assign(new URL(url), { pathname: `/${name}` }).href
     const urls = { owner: named(postgres.urls.owner), control: named(postgres.urls.control), runtime: named(postgres.urls.runtime) }
@@ -67,7 +73,7 @@ export async function createWorld() {
   }
 
   return {
-    root: rootsOf([secrets.ROOT_SECRETS])[0],
+    root: rootsOf([secrets['ROOT_SECRETS']!])[0],
 
     /** A migrated database with nothing in it, or what earlier figures put there. */
     database(name: string): Promise<BenchDatabase> {
@@ -88,13 +94,14 @@ export async function createWorld() {
       child.stdout!.pipe(process.stderr, { end: false })
       const url = `http://127.0.0.1:${port}`
       await ready(url)
-      const sign = (org: string) => signOperatorToken(loadConfig(environment), { org, scopes: SCOPES, subject: 'bench', ttlSeconds: 86_400 })
+      const sign = (org: string, crews?: readonly string[]) => signOperatorToken(loadConfig(environment), { org, scopes: SCOPES, subject: 'bench', ttlSeconds: 86_400, ...(crews && { crews }) })
       const operator = headersFor(await sign(ORGANIZATION))
       const call: Service['call'] = (method, path, body, headers) => request(method, url + path, { ...operator, ...headers }, body)
       const { plaintext_key } = await call('POST', '/v1/gateways', { name: 'bench' })
       const gateway = headersFor(plaintext_key as string)
       return {
         url, pid: child.pid!, operator, gateway, call,
+        operatorOf: async (...crews) => headersFor(await sign(ORGANIZATION, crews)),
         operatorsOf: (organizations) => Promise.all(Array.from({ length: organizations }, async (_, i) => `Bearer ${await sign(`${ORGANIZATION}${i}`)}`)),
         verify: (key) => request('POST', `${url}/v1/verify`, gateway, { key }) as Promise<{ valid: boolean }>,
         metric: async (name) => sumOf(await (await fetch(`${url}/metrics`)).text(), name),
@@ -106,9 +113,23 @@ export async function createWorld() {
       await stopAll()
       for (const database of databases.values()) await (await database).db.destroy()
       await postgres.stop()
-      rmSync(dataDir, { recursive: true, force: true })
+      if (!folder) rmSync(dataDir, { recursive: true, force: true })
     },
   }
+}
+
+/** What the services are given, the same for as long as the folder is there. */
+function secretsOf(folder: string): Record<string, string> {
+  const file = join(folder, 'bench-secrets.json')
+  if (!existsSync(file)) {
+    const made = {
+      ROOT_SECRETS: randomBytes(32).toString('base64url'),
+      BUILTIN_ISSUER: 'on',
+      BUILTIN_ISSUER_KEY: generateKeyPairSync('ed25519').privateKey.export({ type: 'pkcs8', format: 'pem' }).toString(),
+    }
+    writeFileSync(file, JSON.stringify(made), { mode: 0o600 })
+  }
+  return JSON.parse(readFileSync(file, 'utf8')) as Record<string, string>
 }
 
 async function request(method: string, url: string, headers: Record<string, string>, body?: object): Promise<unknown> {

@@ -1,0 +1,150 @@
+/**
+ * `npm run bench -- --only scale`: what calls make PostgreSQL read when its tables are large. Blocks of 8 KiB are counted, by
+ * `pg_stat_statements`, of the statements that the service really sends: they are the same on a busy machine, and a plan that
+ * becomes a walk through a table shows at any size. The tables are filled once and kept below `bench/results/`.
+ */
+
+import { randomUUID } from 'node:crypto'
+import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { sql, type Kysely } from 'kysely'
+import { missingRootSecret, rootSecretsStatus } from '../src/control/root-secrets.js'
+import type { Database } from '../src/db/tables.js'
+import { PACKAGE_ROOT } from '../src/package-root.js'
+import { recordRefusals, recordUses } from '../src/runtime/usage-store.js'
+import { fillTable, seedKeys } from './seed.js'
+import { createWorld, ORGANIZATION, type BenchDatabase, type Service, type World } from './world.js'
+
+/** One call, and what it may make PostgreSQL read. */
+interface Line {
+  readonly name: string
+  /** Most blocks that its statements may read together. */
+  readonly blocks: number
+  readonly act: (turn: number) => Promise<unknown>
+}
+
+interface Cost {
+  readonly blocks: number
+  /** PostgreSQL's time. */
+  readonly ms: number
+  /** The beginning of the statement that reads most. */
+  readonly statement: string
+}
+
+/** How often each call is made. What is counted less often was sent by something else meanwhile. */
+const TURNS = 10
+/** Where few rows of many are asked for, they are the oldest: an index that does not know them would walk past all others. */
+const RARE = 50
+
+/** Measures every line. Resolves to whether all of them read as little as they may. */
+export async function measureScale(keys: number): Promise<boolean> {
+  const folder = join(PACKAGE_ROOT, 'bench', 'results', `scale-${keys}`)
+  mkdirSync(folder, { recursive: true, mode: 0o755 })
+  const world = await createWorld({ folder, flags: ['shared_preload_libraries=pg_stat_statements', 'pg_stat_statements.track=all', 'max_wal_size=8GB'] })
+  try {
+    const database = await world.database('scale')
+    await fillOnce(database, world, join(folder, 'filled'), keys)
+    await sql`CREATE EXTENSION IF NOT EXISTS pg_stat_statements`.execute(database.db)
+    const service = await world.service(database, { CACHE_MAX_KEYS: '100', MAX_ACTIVE_KEYS_PER_MECHA: '1000' })
+    process.stdout.write(`| Call, at ${keys} keys | Blocks, at most | Blocks | PostgreSQL's ms | The statement that reads most |\n|---|---|---|---|---|\n`)
+    let isFlat = true
+    for (const { name, blocks, act } of [...(await controlLines(service)), ...(await runtimeLines(database, world, service))]) {
+      const cost = await costOf(database.db, act)
+      const isOver = cost.blocks > blocks
+      isFlat &&= !isOver
+      process.stdout.write(`| ${name} | ${blocks} | ${isOver ? `**${cost.blocks}**` : cost.blocks} | ${cost.ms} | ${cost.blocks > 0 ? `\`${cost.statement}\`` : ''} |\n`)
+    }
+    return isFlat
+  } finally {
+    await world.end()
+  }
+}
+
+async function costOf(db: Kysely<Database>, act: Line['act']): Promise<Cost> {
+  await act(0)
+  await sql`SELECT pg_stat_statements_reset()`.execute(db)
+  for (let turn = 1; turn <= TURNS; turn++) await act(turn)
+  const { rows } = await sql<Cost>`
+    SELECT (sum(shared_blks_hit + shared_blks_read) / ${TURNS})::int AS blocks, round((sum(total_exec_time) / ${TURNS})::numeric, 1)::float AS ms,
+           left(regexp_replace((array_agg(query ORDER BY shared_blks_hit + shared_blks_read DESC))[1], '[\\s|\`]+', ' ', 'g'), 60) AS statement
+    FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND toplevel AND calls >= ${TURNS}
+      AND query NOT LIKE '%pg_stat_statements%'`.execute(db)
+  return rows[0]!
+}
+
+async function controlLines(service: Service): Promise<Line[]> {
+  const narrowed = await service.operatorOf('rare')
+  const get = (name: string, path: string, blocks: number, headers?: Record<string, string>): Line => ({ name, blocks, act: () => service.call('GET', path, undefined, headers) })
+  const page = 600
+  return [
+    get('list keys', '/v1/keys', page),
+    ...['active', 'disabled', 'expired', 'revoked'].map((status) => get(`list keys, ${status}`, `/v1/keys?status=${status}`, page + 60)),
+    get('list keys of a crew', '/v1/keys', page + 60, narrowed),
+    get('list keys of a crew, disabled', '/v1/keys?status=disabled', page + 60, narrowed),
+    get('list keys of a Mecha', '/v1/keys?mecha=filler1%5Ebench', page),
+    get('list gateways', '/v1/gateways', page),
+    get('events', '/v1/events', 60),
+    get('events of a type', '/v1/events?type=key.updated', 120),
+    get('events of an actor', '/v1/events?actor=operator:rare', 120),
+    get('events since', `/v1/events?since=${new Date(Date.now() - 1000).toISOString()}`, 120),
+    get('events of a crew', '/v1/events', 120, narrowed),
+    get('events of a Mecha and a type', '/v1/events?mecha=filler1%5Ebench&type=key.updated', 120),
+    { name: 'issue', blocks: 120, act: (turn) => service.call('POST', '/v1/keys', { mecha: `issued${turn}^bench` }) },
+    { name: 'issue with an Idempotency-Key', blocks: 160, act: (turn) => service.call('POST', '/v1/keys', { mecha: `issued${turn}^bench` }, { 'idempotency-key': randomUUID() }) },
+    { name: 'issue, revoke', blocks: 300, act: async (turn) => service.call('POST', `/v1/keys/${(await issue(service, `revoked${turn}^bench`)).key.id}/revoke`) },
+    { name: 'issue, rotate', blocks: 300, act: async (turn) => service.call('POST', `/v1/keys/${(await issue(service, `rotated${turn}^bench`)).key.id}/rotate`, {}) },
+    { name: 'issue, kill switch', blocks: 300, act: async (turn) => (await issue(service, `killed${turn}^bench`)) && service.call('POST', `/v1/mechas/killed${turn}%5Ebench/revoke-keys`) },
+  ]
+}
+
+async function runtimeLines(database: BenchDatabase, world: World, service: Service): Promise<Line[]> {
+  const { db } = database
+  const known = await seedKeys(database, world, `known${Date.now()}^bench`, 300)
+  const { rows } = await sql<{ id: string }>`SELECT id FROM keys WHERE kind = 'mecha' ORDER BY created_at DESC LIMIT 1000`.execute(db)
+  const ids = rows.map(({ id }) => id)
+  return [
+    // Two hundred others are asked about in between, so that none is in memory.
+    { name: 'cold verify', blocks: 25, act: (turn) => service.verify(known[turn]!) },
+    { name: 'issue, first use', blocks: 180, act: async (turn) => service.verify((await issue(service, `used${turn}^bench`)).plaintext_key) },
+    { name: 'times of use, of 1,000 keys', blocks: 16_000, act: () => recordUses(db, ids.map((id) => ({ id, usedAt: Date.now(), usedBy: null, org_id: null, isGathered: false }))) },
+    { name: 'times of refusal, of 1,000 keys', blocks: 16_000, act: () => recordRefusals(db, ids.map((id) => ({ id, at: Date.now(), code: 'revoked' as const }))) },
+    { name: 'root-secrets status', blocks: 2000, act: () => rootSecretsStatus(db, [world.root]) },
+    { name: 'look for a root secret that is missing', blocks: 2000, act: () => missingRootSecret(db, [world.root]) },
+  ]
+}
+
+function issue(service: Service, mecha: string): Promise<{ key: { id: string }; plaintext_key: string }> {
+  return service.call('POST', '/v1/keys', { mecha })
+}
+
+/** Rows as a deployment has them after years, in which the oldest keys alone are of a rare crew, were disabled or have expired. */
+async function fillOnce(database: BenchDatabase, world: World, mark: string, keys: number): Promise<void> {
+  if (existsSync(mark)) return
+  const { db } = database
+  await fillTable(database, world, keys)
+  await sql`INSERT INTO mechas (handle, org_id) SELECT 'rare' || n || '^rare', ${ORGANIZATION} FROM generate_series(0, ${RARE - 1}::int) n`.execute(db)
+  await db.transaction().execute(async (trx) => {
+    // No change is told, for nobody holds any of these keys.
+    await sql`ALTER TABLE keys DISABLE TRIGGER USER`.execute(trx)
+    const oldest = sql`ARRAY(SELECT id FROM keys ORDER BY created_at LIMIT ${RARE})`
+    await sql`UPDATE keys SET revoked_at = created_at, revoked_by = 'operator:bench' WHERE id = ANY (ARRAY(SELECT id FROM keys TABLESAMPLE BERNOULLI (5)))`.execute(trx)
+    await sql`UPDATE keys SET enabled = false, revoked_at = NULL, revoked_by = NULL WHERE id = ANY (${oldest})`.execute(trx)
+    await sql`UPDATE keys SET expires_at = created_at + interval '1 hour' WHERE id = ANY (ARRAY(SELECT id FROM keys WHERE enabled AND revoked_at IS NULL ORDER BY created_at LIMIT ${RARE}))`.execute(trx)
+    await sql`
+      UPDATE keys SET mecha = 'rare' || n || '^rare'
+      FROM (SELECT id, row_number() OVER () - 1 AS n FROM (SELECT id FROM keys WHERE enabled AND revoked_at IS NULL AND expires_at IS NULL ORDER BY created_at LIMIT ${RARE})) AS of
+      WHERE keys.id = of.id`.execute(trx)
+    await sql`ALTER TABLE keys ENABLE TRIGGER USER`.execute(trx)
+    for (const trigger of ['keys_changed', 'keys_truncated', 'keys_keep_revocation']) await sql`ALTER TABLE keys ENABLE ALWAYS TRIGGER ${sql.id(trigger)}`.execute(trx)
+  })
+  await sql`
+    INSERT INTO events (at, type, org_id, key_id, kind, mecha, actor, request_id, address)
+    SELECT created_at, CASE WHEN enabled THEN 'key.issued' ELSE 'key.updated' END, org_id, id, kind, mecha, CASE WHEN enabled THEN 'operator:bench' ELSE 'operator:rare' END, '', ''
+    FROM keys ORDER BY created_at`.execute(db)
+  await sql`INSERT INTO key_usage (key_id, first_used_at, last_used_at) SELECT id, created_at, created_at FROM keys ON CONFLICT DO NOTHING`.execute(db)
+  await sql`
+    INSERT INTO idempotency_keys (digest, request_digest, key_id, expires_at)
+    SELECT sha256(id::text::bytea), sha256(id::text::bytea), id, now() + interval '30 days' FROM keys TABLESAMPLE BERNOULLI (10)`.execute(db)
+  for (const table of ['keys', 'events', 'key_usage', 'idempotency_keys', 'mechas']) await sql`VACUUM ANALYZE ${sql.id(table)}`.execute(db)
+  writeFileSync(mark, '')
+}
