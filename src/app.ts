@@ -3,7 +3,7 @@
 import { randomUUID } from 'node:crypto'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { FastifyInstance } from 'fastify'
+import type { FastifyInstance, FastifySchemaCompiler, FastifySerializerCompiler } from 'fastify'
 import type { Kysely } from 'kysely'
 import type { DestinationStream, Logger } from 'pino'
 import { createHasher } from './auth/hasher.js'
@@ -70,6 +70,14 @@ export interface AppParts {
   readonly clock?: Clock
   /** Whether what settings lead to is looked at before anything begins. */
   readonly refusesMistakes?: boolean
+  /** What compiles schemas, for who has many apps in a process; each compiles its own otherwise. */
+  readonly compilers?: SchemaCompilers
+}
+
+export interface SchemaCompilers {
+  readonly validator: FastifySchemaCompiler<object>
+  /** @param app to which schemas that others refer to have been added */
+  serializer(app: FastifyInstance): FastifySerializerCompiler<object>
 }
 
 /** What keeps in memory what was read of keys, and is told when they change. */
@@ -144,7 +152,8 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   const onDraining: (() => void)[] = []
 
   for (const schema of [ProblemSchema, OAuthErrorSchema, KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
-  app.setValidatorCompiler(schemaCompiler())
+  app.setValidatorCompiler(parts.compilers?.validator ?? schemaCompiler())
+  if (parts.compilers) app.setSerializerCompiler(parts.compilers.serializer(app))
   readBodies(app)
   registerNotFound(app, (reply) => {
     metrics.recordUnknownRoute(reply)

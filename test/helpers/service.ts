@@ -8,6 +8,7 @@ import { buildApp, type AppParts } from '../../src/app.js'
 import { signOperatorToken } from '../../src/auth/operators.js'
 import { SCOPES, type Scope } from '../../src/auth/scopes.js'
 import { loadConfig, type Environment, type Settings } from '../../src/config.js'
+import { sharedCompilers } from './compilers.js'
 import { emptyDatabase, type TestDatabase } from './database.js'
 import { eventually } from './eventually.js'
 
@@ -59,6 +60,8 @@ export function testEnvironment(database: TestDatabase, environment: Environment
     DATABASE_URL: database.control,
     RUNTIME_DATABASE_URL: database.runtime,
     ROOT_SECRETS: randomBytes(32).toString('base64url'),
+    // Room for as many is made at the start.
+    CACHE_MAX_KEYS: '10000',
     BUILTIN_ISSUER: 'on',
     BUILTIN_ISSUER_KEY: ISSUER_KEY,
     ...environment,
@@ -70,7 +73,7 @@ export async function startService(t: Pick<Test, 'teardown'>, environment: Envir
   const config = loadConfig(testEnvironment(database, environment))
   const lines: string[] = []
   const logDestination = new Writable({ write: (line, _encoding, done) => (lines.push(String(line)), done()) })
-  const { app, authz, startDraining } = await buildApp(config, { logDestination, ...parts })
+  const { app, authz, startDraining } = await buildApp(config, { logDestination, compilers: sharedCompilers, ...parts })
   t.teardown(() => app.close())
 
   let gatewayOfAcme: Promise<string> | undefined
