@@ -1,6 +1,15 @@
 -- An organization can be erased, by the owner of the tables. Rows that can otherwise not be removed, revoked keys and events, can be
 -- while their organization's erasure is under way, and nothing else can. Meanwhile nothing is made for it.
 
+-- In the order in which issuing takes them, and before the indexes are built, which takes about a second for each million keys: whoever
+-- issues meanwhile waits, and has nothing yet that this migration waits for.
+LOCK TABLE idempotency_keys, mechas, keys IN SHARE ROW EXCLUSIVE MODE;
+
+-- Who deletes a key is asked who names it.
+CREATE INDEX keys_by_rotated_from    ON keys (rotated_from) WHERE rotated_from IS NOT NULL;
+CREATE INDEX keys_by_rotated_to      ON keys (rotated_to) WHERE rotated_to IS NOT NULL;
+CREATE INDEX idempotency_keys_by_key ON idempotency_keys (key_id);
+
 -- What is left of an organization that was erased, and how far an erasure is that is under way.
 CREATE TABLE erasures (
   -- SHA-256 of the organization's id.
@@ -84,11 +93,6 @@ BEGIN
   RETURN NEW;
 END
 $$;
-
--- Who deletes a key is asked who names it.
-CREATE INDEX keys_by_rotated_from    ON keys (rotated_from) WHERE rotated_from IS NOT NULL;
-CREATE INDEX keys_by_rotated_to      ON keys (rotated_to) WHERE rotated_to IS NOT NULL;
-CREATE INDEX idempotency_keys_by_key ON idempotency_keys (key_id);
 
 REVOKE ALL ON FUNCTION is_being_erased, nothing_is_made_while_erased, events_are_erased, token_status_begins_anew FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION is_being_erased TO mecha_keys_control, mecha_keys_runtime;

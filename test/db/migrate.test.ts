@@ -1,9 +1,12 @@
 import { randomBytes } from 'node:crypto'
+import { readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import t from 'tap'
 import { migrate, pendingMigrations } from '../../src/db/migrate.js'
 import { openDatabase } from '../../src/db/pool.js'
+import { PACKAGE_ROOT } from '../../src/package-root.js'
 import { createDatabase, type TestDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { migrateBefore } from '../helpers/migrations.js'
@@ -43,6 +46,11 @@ t.test('with a transaction of the service that wants its tables in another order
   t.same((await migrating).slice(0, 2), ['0008_one_history', '0009_control_login'])
 })
 
+t.test('no migration waits for locks for longer than all do', async (t) => {
+  const folder = join(PACKAGE_ROOT, 'migrations')
+  t.same(readdirSync(folder).filter((file) => readFileSync(join(folder, file), 'utf8').includes('lock_timeout')), [])
+})
+
 t.test('while a migration waits for who reads a table for long, others read it', async (t) => {
   const database = await createDatabase(t, { empty: true })
   await migrateBefore(database.db, '0008')
@@ -54,6 +62,20 @@ t.test('while a migration waits for who reads a table for long, others read it',
     return { migrating }
   })
   t.equal((await migrating)[0], '0008_one_history')
+})
+
+t.test('a migration that builds indexes waits for who issues, with nothing that issuing needs next', async (t) => {
+  const database = await createDatabase(t, { empty: true })
+  await migrateBefore(database.db, '0016')
+  const { migrating } = await database.db.transaction().execute(async (issue) => {
+    await sql`LOCK TABLE idempotency_keys IN ROW EXCLUSIVE MODE`.execute(issue)
+    const migrating = migrate(database.db)
+    let waiting: { has: string[] | null }[] = []
+    await eventually(async () => (waiting = await waitsFor(database, 'idempotency_keys')).length > 0)
+    t.same(waiting, [{ has: null }])
+    return { migrating }
+  })
+  t.ok((await migrating).includes('0016_erasures'))
 })
 
 t.test('a service whose database is behind says so and is not ready', async (t) => {
@@ -89,4 +111,13 @@ t.test('where the two roles are there, an owner who may not make roles migrates'
 async function isWaitedFor({ db }: TestDatabase, table: string): Promise<boolean> {
   const { rows } = await sql`SELECT FROM pg_locks WHERE relation = to_regclass(${table}) AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`.execute(db)
   return rows.length > 0
+}
+
+/** Who waits for a table, and which other tables of issuing they keep others from writing to. */
+async function waitsFor({ db }: TestDatabase, table: string): Promise<{ has: string[] | null }[]> {
+  const { rows } = await sql<{ has: string[] | null }>`
+    SELECT (SELECT array_agg(DISTINCT held.relation::regclass::text) FROM pg_locks held
+            WHERE held.pid = waiting.pid AND held.granted AND held.relation IN ('mechas'::regclass, 'keys'::regclass) AND held.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'AccessExclusiveLock')) AS has
+    FROM pg_locks waiting WHERE waiting.relation = to_regclass(${table}) AND NOT waiting.granted AND waiting.database = (SELECT oid FROM pg_database WHERE datname = current_database())`.execute(db)
+  return rows
 }
