@@ -76,9 +76,12 @@ async function failInTransaction(t: Test, pieces: number, how: 'cut' | 'silent',
   const service = await startService(t, { DATABASE_TIMEOUT: '1s', PLANES: 'control' }, database)
   const token = await service.token()
   for (const { what, method, url, body, headers } of await operatorCalls(service)) {
-    // What is left of the call before does not fail any more. One connection in the pool is open then, and the next call takes it.
+    // What is left of the call before does not fail any more. One connection in the pool is open then, and the next call takes it: a slow
+    // machine needs more than one attempt for that.
     wire.failAfter(Infinity, how)
-    t.match(await service.call('GET', '/v1/keys', { token }), { status: 200 })
+    let isOpen: Answer
+    await eventually(async () => (isOpen = await service.call('GET', '/v1/keys', { token })).status === 200)
+    t.match(isOpen!, { status: 200 })
     wire.failAfter(pieces, how)
     const answer = await soon(service.call(method, url, { token, ...(body && { body }), ...(headers && { headers }) }))
     if (answer.status === 503) {
