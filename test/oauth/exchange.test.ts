@@ -54,7 +54,8 @@ t.test('200: it lives for TOKEN_TTL, and never longer than its key', async (t) =
   const { body } = await service.call('POST', `/v1/keys/${rotated.key.id}/rotate`, { token, body: { overlap_seconds: 20 } })
   const endsAt = (await service.call('GET', `/v1/keys/${rotated.key.id}`, { token })).body.expires_at
   t.equal((await life(rotated.plaintext_key)).exp, Math.floor(Date.parse(endsAt) / 1000), 'the old key of a rotation gives what ends with the overlap')
-  t.equal((await life(body.plaintext_key)).exp - (await life(body.plaintext_key)).iat, 90)
+  const [successors, another] = [await life(body.plaintext_key), await life(body.plaintext_key)]
+  t.same([successors.exp - successors.iat, another.exp - another.iat], [90, 90])
 })
 
 t.test('400: nothing is told of a key that is not good', async (t) => {
@@ -152,13 +153,19 @@ t.test('a known key costs no query and no argon2, and neither does a forged one'
   await fresh(service)
   const { plaintext_key } = await service.issue()
   await exchanged(service, plaintext_key)
-  const known = await costs(service)
   const foreign = deriveRoot(randomBytes(32).toString('hex'))
-  for (let i = 0; i < 10; i++) {
-    await exchanged(service, plaintext_key)
-    for (const one of [makeToken('mecha', newId(), foreign).text, `${plaintext_key}x`, 'nonsense']) t.equal((await exchange(service, one)).status, 400)
-  }
-  t.same(await costs(service), known)
+  let [known, after] = [await costs(service), await costs(service)]
+  // What a service looks at now and then is a query too, and may fall into one of these rounds: not into all of them.
+  await eventually(async () => {
+    known = await costs(service)
+    for (let i = 0; i < 10; i++) {
+      await exchanged(service, plaintext_key)
+      for (const one of [makeToken('mecha', newId(), foreign).text, `${plaintext_key}x`, 'nonsense']) t.equal((await exchange(service, one)).status, 400)
+    }
+    after = await costs(service)
+    return after.queries === known.queries
+  })
+  t.same(after, known)
 })
 
 t.test('an exchange is a use of the key', async (t) => {
