@@ -1,12 +1,9 @@
-/** The OAuth side as clients see it that know nothing of this service: openid-client, Authlib, and jose alone. */
+/** The OAuth side as clients see it that know nothing of this service: openid-client, and jose alone. `independent.long.test.ts` has Authlib. */
 
-import { spawnSync } from 'node:child_process'
-import { join } from 'node:path'
 import { createRemoteJWKSet, decodeProtectedHeader, jwtVerify } from 'jose'
 import * as oidc from 'openid-client'
 import t, { type Test } from 'tap'
 import { parsePublicId, publicId } from '../../src/key/id.js'
-import { PACKAGE_ROOT } from '../../src/package-root.js'
 import { ACCESS_TOKEN, EXCHANGE, listen } from '../helpers/oauth.js'
 import { startService, type Identity } from '../helpers/service.js'
 
@@ -62,18 +59,6 @@ t.test('the metadata are as RFC 8414 has them', async (t) => {
   t.same(body.response_types_supported, ['none'], 'a registered response type: nothing comes from an authorization endpoint')
   t.notOk('authorization_endpoint' in body)
   t.same(body.token_endpoint_auth_methods_supported, ['none'])
-})
-
-/** In the virtual environment of the tests, which `.ci/run` makes. */
-const inPython = (program: string, input = '') => spawnSync(join(PACKAGE_ROOT, '.programs/bin/python'), ['-c', program], { input, encoding: 'utf8' })
-const withoutAuthlib = inPython('import authlib').status !== 0 && 'Authlib is not installed'
-
-t.test('Authlib finds nothing wrong with the metadata', { skip: withoutAuthlib }, async (t) => {
-  const service = await startService(t, { PUBLIC_URL: 'https://keys.example.com' })
-  const { text } = await service.call('GET', '/.well-known/oauth-authorization-server')
-  const validate = 'import json, sys; from authlib.oauth2.rfc8414 import AuthorizationServerMetadata; AuthorizationServerMetadata(json.load(sys.stdin)).validate()'
-  const { status, stderr } = inPython(validate, text)
-  t.same([status, stderr.trim().split('\n').at(-1)], [0, ''])
 })
 
 t.test('openid-client ends a key that it holds, and what the key was exchanged for', async (t) => {
