@@ -2,23 +2,11 @@
 
 import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { Migrator, sql, type Kysely, type Migration, type MigrationProvider } from 'kysely'
 import { PACKAGE_ROOT } from '../package-root.js'
-import { isConflict, lockTimedOut } from './outage.js'
+import { givingWay, limitLockWaits, LOCK_PATIENCE_MS } from './transaction.js'
 
 const FOLDER = join(PACKAGE_ROOT, 'migrations')
-
-/**
- * Longest that a migration waits for a lock: for so long others wait behind it. Less than the second after which PostgreSQL
- * looks for deadlocks, so that with a transaction of the service that wants the same tables in another order it is the migration that
- * gives way.
- */
-const LOCK_TIMEOUT = '500ms'
-/** Between two attempts, so that the service has the tables most of the time: this, and as much again at random. */
-const PAUSE_MS = 750
-/** How long attempts go on. */
-const PATIENCE_MS = 60_000
 
 /**
  * Applies what is missing, each migration in a transaction of its own, so that none waits with the locks of those before it. Concurrent
@@ -26,21 +14,21 @@ const PATIENCE_MS = 60_000
  *
  * @throws what PostgreSQL says of a lock that was not to be had, when `patienceMs` is over; what was applied by then stays so
  */
-export async function migrate(db: Kysely<any>, { patienceMs = PATIENCE_MS } = {}): Promise<string[]> {
+export async function migrate(db: Kysely<any>, { patienceMs = LOCK_PATIENCE_MS } = {}): Promise<string[]> {
   const migrator = new Migrator({ db, provider: sqlFiles })
-  const applied: string[] = []
   const giveUpAt = performance.now() + patienceMs
-  for (;;) {
-    const { error, results = [] } = await migrator.migrateUp()
-    if (error === undefined) {
-      if (results.length === 0) return applied
-      applied.push(...results.map((result) => result.migrationName))
-    } else {
-      const isInTheWay = lockTimedOut(error) || isConflict(error)
-      if (!isInTheWay || performance.now() > giveUpAt) throw error as Error
-      await sleep(PAUSE_MS * (1 + Math.random()))
-    }
+  for (const applied: string[] = []; ; ) {
+    const next = await givingWay(giveUpAt, () => applyNext(migrator))
+    if (next.length === 0) return applied
+    applied.push(...next)
   }
+}
+
+/** Returns its name; none where nothing is missing. */
+async function applyNext(migrator: Migrator): Promise<string[]> {
+  const { error, results = [] } = await migrator.migrateUp()
+  if (error !== undefined) throw error as Error
+  return results.map((result) => result.migrationName)
 }
 
 /** Names of the migrations that this program knows and the database has not applied. */
@@ -58,7 +46,7 @@ const sqlFiles: MigrationProvider = {
       const text = await readFile(join(FOLDER, `${name}.sql`), 'utf8')
       migrations[name] = {
         async up(db) {
-          await sql`SET LOCAL lock_timeout = ${sql.lit(LOCK_TIMEOUT)}`.execute(db)
+          await limitLockWaits(db)
           await sql.raw(text).execute(db)
         },
       }

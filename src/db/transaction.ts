@@ -7,9 +7,16 @@ import type { Database } from './tables.js'
 
 /** How often a transaction is tried. A deadlock takes PostgreSQL a second to find, so more would keep the caller waiting. */
 const ATTEMPTS = 3
-/** How often a transaction is tried that locks whole tables, and how long after a lock could not be had: this, and as much again at random. */
-const LOCK_ATTEMPTS = 40
+/**
+ * Longest that a transaction which locks whole tables waits for a lock: for so long others wait behind it. Less than the second after
+ * which PostgreSQL looks for deadlocks, so that with a transaction of the service that wants the same tables in another order it is this
+ * one that gives way.
+ */
+const LOCK_TIMEOUT = '500ms'
+/** Between two attempts, so that the service has the tables most of the time: this, and as much again at random. */
 const LOCK_PAUSE_MS = 750
+/** How long attempts go on. */
+export const LOCK_PATIENCE_MS = 60_000
 
 /**
  * Runs a transaction, and again when PostgreSQL undid it because of another one (a deadlock, a serialization failure): nothing
@@ -25,19 +32,31 @@ export async function inTransaction<T>(db: Kysely<Database>, work: (trx: Transac
   }
 }
 
-/**
- * Runs a transaction that locks whole tables. Whoever needs such a table waits behind it while it waits for its lock, so it does
- * so for half a second at most, as migrations do; then it lets the others pass, and is run again.
- */
+/** Runs a transaction that locks whole tables: it lets others pass when it does not get its locks at once, and is run again. */
 export async function inLockingTransaction<T>(db: Kysely<Database>, work: (trx: Transaction<Database>) => Promise<T>): Promise<T> {
-  for (let attempt = 1; ; attempt++) {
+  return givingWay(performance.now() + LOCK_PATIENCE_MS, () =>
+    db.transaction().execute(async (trx) => {
+      await limitLockWaits(trx)
+      return work(trx)
+    }))
+}
+
+/** Lets a transaction that locks whole tables give up a lock that it does not get soon. */
+export async function limitLockWaits(trx: Kysely<any>): Promise<void> {
+  await sql`SET LOCAL lock_timeout = ${sql.lit(LOCK_TIMEOUT)}`.execute(trx)
+}
+
+/**
+ * Runs what does nothing where somebody else's transaction is in its way, and again after a pause, until a time.
+ *
+ * @throws what it throws: of whoever is in the way, when that time is over
+ */
+export async function givingWay<T>(giveUpAt: number, work: () => Promise<T>): Promise<T> {
+  for (;;) {
     try {
-      return await db.transaction().execute(async (trx) => {
-        await sql`SET LOCAL lock_timeout = '500ms'`.execute(trx)
-        return work(trx)
-      })
+      return await work()
     } catch (error) {
-      if (attempt >= LOCK_ATTEMPTS || !(isConflict(error) || lockTimedOut(error))) throw error
+      if (performance.now() > giveUpAt || !(isConflict(error) || lockTimedOut(error))) throw error
       await sleep(LOCK_PAUSE_MS * (1 + Math.random()))
     }
   }
