@@ -122,14 +122,13 @@ async function revokeAll(db: Kysely<Database>, orgId: string, author: Author): P
  */
 async function allHaveApplied(db: Kysely<Database>, orgId: string, boundMs: number): Promise<number | undefined> {
   const xids = await findChanges(db, orgId)
-  const mine = new Set(xids)
   const watch = new ReplicaWatch(boundMs)
   const start = performance.now()
   for (let longest = boundMs; ; ) {
     const askedAt = watch.age()
     const reading = await readReplicas(db, xids, watch.known)
     const { replicas, hasOthers } = watch.take(reading, askedAt)
-    const isOver = !reading.is_held && !hasOthers && replicas.every(({ unseen }) => !unseen.some((xid) => mine.has(xid)))
+    const isOver = !reading.is_held && !hasOthers && replicas.every(({ unseen }) => unseen.length === 0)
     if (isOver) return replicas.length
     longest = Math.max(longest, ...reading.replicas.map(({ bound_ms }) => bound_ms ?? 0))
     if (performance.now() - start > longest + PATIENCE_MS) return undefined
@@ -144,7 +143,7 @@ async function finish(db: Kysely<Database>, orgId: string, { actor, requestId, a
     await deleteCrewEvents(trx, orgId)
     const left = await takeCensus(trx, orgId)
     if (Object.values(left).some((count) => count > 0)) throw new Error('something was made for the organization while it was being erased: run the command again')
-    const [now, organization_sha256] = [await readClock(trx), await organizationDigest(trx, orgId)]
+    const [now, organization_sha256] = [await readClock(trx), organizationDigest(orgId)]
     await endErasure(trx, orgId, now)
     const data: Metadata = { organization_sha256, ...counts }
     await insertEvents(trx, null, [{ at: now, type: 'organization.erased', key_id: null, kind: 'organization', mecha: null, actor, request_id: requestId, address, data }])

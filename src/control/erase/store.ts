@@ -1,5 +1,6 @@
 /** What erasing an organization asks of the database, as the owner of the tables. */
 
+import { createHash } from 'node:crypto'
 import { sql, type Kysely, type Transaction } from 'kysely'
 import type { Database } from '../../db/tables.js'
 import type { CredentialKind } from '../../key/id.js'
@@ -21,7 +22,12 @@ export interface Erasure {
   readonly ended_at: Date | null
 }
 
-const digestOf = (orgId: string) => sql`sha256(convert_to(${orgId}, 'UTF8'))`
+/** How an organization is named in what remains of it: the SHA-256 of its id, in hexadecimal digits. */
+export function organizationDigest(orgId: string): string {
+  return createHash('sha256').update(orgId).digest('hex')
+}
+
+const digestOf = (orgId: string) => sql`decode(${organizationDigest(orgId)}, 'hex')`
 /** Events of the organization, and those of its crews, which are of none. */
 const isOf = (orgId: string) => sql`(org_id = ${orgId} OR org_id IS NULL AND kind = 'crew' AND data ->> 'org_id' = ${orgId})`
 
@@ -57,11 +63,6 @@ export async function endErasure(trx: Transaction<Database>, orgId: string, now:
   await sql`
     UPDATE erasures SET ended_at = ${now}, through = coalesce(pg_sequence_last_value(pg_get_serial_sequence('events', 'position')::regclass), 0)
     WHERE organization = ${digestOf(orgId)}`.execute(trx)
-}
-
-export async function organizationDigest(db: Kysely<Database>, orgId: string): Promise<string> {
-  const { rows } = await sql<{ digest: string }>`SELECT encode(${digestOf(orgId)}, 'hex') AS digest`.execute(db)
-  return rows[0]!.digest
 }
 
 export interface Credential {
@@ -126,4 +127,3 @@ export async function deleteCrewEvents(trx: Transaction<Database>, orgId: string
   await sql`SELECT set_config('mecha_keys.erase', 'on', true)`.execute(trx)
   await sql`DELETE FROM events WHERE org_id IS NULL AND kind = 'crew' AND data ->> 'org_id' = ${orgId}`.execute(trx)
 }
-

@@ -6,11 +6,11 @@
  * accepts it; what was widened since stays as narrow as it was in the back-up.
  */
 
-import { createHash } from 'node:crypto'
 import type { Kysely } from 'kysely'
 import type { Database, Metadata } from '../../db/tables.js'
 import { ConfigError } from '../../errors.js'
 import { newId, parsePublicId, publicId, type CredentialKind } from '../../key/id.js'
+import { organizationDigest } from '../erase/store.js'
 import type { Author } from '../parts.js'
 import { insertEvents, readClock, type NewEvent } from '../store.js'
 import { organizationOf, type TrailEvent } from '../trail/follow.js'
@@ -65,7 +65,7 @@ export async function replayTrail(db: Kysely<Database>, pages: AsyncIterable<rea
   const erased = await findErased(db)
   const isErased = (event: TrailEvent) => {
     const org = organizationOf(event)
-    return org !== null && BigInt(event.id) <= (erased.get(digestOf(org)) ?? -1n)
+    return org !== null && BigInt(event.id) <= (erased.get(organizationDigest(org)) ?? -1n)
   }
   const erasedSince = new Map<string, TrailEvent>()
   for await (const page of pages) {
@@ -74,7 +74,8 @@ export async function replayTrail(db: Kysely<Database>, pages: AsyncIterable<rea
       if (BigInt(event.id) > highest) highest = BigInt(event.id)
       if (known.has(event.id) || isExpired(event) || isErased(event)) continue
       since++
-      if (event.type === 'organization.erased') erasedSince.set(JSON.stringify(event.data['organization_sha256']).slice(1, -1), event)
+      const { organization_sha256: digest } = event.data
+      if (event.type === 'organization.erased' && typeof digest === 'string') erasedSince.set(digest, event)
       take(event, told, compromised)
     }
     events += page.length
@@ -231,10 +232,6 @@ async function repeated<T>(run: () => Promise<T>): Promise<T> {
 /** Whoever runs the replay. */
 export function restoreAuthor(): Author {
   return { actor: 'restore', requestId: newId(), address: 'local' }
-}
-
-function digestOf(orgId: string): string {
-  return createHash('sha256').update(orgId).digest('hex')
 }
 
 function dateOf(value: Metadata[string]): Date | null {

@@ -8,7 +8,6 @@ export interface Partition {
   readonly name: string
   /** The beginning of a month. Events from then on are not in it. */
   readonly end: Date
-  readonly isEmpty: boolean
 }
 
 const NAME = /^events_before_(\d{4,})_(\d{2})$/
@@ -21,16 +20,15 @@ export async function listPartitions(db: Kysely<Database>): Promise<Partition[]>
   const partitions: Partition[] = []
   for (const { name } of rows) {
     const [, year, month] = NAME.exec(name) ?? []
-    if (year && month) partitions.push({ name, end: new Date(Date.UTC(Number(year), Number(month) - 1)), isEmpty: await isEmpty(db, name) })
+    if (year && month) partitions.push({ name, end: new Date(Date.UTC(Number(year), Number(month) - 1)) })
   }
   return partitions.sort((a, b) => a.end.getTime() - b.end.getTime())
 }
 
 /** The latest time in `events_open`, which is read for it; `undefined` where it is empty. */
 export async function findLatest(db: Kysely<Database>): Promise<Date | undefined> {
-  if (await isEmpty(db, 'events_open')) return undefined
-  const { rows } = await sql<{ latest: Date }>`SELECT max(at) AS latest FROM events_open`.execute(db)
-  return rows[0]!.latest
+  const { rows } = await sql<{ latest: Date | null }>`SELECT max(at) AS latest FROM events_open`.execute(db)
+  return rows[0]!.latest ?? undefined
 }
 
 /** Makes all others who write or read events wait until the transaction ends. */
@@ -95,7 +93,7 @@ async function create(trx: Transaction<Database>, name: string): Promise<void> {
   await sql`CREATE TRIGGER events_are_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON ${table} FOR EACH STATEMENT EXECUTE FUNCTION events_are_append_only()`.execute(trx)
 }
 
-async function isEmpty(db: Kysely<Database>, name: string): Promise<boolean> {
+export async function isEmpty(db: Kysely<Database>, name: string): Promise<boolean> {
   const { rows } = await sql<{ has: boolean }>`SELECT EXISTS (SELECT FROM ${sql.id(name)}) AS has`.execute(db)
   return !rows[0]!.has
 }

@@ -11,7 +11,7 @@ import type { Kysely } from 'kysely'
 import type { Database } from '../../db/tables.js'
 import { inLockingTransaction } from '../../db/transaction.js'
 import { readClock } from '../store.js'
-import { attachPartition, boundOpen, createPartition, dropPartition, findLatest, listPartitions, lockEvents, noteExpired, swapOpen, unboundOpen, validateOpen, type Partition } from './partition-store.js'
+import { attachPartition, boundOpen, createPartition, dropPartition, findLatest, isEmpty, listPartitions, lockEvents, noteExpired, swapOpen, unboundOpen, validateOpen, type Partition } from './partition-store.js'
 
 export interface Expiry {
   /** Partitions that were made. */
@@ -83,7 +83,7 @@ async function dropBefore(db: Kysely<Database>, time: Date): Promise<Partition[]
   return inLockingTransaction(db, async (trx) => {
     const ended = (await listPartitions(trx)).filter(({ end }) => end <= time)
     const last = ended.at(-1)
-    if (!last || (ended.length === 1 && last.isEmpty)) return []
+    if (!last || (ended.length === 1 && (await isEmpty(trx, last.name)))) return []
     await lockEvents(trx)
     for (const { name } of ended) await dropPartition(trx, name)
     await attachPartition(trx, await createPartition(trx, last.end), undefined, last.end)
