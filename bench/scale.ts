@@ -42,7 +42,7 @@ const RARE = 40
 export async function measureScale(keys: number): Promise<boolean> {
   const folder = join(PACKAGE_ROOT, 'bench', 'results', `scale-${keys}`)
   mkdirSync(folder, { recursive: true, mode: 0o755 })
-  const world = await createWorld({ folder, flags: ['shared_preload_libraries=pg_stat_statements', 'pg_stat_statements.track=all', 'max_wal_size=8GB'] })
+  const world = await createWorld({ folder, flags: ['shared_preload_libraries=pg_stat_statements', 'max_wal_size=8GB'] })
   try {
     const database = await world.database('scale')
     await fillOnce(database, world, join(folder, 'filled'), keys)
@@ -69,7 +69,7 @@ async function costOf(db: Kysely<Database>, act: Line['act']): Promise<Cost> {
   const { rows } = await sql<Cost>`
     SELECT (sum(shared_blks_hit + shared_blks_read) / ${TURNS})::int AS blocks, round((sum(total_exec_time) / ${TURNS})::numeric, 1)::float AS ms,
            left(regexp_replace((array_agg(query ORDER BY shared_blks_hit + shared_blks_read DESC))[1], '[\\s|\`]+', ' ', 'g'), 60) AS statement
-    FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND toplevel AND calls >= ${TURNS}
+    FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND calls >= ${TURNS}
       AND query NOT LIKE '%pg_stat_statements%'`.execute(db)
   return rows[0]!
 }
