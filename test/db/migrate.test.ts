@@ -2,15 +2,18 @@ import { randomBytes } from 'node:crypto'
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { sql } from 'kysely'
-import t from 'tap'
+import { sql, type Transaction } from 'kysely'
+import t, { type Test } from 'tap'
 import { migrate, pendingMigrations } from '../../src/db/migrate.js'
 import { openDatabase } from '../../src/db/pool.js'
+import type { Database } from '../../src/db/tables.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
 import { createDatabase, type TestDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { migrateBefore } from '../helpers/migrations.js'
 import { startService } from '../helpers/service.js'
+
+const FOLDER = join(PACKAGE_ROOT, 'migrations')
 
 t.test('from an empty database, by eight at once and again: each migration is applied once', async (t) => {
   const database = await createDatabase(t, { empty: true })
@@ -22,7 +25,7 @@ t.test('from an empty database, by eight at once and again: each migration is ap
   )
   const applied = all.flat()
   t.equal(applied.length, new Set(applied).size, 'none twice')
-  t.same(applied.toSorted(), applied.toSorted().map((name) => name), 'all by name')
+  t.same(applied.toSorted(), migrationFiles().map((file) => file.replace(/\.sql$/, '')), 'all of them')
   t.ok(applied.length >= 3)
   t.same(await migrate(database.db), [], 'nothing is left')
   t.same(await pendingMigrations(database.db), [])
@@ -32,50 +35,29 @@ t.test('from an empty database, by eight at once and again: each migration is ap
 })
 
 t.test('with a transaction of the service that wants its tables in another order, it is the migration that gives way', async (t) => {
-  const database = await createDatabase(t, { empty: true })
-  await migrateBefore(database.db, '0008')
-  const { migrating } = await database.db.transaction().execute(async (issue) => {
-    await sql`LOCK TABLE mechas IN ROW EXCLUSIVE MODE`.execute(issue)
-    const migrating = migrate(database.db)
-    await eventually(() => isWaitedFor(database, 'mechas'))
+  const { applied } = await migrateBeside(t, '0008', 'mechas IN ROW EXCLUSIVE MODE', async (issue) => {
     // The migration's own look for a deadlock is over by now: the next one to look is the one that is undone.
     await sleep(1100)
     await sql`LOCK TABLE keys IN ROW EXCLUSIVE MODE`.execute(issue)
-    return { migrating }
   })
-  t.same((await migrating).slice(0, 2), ['0008_one_history', '0009_control_login'])
+  t.same(applied.slice(0, 2), ['0008_one_history', '0009_control_login'])
 })
 
 t.test('no migration waits for locks for longer than all do', async (t) => {
-  const folder = join(PACKAGE_ROOT, 'migrations')
-  t.same(readdirSync(folder).filter((file) => readFileSync(join(folder, file), 'utf8').includes('lock_timeout')), [])
+  t.same(migrationFiles().filter((file) => readFileSync(join(FOLDER, file), 'utf8').includes('lock_timeout')), [])
 })
 
 t.test('while a migration waits for who reads a table for long, others read it', async (t) => {
-  const database = await createDatabase(t, { empty: true })
-  await migrateBefore(database.db, '0008')
-  const { migrating } = await database.db.transaction().execute(async (backup) => {
-    await sql`LOCK TABLE replicas IN ACCESS SHARE MODE`.execute(backup)
-    const migrating = migrate(database.db)
-    await eventually(() => isWaitedFor(database, 'replicas'))
-    await sql`SELECT FROM replicas`.execute(database.db)
-    return { migrating }
+  const { applied } = await migrateBeside(t, '0008', 'replicas IN ACCESS SHARE MODE', async (_backup, { db }) => {
+    await sql`SELECT FROM replicas`.execute(db)
   })
-  t.equal((await migrating)[0], '0008_one_history')
+  t.equal(applied[0], '0008_one_history')
 })
 
 t.test('a migration that builds indexes waits for who issues, with nothing that issuing needs next', async (t) => {
-  const database = await createDatabase(t, { empty: true })
-  await migrateBefore(database.db, '0016')
-  const { migrating } = await database.db.transaction().execute(async (issue) => {
-    await sql`LOCK TABLE idempotency_keys IN ROW EXCLUSIVE MODE`.execute(issue)
-    const migrating = migrate(database.db)
-    let waiting: { has: string[] | null }[] = []
-    await eventually(async () => (waiting = await waitsFor(database, 'idempotency_keys')).length > 0)
-    t.same(waiting, [{ has: null }])
-    return { migrating }
-  })
-  t.ok((await migrating).includes('0016_erasures'))
+  const { applied, waiting } = await migrateBeside(t, '0016', 'idempotency_keys IN ROW EXCLUSIVE MODE', async () => {})
+  t.same(waiting, [{ has: null }])
+  t.ok(applied.includes('0016_erasures'))
 })
 
 t.test('a service whose database is behind says so and is not ready', async (t) => {
@@ -108,14 +90,37 @@ t.test('where the two roles are there, an owner who may not make roles migrates'
   t.match(await service.verify(plaintext_key), { valid: true })
 })
 
-async function isWaitedFor({ db }: TestDatabase, table: string): Promise<boolean> {
-  const { rows } = await sql`SELECT FROM pg_locks WHERE relation = to_regclass(${table}) AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`.execute(db)
-  return rows.length > 0
+interface Waiting {
+  readonly has: string[] | null
+}
+
+/**
+ * Migrates from the migration of that number on, while a transaction holds a lock.
+ *
+ * @param meanwhile what is done in it once a migration waits for that lock
+ * @returns what was applied, and who waited
+ */
+async function migrateBeside(t: Test, number: string, lock: string, meanwhile: (trx: Transaction<Database>, database: TestDatabase) => Promise<void>): Promise<{ applied: string[]; waiting: Waiting[] }> {
+  const database = await createDatabase(t, { empty: true })
+  await migrateBefore(database.db, number)
+  const { migrating, waiting } = await database.db.transaction().execute(async (trx) => {
+    await sql`LOCK TABLE ${sql.raw(lock)}`.execute(trx)
+    const migrating = migrate(database.db)
+    let waiting: Waiting[] = []
+    await eventually(async () => (waiting = await waitsFor(database, lock.split(' ')[0]!)).length > 0)
+    await meanwhile(trx, database)
+    return { migrating, waiting }
+  })
+  return { applied: await migrating, waiting }
+}
+
+function migrationFiles(): string[] {
+  return readdirSync(FOLDER).sort()
 }
 
 /** Who waits for a table, and which other tables of issuing they keep others from writing to. */
-async function waitsFor({ db }: TestDatabase, table: string): Promise<{ has: string[] | null }[]> {
-  const { rows } = await sql<{ has: string[] | null }>`
+async function waitsFor({ db }: TestDatabase, table: string): Promise<Waiting[]> {
+  const { rows } = await sql<Waiting>`
     SELECT (SELECT array_agg(DISTINCT held.relation::regclass::text) FROM pg_locks held
             WHERE held.pid = waiting.pid AND held.granted AND held.relation IN ('mechas'::regclass, 'keys'::regclass) AND held.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'AccessExclusiveLock')) AS has
     FROM pg_locks waiting WHERE waiting.relation = to_regclass(${table}) AND NOT waiting.granted AND waiting.database = (SELECT oid FROM pg_database WHERE datname = current_database())`.execute(db)
