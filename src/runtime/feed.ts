@@ -268,7 +268,8 @@ export class Feed {
 
   /**
    * What somebody has missed who was told everything up to a position. When this resolves, everything that has been told
-   * here is in it, and what is told from now on is not: it goes over the connection that polls, in its turn.
+   * here is in it, for it goes over the connection that polls, in its turn. What the next poll tells may be in it as well: it is told
+   * twice then, which drops a key twice.
    *
    * @returns `undefined` when that cannot be said: take everything for changed
    */

@@ -56,8 +56,8 @@ export class Revalidation {
       this.#ticksLeft = ticksOfRound
     }
     this.#ticksLeft--
-    // All of them by the last tick but one, so that a late one does not make the round longer.
-    const mayBeLeft = Math.floor((this.#size * Math.max(0, this.#ticksLeft - 1)) / ticksOfRound)
+    // All of them by the last tick but one, so that a late one does not make the round longer; and none before its share of the time has passed.
+    const mayBeLeft = Math.ceil((this.#size * Math.max(0, this.#ticksLeft - 1)) / ticksOfRound)
     this.#isComparing = true
     try {
       while (this.#left.length - mayBeLeft >= (mayBeLeft > 0 ? FEWEST : 1)) await this.#compare(Math.min(this.#left.length - mayBeLeft, MOST))

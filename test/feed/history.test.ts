@@ -2,6 +2,7 @@
 
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import { Client } from 'pg'
 import t, { type Test } from 'tap'
@@ -10,6 +11,7 @@ import { PACKAGE_ROOT } from '../../src/package-root.js'
 import { Clock } from '../../src/runtime/clock.js'
 import { applied, createDatabase, type TestDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
+import { costs } from '../helpers/metrics.js'
 import { exchanged, introspect } from '../helpers/oauth.js'
 import { startPair } from '../helpers/own-server.js'
 import { fresh, startService, type Answer, type Service } from '../helpers/service.js'
@@ -129,6 +131,17 @@ t.test('a change that no feed tells of counts within the bound of REVALIDATE_AFT
   t.match(await service.verify(key.plaintext), { valid: true }, 'nobody has told of it')
   await eventually(async () => (await service.verify(key.plaintext)).code === 'disabled')
   t.match(await service.verify(other.plaintext), { valid: true })
+})
+
+t.test('what was read a moment ago is not compared at once, however little there is of it', async (t) => {
+  const service = await startService(t)
+  const gateway = await service.gateway()
+  await fresh(service)
+  await service.verify('', {}, gateway)
+  const before = await costs(service)
+  // The first look at what is due is a second after the start.
+  await sleep(1500)
+  t.same(await costs(service), before)
 })
 
 t.test('a gateway is told which of the keys that it holds are not what they were', async (t) => {

@@ -93,7 +93,7 @@ t.test('a stream goes on where it ended, to the letter, with any replica', async
 t.test('a transaction that began before a position and commits after it is told to who comes back', async (t) => {
   const { service, url, gateway } = await serving(t)
   const [early, late] = [await service.issue(), await service.issue()]
-  const stream = await listen(t, url, gateway)
+  const [stream, witness] = [await listen(t, url, gateway), await listen(t, url, gateway)]
   await stream.heard('confirmed')
   await service.database.db.transaction().execute(async (trx) => {
     await sql`UPDATE keys SET enabled = false WHERE id IN (SELECT id FROM keys WHERE kind = 'mecha' ORDER BY id LIMIT 1)`.execute(trx)
@@ -102,6 +102,8 @@ t.test('a transaction that began before a position and commits after it is told 
     await stream.heard('changed', ({ key_ids }) => key_ids.includes(late.key.id))
     stream.hangUp()
   })
+  // Whoever comes back before a change has been told is told of it twice.
+  await witness.heard('changed', ({ key_ids }) => key_ids.includes(early.key.id))
   const again = await listen(t, url, gateway, stream.lastId())
   await again.heard('confirmed')
   t.same(again.of('reset'), [])
