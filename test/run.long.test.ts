@@ -4,7 +4,7 @@ import { once } from 'node:events'
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import { basename, join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
 import { PACKAGE_ROOT } from '../src/package-root.js'
 import { startCommand } from './helpers/process.js'
@@ -13,7 +13,7 @@ const RUN = join(PACKAGE_ROOT, 'dist', 'test', 'run.js')
 const GOOD = "import t from 'tap'\nt.test('two', async (t) => (t.pass(), t.pass()))\nt.test('none', { skip: 'a reason' }, () => {})\n"
 
 t.test('a folder is its tests alone, and one that does not load is counted', async (t) => {
-  const folder = folderOf(t, { 'good.test.ts': GOOD, 'good.test.d.ts': undefined, 'helper.ts': 'process.exit(1)', 'broken.test.ts': undefined })
+  const folder = folderOf(t, { 'good.test.ts': GOOD, 'good.test.d.ts': undefined, 'helper.ts': 'process.exit(1)', 'broken.test.ts': undefined, 'node_modules/others/others.test.ts': undefined })
   const { code, stdout } = await startCommand(t, process.execPath, [RUN, folder], { env: { TEST_DATABASE_URL: process.env['TEST_SERVER_URL'] } }).ended()
   t.equal(code, 1)
   t.match(stdout, /^PostgreSQL: TEST_DATABASE_URL\n/)
@@ -57,6 +57,7 @@ function folderOf(t: Test, files: Readonly<Record<string, string | undefined>>):
     for (const made of [folder, join('dist', folder)]) rmSync(join(PACKAGE_ROOT, made), { recursive: true, force: true })
   })
   for (const [name, compiled] of Object.entries(files)) {
+    mkdirSync(dirname(join(PACKAGE_ROOT, folder, name)), { recursive: true })
     writeFileSync(join(PACKAGE_ROOT, folder, name), '')
     if (compiled !== undefined) writeFileSync(join(PACKAGE_ROOT, 'dist', folder, name.replace(/\.ts$/, '.js')), compiled)
   }
