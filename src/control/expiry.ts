@@ -1,7 +1,7 @@
 /** When a key ends: what was asked for, what the policy allows. Pure. */
 
 import type { Settings } from '../config.js'
-import { invalid } from '../errors.js'
+import { invalid, type Problem } from '../errors.js'
 
 export interface ExpiryRequest {
   /** Seconds from now. */
@@ -12,37 +12,65 @@ export interface ExpiryRequest {
 
 type Policy = Pick<Settings, 'KEY_DEFAULT_TTL' | 'KEY_MAX_TTL'>
 
+/** When a new key ends, in so far as that is known before it is known when the key is made. Without either, it does not. */
+export interface Term {
+  /** From when it is made. */
+  readonly lifeSeconds: number | null
+  readonly endsAt: Date | null
+}
+
 /**
- * The end of a new key.
+ * What a request asks for, which no clock can make wrong but where it names a time: `issue_key` looks whether that is within the policy.
  *
  * @param inherited life in seconds to take when the request names none; for a rotation, the old key's
  * @throws Problem `invalid_request` naming the field and the rule
  */
-export function expiryOfNew(request: ExpiryRequest, now: Date, policy: Policy, inherited?: number): Date | null {
-  if (request.expires_in !== undefined && request.expires_at !== undefined)
-    throw invalid('body.expires_in', 'exclusive', 'cannot be given together with expires_at')
-  if (request.expires_in !== undefined)
-    return checked(after(now, request.expires_in), 'body.expires_in', now, now, policy)
-  if (request.expires_at !== undefined) return checkedExpiry(request.expires_at, now, now, policy)
-  const seconds = Math.min(inherited ?? policy.KEY_DEFAULT_TTL ?? Infinity, policy.KEY_MAX_TTL ?? Infinity)
-  return seconds === Infinity ? null : after(now, seconds)
+export function termOfNew(request: ExpiryRequest, policy: Policy, inherited?: number): Term {
+  const { expires_in: seconds, expires_at: end } = request
+  if (seconds !== undefined && end !== undefined) throw invalid('body.expires_in', 'exclusive', 'cannot be given together with expires_at')
+  if (seconds !== undefined) {
+    if (seconds > (policy.KEY_MAX_TTL ?? Infinity)) throw tooLate('body.expires_in', policy)
+    return { lifeSeconds: seconds, endsAt: null }
+  }
+  if (end !== undefined) return { lifeSeconds: null, endsAt: timeOf(end, policy) }
+  const life = Math.min(inherited ?? policy.KEY_DEFAULT_TTL ?? Infinity, policy.KEY_MAX_TTL ?? Infinity)
+  return { lifeSeconds: life === Infinity ? null : life, endsAt: null }
+}
+
+/**
+ * The end of a new key: what `issue_key` says in SQL, which the tests hold against this.
+ *
+ * @throws Problem `invalid_request`
+ */
+export function endOfNew({ lifeSeconds, endsAt }: Term, now: Date, policy: Policy): Date | null {
+  if (endsAt) return checked(endsAt, now, now, policy)
+  return lifeSeconds === null ? null : after(now, lifeSeconds)
 }
 
 /** The end that `expires_at` asks for, of a key that was issued at `createdAt`. */
 export function checkedExpiry(text: string | null, createdAt: Date, now: Date, policy: Policy): Date | null {
-  if (text === null) {
-    if (policy.KEY_MAX_TTL === undefined) return null
-    throw invalid('body.expires_at', 'maximum', `must be a time: keys live ${policy.KEY_MAX_TTL} seconds at most here`)
-  }
-  return checked(new Date(text), 'body.expires_at', createdAt, now, policy)
+  const end = timeOf(text, policy)
+  return end && checked(end, createdAt, now, policy)
 }
 
-function checked(end: Date, field: string, createdAt: Date, now: Date, { KEY_MAX_TTL }: Policy): Date {
-  if (Number.isNaN(end.getTime())) throw invalid(field, 'format', 'must be an RFC 3339 time that exists')
-  if (end <= now) throw invalid(field, 'minimum', 'must be in the future')
-  if (KEY_MAX_TTL !== undefined && end > after(createdAt, KEY_MAX_TTL))
-    throw invalid(field, 'maximum', `must be at most ${KEY_MAX_TTL} seconds after the key is issued`)
+function timeOf(text: string | null, { KEY_MAX_TTL }: Policy): Date | null {
+  if (text === null) {
+    if (KEY_MAX_TTL === undefined) return null
+    throw invalid('body.expires_at', 'maximum', `must be a time: keys live ${KEY_MAX_TTL} seconds at most here`)
+  }
+  const end = new Date(text)
+  if (Number.isNaN(end.getTime())) throw invalid('body.expires_at', 'format', 'must be an RFC 3339 time that exists')
   return end
+}
+
+function checked(end: Date, createdAt: Date, now: Date, policy: Policy): Date {
+  if (end <= now) throw invalid('body.expires_at', 'minimum', 'must be in the future')
+  if (policy.KEY_MAX_TTL !== undefined && end > after(createdAt, policy.KEY_MAX_TTL)) throw tooLate('body.expires_at', policy)
+  return end
+}
+
+function tooLate(field: string, { KEY_MAX_TTL }: Policy): Problem {
+  return invalid(field, 'maximum', `must be at most ${KEY_MAX_TTL} seconds after the key is issued`)
 }
 
 function after(start: Date, seconds: number): Date {

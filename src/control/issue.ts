@@ -1,18 +1,17 @@
 /** Issuing and rotating: the two acts that reveal a plaintext, each at most once for each key that it makes. */
 
 import { createHash } from 'node:crypto'
-import type { Transaction } from 'kysely'
-import type { Database, Metadata } from '../db/tables.js'
+import type { Metadata } from '../db/tables.js'
 import { inTransaction } from '../db/transaction.js'
 import { invalid, notFound, Problem } from '../errors.js'
 import { parseHandle } from '../key/handle.js'
 import { newId, publicId } from '../key/id.js'
 import { endOfOverlap, rotationRefusal, statusAt } from '../key/status.js'
-import { expiryOfNew, type ExpiryRequest } from './expiry.js'
+import { endOfNew, termOfNew, type ExpiryRequest } from './expiry.js'
 import { audit, mint, type Caller, type ControlParts, type Minted } from './parts.js'
 import {
-  claimMecha, countLivingKeys, findKey, findMadeBefore, insertKey, lockKey, lockMecha, readClock, replaceSecret,
-  takeSlot, updateKey, type KeyRecord,
+  countLivingKeys, findKey, insertIssue, insertKey, lockKey, lockMecha, readClock, replaceSecret, takeSlot, updateKey,
+  type KeyRecord, type MadeBefore, type Slot,
 } from './store.js'
 
 export interface IssueRequest extends ExpiryRequest {
@@ -48,16 +47,22 @@ export async function issueKey(parts: ControlParts, caller: Caller, request: Iss
   if (caller.crews && !caller.crews.includes(crew)) throw notFound()
   // A token that names crews names this one: its issuer says that it is the organization's.
   const isClaimed = caller.crews !== undefined || parts.config.CREWS === 'open'
-  return revealOnce(parts, caller, mecha, { idempotencyKey, request: { act: 'issue', request } }, async (trx, minted) => {
-    const held = await claimMecha(trx, mecha, caller.orgId, { isClaimed })
-    if (!held) throw notFound()
-    const { now, living } = held
-    const limit = parts.config.MAX_ACTIVE_KEYS_PER_MECHA
-    if (living >= limit) throw limitReached(limit)
-    const expiresAt = expiryOfNew(request, now, parts.config)
-    const key = await insertKey(trx, { ...newRow(caller, mecha, minted, now), ...detailsOf(request), expires_at: expiresAt })
-    await audit(trx, caller, now, [{ type: 'key.issued', keyId: minted.id, mecha, data: { expires_at: expiresAt?.toISOString() ?? null } }])
-    return { key, now }
+  const { config } = parts
+  const term = termOfNew(request, config)
+  return revealOnce(parts, caller, mecha, { idempotencyKey, request: { act: 'issue', request } }, async ({ id, hash, tag_root, pepper_root }, slot) => {
+    const issued = await insertIssue(parts.db, {
+      key_id: id, key_hash: hash, key_tag_root: tag_root, key_pepper_root: pepper_root,
+      of_org: caller.orgId, of_mecha: mecha, key_name: request.name ?? null, key_scopes: request.scopes ?? [], key_metadata: request.metadata ?? {},
+      is_claimed: isClaimed, most_keys: config.MAX_ACTIVE_KEYS_PER_MECHA,
+      ends_at: term.endsAt, life_seconds: term.lifeSeconds, longest_seconds: config.KEY_MAX_TTL ?? null,
+      actor: caller.actor, request_id: caller.requestId, address: caller.address,
+    }, slot)
+    if ('key' in issued) return { key: issued.key, now: issued.key.created_at }
+    if ('before' in issued) return issued
+    if (issued.refused === 'mecha') throw notFound()
+    if (issued.refused === 'limit') throw limitReached(config.MAX_ACTIVE_KEYS_PER_MECHA)
+    endOfNew(term, issued.now, config)
+    throw new Error('the database refuses an end that the policy allows')
   })
 }
 
@@ -73,7 +78,9 @@ export async function rotateKey(parts: ControlParts, caller: Caller, id: string,
     throw invalid('body.overlap_seconds', 'maximum', `must be at most ${config.ROTATE_MAX_OVERLAP}`)
   const mecha = (await findKey(parts.db, caller, 'mecha', id))?.mecha
   if (!mecha) throw notFound()
-  return revealOnce(parts, caller, mecha, { idempotencyKey, request: { act: 'rotate', id, request } }, async (trx, minted) => {
+  return revealOnce(parts, caller, mecha, { idempotencyKey, request: { act: 'rotate', id, request } }, (minted, slot) => inTransaction(parts.db, async (trx) => {
+    const holder = slot && (await takeSlot(trx, slot, minted.id))
+    if (slot && holder?.key_id !== minted.id) return { before: holder }
     await lockMecha(trx, mecha, caller.orgId)
     const old = await lockKey(trx, caller, 'mecha', id)
     if (!old) throw notFound()
@@ -83,7 +90,7 @@ export async function rotateKey(parts: ControlParts, caller: Caller, id: string,
     // A rotation may pass the limit while its overlap lasts; a chain of rotations cannot pass it without end.
     const limit = 2 * config.MAX_ACTIVE_KEYS_PER_MECHA
     if (living >= limit) throw limitReached(limit)
-    const expiresAt = expiryOfNew(request, now, config, old.expires_at ? lifeOf(old) : undefined)
+    const expiresAt = endOfNew(termOfNew(request, config, old.expires_at ? lifeOf(old) : undefined), now, config)
     const endsAt = endOfOverlap(old, now, overlap)
     const key = await insertKey(trx, { ...newRow(caller, mecha, minted, now), ...detailsOf({ ...inheritable(old), ...request }), expires_at: expiresAt, rotated_from: id })
     // An end that is acknowledged now has to hold even if the database's clock goes back: a time alone would not.
@@ -94,11 +101,14 @@ export async function rotateKey(parts: ControlParts, caller: Caller, id: string,
       { type: 'key.issued', keyId: minted.id, mecha, data: { rotated_from: publicId('mecha', id), expires_at: expiresAt?.toISOString() ?? null } },
     ])
     return { key, now }
-  })
+  }))
 }
 
-/** How often a request whose Idempotency-Key another request has just taken looks again. */
+/** How often a request looks again whose Idempotency-Key others have taken and left at the same instant. */
 const ATTEMPTS = 3
+
+/** A key that was made, or what an earlier request made under the same Idempotency-Key: nothing that lasts, where it is undone at this instant. */
+type Made = Omit<Revealed, 'plaintext'> | { readonly before: MadeBefore | undefined }
 
 /**
  * Makes a key and reveals it. With an Idempotency-Key, a repeat gets the key that the first request made with a new
@@ -112,22 +122,18 @@ async function revealOnce(
   caller: Caller,
   mecha: string,
   once: { idempotencyKey: string | undefined; request: unknown },
-  make: (trx: Transaction<Database>, minted: Minted) => Promise<Omit<Revealed, 'plaintext'>>,
+  make: (minted: Minted, slot: Slot | undefined) => Promise<Made>,
 ): Promise<Revealed> {
-  const slot = once.idempotencyKey === undefined ? undefined : slotOf(caller, once.idempotencyKey, once.request)
+  const slot = once.idempotencyKey === undefined ? undefined : slotOf(parts, caller, once.idempotencyKey, once.request)
+  const minted = await mint(parts, 'mecha', newId(), mecha)
   for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
-    const before = slot && (await findMadeBefore(parts.db, slot.digest))
-    if (before) {
-      if (!before.request_digest.equals(slot.request_digest))
-        throw new Problem('idempotency_key_reused', 'This Idempotency-Key came with another request before. Use a new one.')
-      return revealAgain(parts, caller, mecha, before.key_id)
-    }
-    const minted = await mint(parts, 'mecha', newId(), mecha)
-    const revealed = await inTransaction(parts.db, async (trx) => {
-      if (slot && !(await takeSlot(trx, { ...slot, key_id: minted.id }, parts.config.IDEMPOTENCY_TTL))) return undefined
-      return { ...(await make(trx, minted)), plaintext: minted.plaintext }
-    })
-    if (revealed) return revealed
+    const made = await make(minted, slot)
+    if ('key' in made) return { ...made, plaintext: minted.plaintext }
+    const { before } = made
+    if (!before) continue
+    if (!before.request_digest.equals(slot!.request_digest))
+      throw new Problem('idempotency_key_reused', 'This Idempotency-Key came with another request before. Use a new one.')
+    return revealAgain(parts, caller, mecha, before.key_id)
   }
   throw new Problem('database_unavailable', 'An identical request is being answered. Try again in a moment.', { headers: { 'retry-after': '1' } })
 }
@@ -148,9 +154,9 @@ async function revealAgain(parts: ControlParts, caller: Caller, mecha: string, i
   })
 }
 
-function slotOf({ orgId, actor }: Caller, idempotencyKey: string, request: unknown) {
+function slotOf({ config }: ControlParts, { orgId, actor }: Caller, idempotencyKey: string, request: unknown): Slot {
   const sha256 = (text: string) => createHash('sha256').update(text).digest()
-  return { digest: sha256(JSON.stringify([orgId, actor, idempotencyKey])), request_digest: sha256(canonical(request)) }
+  return { digest: sha256(JSON.stringify([orgId, actor, idempotencyKey])), request_digest: sha256(canonical(request)), keepSeconds: config.IDEMPOTENCY_TTL }
 }
 
 /** JSON with its members in order: a client may write the same request another way. */

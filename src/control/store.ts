@@ -1,9 +1,9 @@
 /** What the control plane asks of the database. The hash never leaves through here. */
 
-import { sql, type ExpressionBuilder, type Kysely, type Transaction, type Updateable } from 'kysely'
+import { CompiledQuery, sql, type ExpressionBuilder, type Kysely, type Transaction, type Updateable } from 'kysely'
 import { HISTORY } from '../db/history.js'
-import type { Database, EventRow, KeyRefusalsTable, KeyRow, KeysTable, NewKeyRow } from '../db/tables.js'
-import { parseHandle } from '../key/handle.js'
+import type { Database, EventRow, KeyRefusalsTable, KeyRow, KeysTable, Metadata, NewKeyRow } from '../db/tables.js'
+import { againAfterConflict } from '../db/transaction.js'
 import type { CredentialKind } from '../key/id.js'
 import type { KeyStatus } from '../key/status.js'
 
@@ -53,23 +53,6 @@ export interface HeldMecha {
   readonly living: number
 }
 
-/**
- * Makes a handle the organization's own unless it has an owner, and holds it until the transaction ends. In a crew that is
- * reserved, this is for its organization.
- *
- * @param isClaimed whether it may take a handle in a crew that is reserved for nobody
- * @returns `undefined` when it belongs to another organization, or is not to be taken
- */
-export async function claimMecha(trx: Transaction<Database>, handle: string, orgId: string, { isClaimed }: { readonly isClaimed: boolean }): Promise<HeldMecha | undefined> {
-  const { rows } = await sql<{ now: Date }>`
-    INSERT INTO mechas (handle, org_id) SELECT ${handle}, ${orgId}
-    WHERE coalesce((SELECT org_id FROM crews WHERE crew = ${parseHandle(handle).crew}), ${isClaimed ? orgId : null}) = ${orgId}
-    ON CONFLICT DO NOTHING RETURNING ${CLOCK} AS now`.execute(trx)
-  const made = rows[0]
-  if (made) return { now: made.now, living: 0 }
-  return (await lockMecha(trx, handle, orgId)) ? countLivingKeys(trx, handle) : undefined
-}
-
 /** Holds a Mecha until the transaction ends. Whoever adds or ends its keys together holds it first. */
 export async function lockMecha(trx: Transaction<Database>, handle: string, orgId: string): Promise<boolean> {
   const row = await trx
@@ -82,8 +65,7 @@ export async function lockMecha(trx: Transaction<Database>, handle: string, orgI
 export async function countLivingKeys(db: Kysely<Database>, mecha: string): Promise<HeldMecha> {
   const { rows } = await sql<HeldMecha>`
     WITH clock AS MATERIALIZED (SELECT ${CLOCK} AS now)
-    SELECT now, (SELECT count(*)::int FROM keys WHERE mecha = ${mecha} AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now)) AS living
-    FROM clock`.execute(db)
+    SELECT now, count_living_keys(${mecha}, now) AS living FROM clock`.execute(db)
   return rows[0]!
 }
 
@@ -127,6 +109,63 @@ export async function countMechasOfOthers(db: Kysely<Database>, crew: string, or
 }
 
 // ── Keys ──
+
+/** A key that is to be issued, under the names that `issue_key` has for it (`migrations/0017_issue.sql`). */
+export interface NewIssue {
+  readonly key_id: string
+  readonly key_hash: string
+  readonly key_tag_root: string
+  readonly key_pepper_root: string
+  readonly of_org: string
+  readonly of_mecha: string
+  readonly key_name: string | null
+  readonly key_scopes: readonly string[]
+  readonly key_metadata: Metadata
+  /** Whether it may take a handle in a crew that is reserved for nobody. */
+  readonly is_claimed: boolean
+  readonly most_keys: number
+  readonly ends_at: Date | null
+  readonly life_seconds: number | null
+  readonly longest_seconds: number | null
+  readonly actor: string
+  readonly request_id: string
+  readonly address: string
+}
+
+/** A new key, or why there is none: a slot that is taken, a Mecha that is not to be had, or has no room, an end that a key cannot have which is made now. */
+export type Issued = { readonly key: KeyRecord } | { readonly before: MadeBefore | undefined } | { readonly refused: 'mecha' } | { readonly refused: 'limit' } | { readonly refused: 'end'; readonly now: Date }
+
+const ISSUE_ARGUMENTS = [
+  'key_id', 'key_hash', 'key_tag_root', 'key_pepper_root', 'of_org', 'of_mecha', 'key_name', 'key_scopes', 'key_metadata', 'is_claimed', 'most_keys',
+  'ends_at', 'life_seconds', 'longest_seconds', 'actor', 'request_id', 'address', 'slot', 'request', 'keep_seconds',
+] as const
+const ISSUE = `SELECT * FROM issue_key(${ISSUE_ARGUMENTS.map((name, i) => `${name} => $${i + 1}`).join()})`
+
+/** Issues a key in one statement, which is a transaction by itself. */
+export async function insertIssue(db: Kysely<Database>, issue: NewIssue, slot: Slot | undefined): Promise<Issued> {
+  const given = { ...issue, key_metadata: JSON.stringify(issue.key_metadata), slot: slot?.digest, request: slot?.request_digest, keep_seconds: slot?.keepSeconds }
+  const query = CompiledQuery.raw(ISSUE, ISSUE_ARGUMENTS.map((name) => given[name]))
+  try {
+    const { rows } = await againAfterConflict(() => db.executeQuery<{ made_at: Date | null; key_ends_at: Date | null; slot_key: string | null; slot_request: Buffer | null }>(query))
+    const { made_at, key_ends_at, slot_key, slot_request } = rows[0]!
+    if (!made_at) return { before: slot_key === null ? undefined : { key_id: slot_key, request_digest: slot_request! } }
+    return { key: newRecord(issue, made_at, key_ends_at) }
+  } catch (error) {
+    const { code, detail } = error as { code?: unknown; detail?: string }
+    if (code === 'MK404') return { refused: 'mecha' }
+    if (code === 'MK409') return { refused: 'limit' }
+    if (code === 'MK400') return { refused: 'end', now: new Date(Number(detail)) }
+    throw error
+  }
+}
+
+/** The row as it is just after it was made. */
+function newRecord(issue: NewIssue, created_at: Date, expires_at: Date | null): KeyRecord {
+  return {
+    id: issue.key_id, kind: 'mecha', org_id: issue.of_org, mecha: issue.of_mecha, name: issue.key_name, scopes: [...issue.key_scopes], metadata: issue.key_metadata,
+    enabled: true, created_at, created_by: issue.actor, expires_at, revoked_at: null, revoked_by: null, revoke_reason: null, rotated_from: null, rotated_to: null, ...NEVER_USED,
+  }
+}
 
 export async function insertKey(trx: Transaction<Database>, row: NewKeyRow): Promise<KeyRecord> {
   const key = await trx.insertInto('keys').values(row).returning(KEY_COLUMNS).executeTakeFirstOrThrow()
@@ -280,54 +319,29 @@ export async function readReplicas(db: Kysely<Database>, xids: readonly string[]
 
 // ── Idempotency ──
 
+/** What an earlier request made under an Idempotency-Key. */
 export interface MadeBefore {
   readonly key_id: string
   readonly request_digest: Buffer
 }
 
-export async function findMadeBefore(db: Kysely<Database>, digest: Buffer): Promise<MadeBefore | undefined> {
-  return db
-    .selectFrom('idempotency_keys').select(['key_id', 'request_digest'])
-    .where('digest', '=', digest).where('expires_at', '>', sql<Date>`now()`)
-    .executeTakeFirst()
-}
-
+/** An Idempotency-Key's slot, as a request asks for it. */
 export interface Slot {
   readonly digest: Buffer
   readonly request_digest: Buffer
-  readonly key_id: string
+  readonly keepSeconds: number
 }
 
 /**
- * Takes an Idempotency-Key's slot for a key that is about to be made. An identical request waits here for this one.
+ * Takes a slot for a key that is about to be made. An identical request waits here for this one.
  *
- * Others are waited for only while no slot is locked, and what is swept is passed over where somebody has locked it: two
- * requests cannot each wait for a slot that the other one has.
- *
- * @returns `false` when the slot is taken
+ * @returns what has the slot then: the new key, another one, or nothing that lasts (`undefined`)
  */
-export async function takeSlot(trx: Transaction<Database>, slot: Slot, ttlSeconds: number): Promise<boolean> {
-  const isTaken = (await insertSlot(trx, slot, ttlSeconds)) || ((await deleteExpiredSlot(trx, slot)) && (await insertSlot(trx, slot, ttlSeconds)))
-  // The array is read first, and once: an `IN` may be planned as a walk through all slots.
-  if (isTaken)
-    await sql`
-      WITH expired AS MATERIALIZED (SELECT digest FROM idempotency_keys WHERE expires_at <= now() ORDER BY expires_at LIMIT 10 FOR UPDATE SKIP LOCKED)
-      DELETE FROM idempotency_keys WHERE digest = ANY(ARRAY(SELECT digest FROM expired))`.execute(trx)
-  return isTaken
-}
-
-async function insertSlot(trx: Transaction<Database>, slot: Slot, ttlSeconds: number): Promise<boolean> {
-  const { numInsertedOrUpdatedRows } = await trx
-    .insertInto('idempotency_keys')
-    .values({ ...slot, expires_at: sql<Date>`now() + make_interval(secs => ${ttlSeconds})` })
-    .onConflict((conflict) => conflict.doNothing())
-    .executeTakeFirst()
-  return numInsertedOrUpdatedRows === 1n
-}
-
-async function deleteExpiredSlot(trx: Transaction<Database>, { digest }: Slot): Promise<boolean> {
-  const { numDeletedRows } = await trx.deleteFrom('idempotency_keys').where('digest', '=', digest).where('expires_at', '<=', sql<Date>`now()`).executeTakeFirst()
-  return numDeletedRows === 1n
+export async function takeSlot(trx: Transaction<Database>, { digest, request_digest, keepSeconds }: Slot, keyId: string): Promise<MadeBefore | undefined> {
+  const { rows } = await sql<{ key_id: string | null; request_digest: Buffer }>`
+    SELECT of_key AS key_id, of_request AS request_digest FROM take_slot(${digest}, ${request_digest}, ${keyId}, ${keepSeconds})`.execute(trx)
+  const { key_id, ...rest } = rows[0]!
+  return key_id === null ? undefined : { key_id, ...rest }
 }
 
 // ── Events ──

@@ -23,9 +23,14 @@ export const LOCK_PATIENCE_MS = 60_000
  * of it has happened then. So `work` does nothing but speak to the database, and hashes before.
  */
 export async function inTransaction<T>(db: Kysely<Database>, work: (trx: Transaction<Database>) => Promise<T>): Promise<T> {
+  return againAfterConflict(() => db.transaction().execute(work))
+}
+
+/** As {@link inTransaction}, of a statement that is a transaction by itself. */
+export async function againAfterConflict<T>(work: () => Promise<T>): Promise<T> {
   for (let attempt = 1; ; attempt++) {
     try {
-      return await db.transaction().execute(work)
+      return await work()
     } catch (error) {
       if (attempt >= ATTEMPTS || !isConflict(error)) throw error
     }

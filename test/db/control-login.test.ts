@@ -32,7 +32,7 @@ const RIGHTS: readonly string[] = [
   // To lock rows with: triggers keep every value as it is.
   'UPDATE mechas.created_at', 'UPDATE idempotency_keys.expires_at',
   // To read and to check with.
-  ...['current_identity', 'current_timeline', 'current_history', 'restore_hold', 'writes_as_control', 'within_transaction', 'refusal_of_end', 'late_events', 'is_being_erased'].map((name) => `EXECUTE ${name}`),
+  ...['current_identity', 'current_timeline', 'current_history', 'restore_hold', 'writes_as_control', 'within_transaction', 'refusal_of_end', 'late_events', 'is_being_erased', 'take_slot', 'count_living_keys', 'issue_key'].map((name) => `EXECUTE ${name}`),
 ]
 
 /** Runs statements in one transaction of the control plane's login. */
@@ -179,6 +179,44 @@ t.test('a key is made living and not rotated; rows that are only locked do not c
   ])
     await t.rejects(write(statement), DENIED, statement)
   for (const table of ['mechas', 'idempotency_keys', 'keys']) await t.resolves(write(`SELECT FROM ${table} FOR UPDATE`), table)
+})
+
+t.test('issue_key, which has the rights of the owner, keeps to the rules by itself', async (t) => {
+  const { service, write, owner } = await login(t)
+  const { id } = await issued(service)
+  await service.issue({ mecha: 'sales^rivalcrew' }, { org: 'rival' })
+  await owner.insertInto('crews').values({ crew: 'reserved', org_id: 'rival' }).execute()
+  const given = {
+    key_id: 'gen_random_uuid()', key_hash: `(SELECT hash FROM keys WHERE id = '${id}')`, key_tag_root: "'x'", key_pepper_root: "'x'", of_org: "'acme'", of_mecha: "'new^acmecorp'",
+    key_name: 'NULL', key_scopes: "'{}'", key_metadata: "'{}'", is_claimed: 'true', most_keys: '10', ends_at: 'NULL', life_seconds: 'NULL', longest_seconds: 'NULL',
+    actor: "'oidc:anybody'", request_id: "'x'", address: "'203.0.113.7'", slot: 'NULL', request: 'NULL', keep_seconds: 'NULL',
+  }
+  const issue = (other: Partial<typeof given> = {}) => `SELECT issue_key(${Object.entries({ ...given, ...other }).map(([name, value]) => `${name} => ${value}`).join()})`
+  for (const [what, other, code] of [
+    ["another organization's Mecha", { of_mecha: "'sales^rivalcrew'" }, 'MK404'],
+    ["another organization's crew", { of_mecha: "'new^reserved'" }, 'MK404'],
+    ['no organization', { of_org: 'NULL' }, 'MK404'],
+    ['a crew that it has no claim to', { is_claimed: 'NULL' }, 'MK404'],
+    ['no handle', { of_mecha: "'nothing'" }, '23514'],
+    ['an end that is over', { ends_at: "now() - interval '1 day'" }, 'MK400'],
+    ['a life that is over', { life_seconds: '-1' }, 'MK400'],
+    ['a plaintext in the place of a hash', { key_hash: "'mecha_x'" }, '23514'],
+    ['a key that there is', { key_id: `'${id}'` }, '23505'],
+    ['nobody', { actor: 'NULL' }, '23502'],
+  ] as const)
+    await t.rejects(write(issue(other)), { code }, what)
+  t.same(await owner.selectFrom('mechas').select('handle').orderBy('handle').execute(), [{ handle: 'sales^acmecorp' }, { handle: 'sales^rivalcrew' }])
+
+  await t.rejects(write('CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS $$ SELECT now() $$'), DENIED)
+  const mine = ['keys', 'events', 'mechas', 'crews', 'idempotency_keys'].map((table) => `CREATE TEMPORARY TABLE ${table} (LIKE public.${table})`)
+  await write(...mine, `SET LOCAL search_path = pg_temp, public`, issue({ slot: "'\\x01'", request: "'\\x02'", keep_seconds: '60' }).replace('FROM keys', 'FROM public.keys').replace('issue_key', 'public.issue_key'))
+  const [made] = await owner.selectFrom('keys').selectAll().where('mecha', '=', 'new^acmecorp').execute()
+  t.match(made, { org_id: 'acme', created_by: 'oidc:anybody', expires_at: null, revoked_at: null, rotated_from: null })
+  t.ok(Math.abs(made!.created_at.getTime() - Date.now()) < 60_000)
+  const [told, ...more] = await owner.selectFrom('events').selectAll().where('key_id', '=', made!.id).execute()
+  t.same(more, [])
+  t.match(told, { type: 'key.issued', kind: 'mecha', org_id: 'acme', mecha: 'new^acmecorp', actor: 'oidc:anybody', at: made!.created_at, data: { expires_at: null } })
+  t.match(await owner.selectFrom('idempotency_keys').selectAll().execute(), [{ key_id: made!.id }])
 })
 
 t.test('a signing key is announced and told of, and goes when what it signed has ended or when it is told to be compromised', async (t) => {

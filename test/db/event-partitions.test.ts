@@ -8,7 +8,7 @@ import { expireEvents } from '../../src/control/trail/partitions.js'
 import { migrate } from '../../src/db/migrate.js'
 import { openDatabase } from '../../src/db/pool.js'
 import type { Database } from '../../src/db/tables.js'
-import { newId } from '../../src/key/id.js'
+import { newId, publicId } from '../../src/key/id.js'
 import { createDatabase, type TestDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { migrateBefore } from '../helpers/migrations.js'
@@ -18,24 +18,40 @@ import { startService } from '../helpers/service.js'
 const YEAR = 366 * 86_400
 const KEPT_FROM_CHANGE = /events can be neither changed nor deleted/
 
+/** Issues a key with the statements that a release sends which does not know `issue_key`. */
+async function issueAsBefore(control: Kysely<Database>, mecha: string): Promise<string> {
+  const id = newId()
+  await control.transaction().execute(async (trx) => {
+    await sql`INSERT INTO mechas (handle, org_id) VALUES (${mecha}, 'acme')`.execute(trx)
+    await sql`
+      INSERT INTO keys (id, kind, org_id, mecha, hash, tag_root, pepper_root, created_at, created_by)
+      VALUES (${id}, 'mecha', 'acme', ${mecha}, ${`$argon2id$v=19$m=1024,t=1,p=1$${'A'.repeat(22)}$${'A'.repeat(43)}`}, 'x', 'x', now(), 'operator:alice')`.execute(trx)
+    await insertEvents(trx, 'acme', [{ at: new Date(), type: 'key.issued', key_id: id, kind: 'mecha', mecha, actor: 'operator:alice', request_id: 'x', address: 'x', data: {} }])
+  })
+  return id
+}
+
 t.test('the migration copies nothing, and a process of the release before goes on through it', async (t) => {
   const database = await createDatabase(t, { empty: true })
   await migrateBefore(database.db, '0015')
   const service = await startService(t, {}, database)
   const token = await service.token()
-  const { key } = await service.issue()
+  const control = openDatabase({ url: database.control, size: 1, timeoutMs: 10_000, name: 'test' })
+  t.teardown(() => control.destroy())
+  const first = await issueAsBefore(control, 'sales^acmecorp')
   const { rows: [before] } = await sql<{ file: number }>`SELECT pg_relation_filenode('events')::int AS file`.execute(database.db)
   t.ok((await migrate(database.db)).includes('0015_event_partitions'))
   t.same(await migrate(database.db), [], 'once')
   const { rows: [after] } = await sql<{ file: number }>`SELECT pg_relation_filenode('events_open')::int AS file`.execute(database.db)
   t.same(after, before, 'the file is the one that it was')
 
-  t.equal((await service.call('POST', `/v1/keys/${key.id}/revoke`, { token })).status, 200)
+  t.equal((await service.call('POST', `/v1/keys/${publicId('mecha', first)}/revoke`, { token })).status, 200)
+  await issueAsBefore(control, 'buyer^acmecorp')
   const issue = () => service.call('POST', '/v1/keys', { token, body: { mecha: 'sales^acmecorp' }, headers: { 'idempotency-key': 'one' } })
   for (const status of [201, 201]) t.equal((await issue()).status, status)
   const { events } = (await service.call('GET', '/v1/events', { token })).body
-  t.same(events.map(({ type }: any) => type), ['key.issued', 'key.revoked', 'key.issued', 'key.secret_replaced'])
-  t.same(await positions(database.db), [1, 2, 3, 4, 5], 'positions go on where they were')
+  t.same(events.map(({ type }: any) => type), ['key.issued', 'key.revoked', 'key.issued', 'key.issued', 'key.secret_replaced'])
+  t.same(await positions(database.db), [1, 2, 3, 4, 5, 6], 'positions go on where they were')
   const { rows } = await sql<{ name: string }>`SELECT indexrelid::regclass::text AS name FROM pg_index WHERE indrelid = 'events_open'::regclass ORDER BY 1`.execute(database.db)
   t.same(rows.map(({ name }) => name), ['events_open_key_id_position_idx', 'events_open_mecha_position_idx', 'events_open_org_id_position_idx', 'events_open_pkey'], 'no index was built')
 })

@@ -46,6 +46,17 @@ t.test('422: the same Idempotency-Key with another body, or on another route', a
   t.match(await service.call('POST', '/v1/keys', { token, body: BODY, headers: { 'idempotency-key': 'x'.repeat(256) } }), { status: 400, body: { errors: [{ field: 'headers.idempotency-key' }] } })
 })
 
+t.test('a request that was refused leaves its Idempotency-Key free', async (t) => {
+  const service = await startService(t, { MAX_ACTIVE_KEYS_PER_MECHA: '1' })
+  const token = await service.token()
+  const { key } = await service.issue()
+  const issue = () => service.call('POST', '/v1/keys', { token, body: BODY, headers: once })
+  t.match(await issue(), { status: 409, body: { code: 'key_limit_reached' } })
+  t.match(await service.call('POST', '/v1/keys', { token, body: { ...BODY, mecha: 'other^acmecorp', expires_at: '2020-01-01T00:00:00Z' }, headers: once }), { status: 400 })
+  await service.call('POST', `/v1/keys/${key.id}/revoke`, { token })
+  t.equal((await issue()).status, 201)
+})
+
 t.test('a repeat of a rotation gets the same successor, and the old key\'s end stays', async (t) => {
   const service = await startService(t)
   const token = await service.token()

@@ -1,6 +1,11 @@
+import { sql } from 'kysely'
 import t from 'tap'
+import { endOfNew } from '../../src/control/expiry.js'
+import { insertIssue } from '../../src/control/store.js'
+import { newId } from '../../src/key/id.js'
 import { parseToken } from '../../src/key/token.js'
-import { startService } from '../helpers/service.js'
+import { eventually } from '../helpers/eventually.js'
+import { startService, type Answer } from '../helpers/service.js'
 
 const BODY = { mecha: 'sales^acmecorp' }
 
@@ -212,4 +217,51 @@ t.test('fifty organizations that claim one handle at the same instant: one gets 
   const answers = await Promise.all(tokens.map((token) => service.call('POST', '/v1/keys', { token, body: BODY })))
   t.equal(answers.filter(({ status }) => status === 201).length, 1)
   t.equal(answers.filter(({ status }) => status === 404).length, 49)
+})
+
+t.test('whoever waits for a Mecha counts what its holder has left', async (t) => {
+  const service = await startService(t, { MAX_ACTIVE_KEYS_PER_MECHA: '2' })
+  const token = await service.token()
+  await service.issue()
+  const { db } = service.database
+  const isWaiting = async () => (await sql`SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`.execute(db)).rows.length > 0
+  let answer: Promise<Answer>
+  await db.transaction().execute(async (trx) => {
+    await sql`SELECT FROM mechas WHERE handle = ${BODY.mecha} FOR UPDATE`.execute(trx)
+    answer = service.call('POST', '/v1/keys', { token, body: BODY })
+    await eventually(isWaiting)
+    await sql`INSERT INTO keys (id, kind, org_id, mecha, hash, tag_root, pepper_root, created_at, created_by) SELECT ${newId()}, kind, org_id, mecha, hash, tag_root, pepper_root, created_at, created_by FROM keys`.execute(trx)
+  })
+  t.match(await answer!, { status: 409, body: { code: 'key_limit_reached' } })
+})
+
+t.test('PostgreSQL gives a key the end that the policy gives it, or refuses what the policy refuses', async (t) => {
+  const { database: { db } } = await startService(t)
+  const policy = { KEY_DEFAULT_TTL: undefined, KEY_MAX_TTL: 60 }
+  const hash = `$argon2id$v=19$m=1024,t=1,p=1$${'A'.repeat(22)}$${'A'.repeat(43)}`
+  const issue = (ends_at: Date | null, life_seconds: number | null) =>
+    insertIssue(db, {
+      key_id: newId(), key_hash: hash, key_tag_root: 'x', key_pepper_root: 'x', of_org: 'acme', of_mecha: BODY.mecha, key_name: null, key_scopes: [], key_metadata: {},
+      is_claimed: true, most_keys: 1000, ends_at, life_seconds, longest_seconds: policy.KEY_MAX_TTL, actor: 'test', request_id: 'x', address: 'x',
+    }, undefined)
+  const seen = { refused: 0, made: 0 }
+  // Around now and around the longest life, by what the clock may say when the statement has come there.
+  for (const start of [0, 60_000]) for (let ms = -3; ms < 12; ms++) {
+    const endsAt = new Date(Date.now() + start + ms)
+    const issued = await issue(endsAt, null)
+    if ('key' in issued) {
+      seen.made++
+      t.same(issued.key.expires_at, endOfNew({ endsAt, lifeSeconds: null }, issued.key.created_at, policy))
+    } else if ('refused' in issued && issued.refused === 'end') {
+      seen.refused++
+      t.throws(() => endOfNew({ endsAt, lifeSeconds: null }, issued.now, policy), { code: 'invalid_request' })
+    } else t.fail(JSON.stringify(issued))
+  }
+  t.ok(seen.made > 5 && seen.refused > 5, `${seen.made} made, ${seen.refused} refused`)
+  for (const lifeSeconds of [1, 60]) {
+    const issued = await issue(null, lifeSeconds)
+    if ('key' in issued) t.same(issued.key.expires_at, endOfNew({ endsAt: null, lifeSeconds }, issued.key.created_at, policy))
+    else t.fail(JSON.stringify(issued))
+  }
+  t.match(await issue(null, null), { key: { expires_at: null } })
 })

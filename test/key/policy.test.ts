@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import fc from 'fast-check'
 import t from 'tap'
-import { checkedExpiry, expiryOfNew } from '../../src/control/expiry.js'
+import { checkedExpiry, endOfNew, termOfNew, type ExpiryRequest } from '../../src/control/expiry.js'
 import { HANDLE_PATTERN } from '../../src/key/handle.js'
 import { findPepper, gatewaySubject, hashSecret, HASH_PROFILES, isOutdated, nameOfPepper, verifySecret } from '../../src/key/hash.js'
 import { deriveRoot, rootsOf } from '../../src/key/roots.js'
@@ -102,6 +102,7 @@ t.test('a new key ends when it was asked to, within the policy', async (t) => {
   const inSeconds = (seconds: number) => new Date(now.getTime() + seconds * 1000)
   const free = { KEY_DEFAULT_TTL: undefined, KEY_MAX_TTL: undefined }
   const strict = { KEY_DEFAULT_TTL: 60, KEY_MAX_TTL: 100 }
+  const expiryOfNew = (request: ExpiryRequest, at: Date, policy: Parameters<typeof termOfNew>[1], inherited?: number) => endOfNew(termOfNew(request, policy, inherited), at, policy)
   t.equal(expiryOfNew({}, now, free), null)
   t.same(expiryOfNew({}, now, strict), inSeconds(60))
   t.same(expiryOfNew({}, now, { ...strict, KEY_DEFAULT_TTL: undefined }), inSeconds(100), 'no default: the longest')
