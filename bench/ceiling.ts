@@ -5,7 +5,7 @@
 
 import Fastify from 'fastify'
 import { answer } from '../src/http/schemas.js'
-import { schemaCompiler } from '../src/http/validation.js'
+import { createCompilers } from '../src/http/validation.js'
 import { VerifyAnswer, VerifyBody } from '../src/runtime/schemas.js'
 
 const valid = {
@@ -13,7 +13,6 @@ const valid = {
   org_id: 'acmecorp', scopes: [], metadata: {}, expires_at: null,
 }
 
-const app = Fastify()
-app.setValidatorCompiler(schemaCompiler())
+const app = Fastify({ schemaController: { compilersFactory: createCompilers() as never } })
 app.post('/v1/verify', { schema: { body: VerifyBody, response: { 200: answer('A verdict', VerifyAnswer) } } }, async () => valid)
 process.stdout.write(`${await app.listen({ host: '127.0.0.1', port: 0 })}\n`)

@@ -12,6 +12,7 @@ import { PACKAGE_ROOT } from '../src/package-root.js'
 import { coldFigures } from './figures/cold.js'
 import { hotFigures } from './figures/hot.js'
 import { sdkFigures } from './figures/sdk.js'
+import { startFigures } from './figures/start.js'
 import { writeFigures } from './figures/writes.js'
 import type { Figure, Plan, Result } from './pairs.js'
 import { measureScale } from './scale.js'
@@ -24,7 +25,7 @@ if (only === 'scale') process.exit((await measureScale(plan.keys)) ? 0 : 1)
 const world = await createWorld()
 try {
   const rows: Row[] = []
-  for (const figure of [...hotFigures(world), ...sdkFigures(world), ...coldFigures(world), ...writeFigures(world)]) {
+  for (const figure of [...hotFigures(world), ...sdkFigures(world), ...coldFigures(world), ...writeFigures(world), ...startFigures(world)]) {
     if (!figure.name.includes(only)) continue
     const row = { name: figure.name, goal: figure.goal, ...(await figure.measure(plan)) }
     rows.push(row)

@@ -3,7 +3,7 @@
 import { randomUUID } from 'node:crypto'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { FastifyInstance, FastifySchemaCompiler, FastifySerializerCompiler } from 'fastify'
+import type { FastifyInstance } from 'fastify'
 import type { Kysely } from 'kysely'
 import type { DestinationStream, Logger } from 'pino'
 import { createHasher } from './auth/hasher.js'
@@ -28,12 +28,11 @@ import { createLogger, secretFields } from './http/logging.js'
 import { createMetrics, registerMetrics, takeTimes } from './http/metrics.js'
 import { registerNotFound } from './http/not-found.js'
 import { OAuthErrorSchema } from './http/oauth.js'
-import { registerOpenApi } from './http/openapi.js'
-import { registerDocs, registerErrorPages } from './http/pages.js'
+import { registerContract, registerErrorPages } from './http/pages.js'
 import { answerProblem, loggedProblem, ProblemSchema } from './http/problems.js'
 import { CallCounts } from './http/rate-limit.js'
 import { createServer, type ServerOptions } from './http/server.js'
-import { schemaCompiler } from './http/validation.js'
+import { createCompilers, type Compilers } from './http/validation.js'
 import { VERSION } from './package-root.js'
 import { asRefusal, authzRoutes, isForAuthz, withoutSubPath } from './runtime/authz.js'
 import { KeyCache } from './runtime/cache.js'
@@ -71,13 +70,9 @@ export interface AppParts {
   /** Whether what settings lead to is looked at before anything begins. */
   readonly refusesMistakes?: boolean
   /** What compiles schemas, for who has many apps in a process; each compiles its own otherwise. */
-  readonly compilers?: SchemaCompilers
-}
-
-export interface SchemaCompilers {
-  readonly validator: FastifySchemaCompiler<object>
-  /** @param app to which schemas that others refer to have been added */
-  serializer(app: FastifyInstance): FastifySerializerCompiler<object>
+  readonly compilers?: Compilers
+  /** What reads the routes as they are added: the contract is made of them. */
+  readonly describeRoutes?: (app: FastifyInstance) => Promise<void>
 }
 
 /** What keeps in memory what was read of keys, and is told when they change. */
@@ -127,7 +122,8 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   const tracing = sendsTraces(config) ? await openTracing(config, (error) => tellExport(error)) : undefined
   const logger = createLogger({ level: config.LOG_LEVEL, secrets: SECRET_FIELDS, fields: tracing && (() => tracing.logFields()), ...(parts.logDestination && { destination: parts.logDestination }) })
   const headersFor = outsideOfRoutes(config.PLANES === 'runtime' ? undefined : config.CORS_ORIGINS)
-  const app = serverOf(config, logger, { tracing, headersFor })
+  const compilers = parts.compilers ?? createCompilers()
+  const app = serverOf(config, logger, { compilers, tracing, headersFor })
   if (tracing) endWith(tracing)
   const hasher = createHasher({
     profile: config.HASH_PROFILE,
@@ -152,8 +148,6 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   const onDraining: (() => void)[] = []
 
   for (const schema of [ProblemSchema, OAuthErrorSchema, KeySchema, GatewaySchema, EventSchema]) app.addSchema(schema)
-  app.setValidatorCompiler(parts.compilers?.validator ?? schemaCompiler())
-  if (parts.compilers) app.setSerializerCompiler(parts.compilers.serializer(app))
   readBodies(app)
   registerNotFound(app, (reply) => {
     metrics.recordUnknownRoute(reply)
@@ -161,9 +155,9 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   })
   registerMetrics(app, metrics)
   app.setErrorHandler((error, request, reply) => answerProblem(reply, loggedProblem(error, request)))
-  await registerOpenApi(app, VERSION)
-  await registerDocs(app)
-  await registerErrorPages(app)
+  await parts.describeRoutes?.(app)
+  registerContract(app, config.PLANES)
+  registerErrorPages(app)
 
   if (config.PLANES !== 'runtime') {
     const { db } = openPlane('control', 'DATABASE_URL')
@@ -341,10 +335,9 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
 
   /** `/v1/authz` on a server of its own, which asks nobody who they are: the address decides who may ask. */
   async function openDoor(verifier: Verifier): Promise<FastifyInstance> {
-    const door = serverOf(config, logger, { authzAlone: true, tracing, headersFor: outsideOfRoutes(undefined) })
+    const door = serverOf(config, logger, { authzAlone: true, compilers, tracing, headersFor: outsideOfRoutes(undefined) })
     if (tracing) markPlane(door, 'runtime')
     door.addSchema(ProblemSchema)
-    door.setValidatorCompiler(schemaCompiler())
     takeTimes(door, metrics)
     registerNotFound(door, metrics.recordUnknownRoute)
     decorateCallers(door)
@@ -401,15 +394,14 @@ function invalidate(followers: readonly Follower[], ids: readonly string[]): voi
 }
 
 /** A server, which tells a proxy that asks `/v1/authz` nothing that it cannot take. */
-function serverOf(config: Settings, logger: Logger, { authzAlone = false, tracing, headersFor }: { authzAlone?: boolean } & Pick<ServerOptions, 'tracing' | 'headersFor'>): FastifyInstance {
+function serverOf(config: Settings, logger: Logger, { authzAlone = false, ...given }: { authzAlone?: boolean } & Pick<ServerOptions, 'compilers' | 'tracing' | 'headersFor'>): FastifyInstance {
   return createServer({
     logger,
     requestTimeoutMs: config.REQUEST_TIMEOUT * 1000,
     closeTimeoutMs: config.SHUTDOWN_TIMEOUT * 1000,
     trustProxy: config.TRUST_PROXY ?? false,
     requireHostHeader: !authzAlone,
-    tracing,
-    headersFor,
+    ...given,
     rewriteTarget: withoutSubPath,
     problemFor: (problem, target) => (authzAlone || isForAuthz(target) ? asRefusal(problem, config.AUTHZ_UNAVAILABLE) : problem),
   })

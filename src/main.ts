@@ -1,168 +1,22 @@
 #!/usr/bin/env node
-/**
- * The command line: what can be said. What is done stands in `commands/`, and is loaded when it is asked for: most
- * commands need little of the program.
- */
+/** Where the program begins: what has to be so before any other module is loaded, and then the command line. */
 
-import { Command, InvalidArgumentError, Option } from 'commander'
-import { SCOPES } from './auth/scopes.js'
-import { Refused, Unreachable } from './client.js'
-import { EXIT, userName } from './commands/shared.js'
-import { isDatabaseOutage, lockTimedOut } from './db/outage.js'
-import { ConfigError, Problem } from './errors.js'
-import { SIGNING_ALGORITHMS } from './key/signing.js'
-import { redactTokens } from './key/token.js'
-import { VERSION } from './package-root.js'
+import * as module from 'node:module'
+import { join } from 'node:path'
+import { PACKAGE_ROOT } from './package-root.js'
 
+cacheCompiledCode()
 silenceEd25519()
+await import('./command-line.js')
 
-const serve = () => import('./commands/serve.js')
-const database = () => import('./commands/database.js')
-const events = () => import('./commands/events.js')
-const restore = () => import('./commands/restore.js')
-const crews = () => import('./commands/crews.js')
-const organizations = () => import('./commands/organizations.js')
-const client = () => import('./commands/client.js')
-const offline = () => import('./commands/offline.js')
-
-const program = new Command('mecha-keys')
-  .description('Issues, lists, rotates, revokes and verifies Mecha keys. Settings come from the environment: see the README.')
-  .version(VERSION)
-  // Whatever is refused may be a key that was pasted into the wrong place.
-  .configureOutput({ outputError: (message, write) => write(redactTokens(message)) })
-  .exitOverride((error) => {
-    throw error
-  })
-
-program.command('serve').description('serve the planes that PLANES names').action(lazily(async () => (await serve()).runServe))
-program
-  .command('migrate')
-  .description("bring the database's tables up to date, as their owner")
-  .option('--with-logins', "also create the planes' logins that DATABASE_URL and RUNTIME_DATABASE_URL name")
-  .action(lazily(async () => (await database()).runMigrate))
-program.command('config').description('print the settings in effect, secrets masked').option('--json').action(lazily(async () => (await offline()).runConfig))
-program
-  .command('operator-token')
-  .description('sign an operator token with the built-in issuer')
-  .requiredOption('--org <org>', 'organization')
-  .option('--scope <scopes...>', `any of ${SCOPES.join(', ')}; all of them by default`, [...SCOPES])
-  .option('--crew <crews...>', 'narrow the token to some crews')
-  .option('--subject <name>', 'who it is for, as the audit trail names them', userName())
-  .option('--ttl <seconds>', 'how long it is valid', positive, 3600)
-  .action(lazily(async () => (await offline()).runOperatorToken))
-
-const gateway = program.command('gateway').description('gateway credentials, straight in the database')
-const ofWhom = () => [
-  new Option('--org <org>', "the organization whose keys the gateway may verify").conflicts('allOrganizations'),
-  new Option('--all-organizations', 'a gateway that may verify the keys of every organization'),
-]
-withOptions(gateway.command('create').requiredOption('--name <name>').option('--json'), ofWhom()).action(lazily(async () => (await database()).runGatewayCreate))
-withOptions(gateway.command('list').option('--json'), ofWhom()).action(lazily(async () => (await database()).runGatewayList))
-withOptions(gateway.command('revoke').argument('<id>').option('--reason <reason>'), ofWhom()).action(lazily(async () => (await database()).runGatewayRevoke))
-
-const trail = program
-  .command('events')
-  .description('write out the audit trail, oldest first, one line of JSON each')
-  .option('--follow', 'wait for more')
-  .option('--after <position>', 'leave out what was written out before', position)
-  .option('--output <file>', 'a file, gone on with where it ends; standard output otherwise')
-  .action(lazily(async () => (await events()).runEvents))
-trail
-  .command('expire')
-  .description('make the partitions of the coming months, and drop the months that EVENTS_RETENTION no longer keeps, as the owner of the tables')
-  .option('--json')
-  .action(lazily(async () => (await events()).runEventsExpire))
-
-const crew = program.command('crew').description("which organization a crew is reserved for, straight in the database, as its owner")
-crew
-  .command('reserve')
-  .description('from now on nobody else takes a handle in it')
-  .argument('<crews...>', 'as in name^crew')
-  .requiredOption('--org <org>', 'organization')
-  .option('--json')
-  .action(lazily(async () => (await crews()).runCrewReserve))
-crew.command('release').description('take reservations back').argument('<crews...>').action(lazily(async () => (await crews()).runCrewRelease))
-crew.command('list').description('what is reserved, and for whom').option('--json').action(lazily(async () => (await crews()).runCrewList))
-
-program
-  .command('organization')
-  .description('organizations, straight in the database, as its owner')
-  .command('erase')
-  .description('revoke and remove all that the database has of one: shows it, and what confirms that')
-  .argument('<org>', 'organization')
-  .option('--confirm <confirmation>', 'that what was shown is to be erased, for good')
-  .option('--json')
-  .action(lazily(async () => (await organizations()).runOrganizationErase))
-
-const afterRestore = program.command('restore').description('after the database was restored from a back-up, as its owner')
-afterRestore
-  .command('replay')
-  .description('end again what was ended since the back-up, and accept the database')
-  .argument('<file>', 'what events --output has written')
-  .option('--json')
-  .action(lazily(async () => (await restore()).runRestoreReplay))
-afterRestore
-  .command('waive')
-  .description('accept the database as it is: keys that were revoked since the back-up are accepted again')
-  .option('--yes-revocations-may-be-lost', 'that this is known')
-  .action(lazily(async () => (await restore()).runRestoreWaive))
-
-program
-  .command('root-secrets')
-  .description('root secrets')
-  .command('status')
-  .description('which root secrets living keys still need; exits with 1 where one of them is not configured')
-  .option('--json')
-  .action(lazily(async () => (await database()).runRootSecretsStatus))
-
-const signingKeys = program.command('signing-keys').description('keys that sign exchanged JWTs, straight in the database')
-signingKeys.command('list').description('which sign, did and will').option('--json').action(lazily(async () => (await database()).runSigningKeysList))
-signingKeys
-  .command('rotate')
-  .description('make the next one: it is published now and signs in ten minutes')
-  .addOption(new Option('--alg <algorithm>', 'what it signs with; as the one before unless said otherwise').choices([...SIGNING_ALGORITHMS]))
-  .option('--compromised', 'the others are in wrong hands: it signs at once, and what they signed is refused')
-  .option('--json')
-  .action(lazily(async () => (await database()).runSigningKeysRotate))
-
-program
-  .command('issue')
-  .description('issue a key; prints the plaintext, once')
-  .argument('<mecha>', 'name^crew')
-  .option('--name <name>')
-  .option('--scope <scopes...>')
-  .option('--expires-in <seconds>', 'life in seconds', positive)
-  .option('--idempotency-key <key>', 'a repeat with the same one makes no second key')
-  .option('--json')
-  .action(lazily(async () => (await client()).runIssue))
-program
-  .command('list')
-  .description('list keys, newest first')
-  .option('--mecha <mecha>')
-  .addOption(new Option('--status <status>').choices(['active', 'disabled', 'expired', 'revoked']))
-  .option('--json')
-  .action(lazily(async () => (await client()).runList))
-program
-  .command('revoke')
-  .description('revoke a key, for good')
-  .argument('<id>', 'key_…')
-  .option('--reason <reason>')
-  .option('--json')
-  .action(lazily(async () => (await client()).runRevoke))
-program
-  .command('verify')
-  .description('verify the key on standard input, or in MECHA_KEY; exits with 0 if it is valid and 1 if not')
-  .option('--mecha <mecha>')
-  .option('--scope <scopes...>')
-  .option('--json')
-  .action(lazily(async () => (await client()).runVerify))
-program
-  .command('inspect')
-  .description('offline: is what stands on standard input, or in MECHA_KEY, a well-formed key, and of which id?')
-  .option('--json')
-  .action(lazily(async () => (await offline()).runInspect))
-
-await program.parseAsync().catch(fail)
+/**
+ * Lets Node.js keep what it compiles, from 22.1 on. In a folder of the installation's own: whoever can write to it can write the program,
+ * which is not so of the folder for temporary files that is the default. Where it cannot be written to, nothing is kept.
+ */
+function cacheCompiledCode(): void {
+  const { enableCompileCache } = module as { enableCompileCache?: (folder: string) => unknown }
+  enableCompileCache?.(join(PACKAGE_ROOT, 'node_modules', '.cache', 'mecha-keys'))
+}
 
 /** Early releases of Node.js 20 call Ed25519 an experiment, on standard error, at every start. Nothing about it changed afterwards. */
 function silenceEd25519(): void {
@@ -170,39 +24,4 @@ function silenceEd25519(): void {
   process.emitWarning = (...warning: unknown[]) => {
     if (warning[1] !== 'ExperimentalWarning' || !String(warning[0]).includes('Ed25519')) warn(...warning)
   }
-}
-
-/** An action whose module is loaded when it is called for. */
-function lazily<A extends unknown[]>(load: () => Promise<(...args: A) => Promise<void>>) {
-  return async (...args: A) => (await load())(...args)
-}
-
-function positive(value: string): number {
-  if (!/^[1-9]\d{0,9}$/.test(value)) throw new InvalidArgumentError('must be a whole number of seconds, 1 or more')
-  return Number(value)
-}
-
-function position(value: string): string {
-  if (!/^\d{1,18}$/.test(value)) throw new InvalidArgumentError('must be the id of an event')
-  return value
-}
-
-function withOptions(command: Command, options: Option[]): Command {
-  for (const option of options) command.addOption(option)
-  return command
-}
-
-/** One readable line and an exit code, whatever went wrong. */
-function fail(error: Error & { code?: string; exitCode?: number }): void {
-  // Commander has already printed its own: help, the version, or what is wrong with the arguments.
-  if (error.code?.startsWith('commander.') && !(error instanceof InvalidArgumentError)) {
-    process.exitCode = error.exitCode === 0 ? 0 : EXIT.usage
-    return
-  }
-  process.stderr.write(`mecha-keys: ${redactTokens(error.message)}\n`)
-  if (error instanceof InvalidArgumentError) process.exitCode = EXIT.usage
-  else if (error instanceof ConfigError) process.exitCode = EXIT.config
-  else if (error instanceof Unreachable || isDatabaseOutage(error) || lockTimedOut(error)) process.exitCode = EXIT.unavailable
-  else if (error instanceof Refused || error instanceof Problem) process.exitCode = EXIT.no
-  else process.exitCode = EXIT.internal
 }

@@ -166,6 +166,12 @@ t.test('what the image adds to its base is what runs, and less than 30 MB', asyn
   t.ok(bytes < 30_000_000, `${bytes} bytes`)
 })
 
+t.test('a deployment has 100 packages at most', async (t) => {
+  const { packages } = JSON.parse(read('package-lock.json')) as { packages: Record<string, { dev?: true; devOptional?: true; optional?: true; link?: true }> }
+  const deployed = Object.entries(packages).filter(([path, { dev, devOptional, optional, link }]) => path !== '' && !dev && !devOptional && !optional && !link)
+  t.ok(deployed.length < 100, `${deployed.length}, and argon2's binary`)
+})
+
 t.test('the image runs as a user that has no name', async (t) => {
   const nameless = `
     import os from 'node:os'

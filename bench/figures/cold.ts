@@ -1,10 +1,9 @@
 /** What has to be looked up and proved, how large the table may get, and what happens when too much of it is wanted. */
 
-import { readFileSync } from 'node:fs'
 import type { AloneOrder } from '../alone.js'
 import type { Order } from '../load.js'
 import { compare, type Figure, type Plan, type Result } from '../pairs.js'
-import { ask, generateLoad } from '../processes.js'
+import { ask, generateLoad, rssOf } from '../processes.js'
 import { fillTable, seedKeys } from '../seed.js'
 import type { BenchDatabase, Service, World } from '../world.js'
 
@@ -110,11 +109,6 @@ function listOrder(service: Service, { connections, seconds }: Plan): Order {
 async function withService(world: World, database: BenchDatabase, settings: Record<string, string>, run: (service: Service) => Promise<Result>): Promise<Result> {
   const service = await world.service(database, settings)
   return run(service).finally(() => service.stop())
-}
-
-/** Resident memory in MiB, as the kernel counts it. */
-function rssOf(pid: number): number {
-  return Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))![1]) / 1024
 }
 
 function once<Args extends unknown[], T>(make: (...args: Args) => Promise<T>): (...args: Args) => Promise<T> {

@@ -1,7 +1,6 @@
 /** The control plane: operators issue and govern keys and gateways, and read what happened. */
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import { Type } from 'typebox'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { Operator, OperatorAuthenticator } from '../auth/operators.js'
 import type { Scope } from '../auth/scopes.js'
@@ -9,6 +8,7 @@ import { databaseFailure } from '../db/outage.js'
 import { invalid, notFound, Problem, type ErrorCode } from '../errors.js'
 import { boundRequests } from '../http/bound.js'
 import { answer, HandleSchema, responses } from '../http/schemas.js'
+import { Type } from '../http/type.js'
 import { refuseSecretsAndUnstorable } from '../http/validation.js'
 import { parsePublicId, publicId, type CredentialKind } from '../key/id.js'
 import { createGateway } from './gateways.js'

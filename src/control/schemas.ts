@@ -1,6 +1,7 @@
-import { Type, type Static } from 'typebox'
+import type { Static } from 'typebox'
 import { HandleSchema, MetadataSchema, nullable, nullableText, nullableTime, ScopesSchema, TimeSchema } from '../http/schemas.js'
 import type { KeyRefusalsTable } from '../db/tables.js'
+import { Type } from '../http/type.js'
 import { ID_PATTERN } from '../key/id.js'
 import type { KeyStatus } from '../key/status.js'
 import { EVENT_TYPES } from './parts.js'

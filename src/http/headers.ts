@@ -1,6 +1,8 @@
-/** Headers that carry a credential, and how to let go of them. */
+/** Headers that carry a credential, how to let go of them, and what a caller would rather have. */
 
 import type { IncomingMessage } from 'node:http'
+import type { FastifyRequest } from 'fastify'
+import Negotiator from 'negotiator'
 
 export const SECRET_HEADERS = ['authorization', 'x-mecha-key', 'x-gateway-authorization', 'cookie', 'set-cookie']
 
@@ -11,4 +13,9 @@ export function dropCredentials(request: IncomingMessage): void {
   for (const name of SECRET_HEADERS) delete headers[name]
   request.rawHeaders = []
   request.headersDistinct = {}
+}
+
+/** Which of some media types the caller likes best (RFC 9110, section 12.5.1), the first where it has no say; `undefined` where it takes none of them. */
+export function preferredType({ raw }: FastifyRequest, types: string[]): string | undefined {
+  return new Negotiator(raw).mediaType(types)
 }

@@ -1,9 +1,9 @@
 /** Liveness and readiness. */
 
 import { setTimeout as sleep } from 'node:timers/promises'
-import { Type } from 'typebox'
 import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
 import { responses } from './schemas.js'
+import { Type } from './type.js'
 
 /** One thing that has to be right before traffic is welcome: resolves to what is wrong, or to nothing. */
 export type ReadinessCheck = () => Promise<string | undefined>

@@ -1,10 +1,10 @@
 /** What OAuth clients send and are told where something is wrong: the same problems, in the words that such clients know (RFC 6749, section 5.2; RFC 7009, section 2.2.1). */
 
 import formBody from '@fastify/formbody'
-import { Type } from 'typebox'
 import type { FastifyInstance } from 'fastify'
 import type { ErrorCode, Problem } from '../errors.js'
 import { loggedProblem } from './problems.js'
+import { Type } from './type.js'
 
 export const OAuthErrorSchema = Type.Object(
   {

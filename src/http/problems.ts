@@ -1,10 +1,10 @@
 /** Every error leaves as an RFC 9457 problem with a code of the catalogue, and nothing of its cause. */
 
-import { Type } from 'typebox'
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { causeOf, databaseFailure, isReadOnly } from '../db/outage.js'
 import { invalidRequest, Problem, type ErrorCode } from '../errors.js'
 import { brokenRules, fieldError } from './broken-rules.js'
+import { Type } from './type.js'
 
 declare module 'fastify' {
   interface FastifyReply {

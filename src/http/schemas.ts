@@ -1,9 +1,10 @@
 /** The shapes that both planes speak. TypeBox is the one source for validation, types and the OpenAPI document. */
 
-import { Type, type Static, type TSchema } from 'typebox'
+import type { Static, TSchema } from 'typebox'
 import type { Metadata } from '../db/tables.js'
 import { CATALOGUE, type ErrorCode } from '../errors.js'
 import { HANDLE_PATTERN, HANDLE_RULE } from '../key/handle.js'
+import { Type } from './type.js'
 
 export const HandleSchema = Type.String({
   pattern: HANDLE_PATTERN,
@@ -86,7 +87,7 @@ function withProblems<S extends object>(success: S, codes: ErrorCode[], type: st
   return { ...success, ...Object.fromEntries(problems), default: { description: 'Any other problem', content: contentOf(['internal_error']) } }
 }
 
-/** Where the contract has the sample of an error. `openapi.ts` puts it there. */
+/** Where the contract has the sample of an error. `test/tools/openapi.ts` puts it there. */
 function sampleRef(schema: string, code: ErrorCode) {
   return { $ref: `#/components/examples/${schema}.${code}` }
 }

@@ -8,6 +8,7 @@ import { refuseClient, type ProblemFor } from './client-errors.js'
 import { admitRequest, endConnectionsOnClose } from './connections.js'
 import { logRequests, requestLogger } from './logging.js'
 import { answerProblem, toProblem } from './problems.js'
+import type { Compilers } from './validation.js'
 
 export interface ServerOptions {
   readonly logger: FastifyBaseLogger
@@ -21,6 +22,7 @@ export interface ServerOptions {
   /** The target that a request is routed by. */
   readonly rewriteTarget: (target: string) => string
   readonly problemFor: ProblemFor
+  readonly compilers: Compilers
   readonly tracing: Tracing | undefined
   /** What is sent along with the refusal of a path that is none. */
   readonly headersFor: (request: FastifyRequest) => Record<string, string>
@@ -38,6 +40,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
     childLoggerFactory: requestLogger,
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     genReqId: requestIds(),
+    schemaController: { compilersFactory: options.compilers as never },
     trustProxy: options.trustProxy,
     bodyLimit: BODY_LIMIT,
     requestTimeout: timeout,

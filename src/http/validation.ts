@@ -3,7 +3,8 @@
 import { Ajv, type Options } from 'ajv'
 import type { DataValidationCxt } from 'ajv/dist/types/index.js'
 import addFormats from 'ajv-formats'
-import type { FastifyInstance, FastifySchemaCompiler } from 'fastify'
+import fastJsonStringify, { type Schema } from 'fast-json-stringify'
+import type { FastifyInstance, FastifySchemaCompiler, FastifySchemaValidationError, FastifySerializerCompiler } from 'fastify'
 import { invalid, invalidRequest, Problem, type FieldError } from '../errors.js'
 import { containsToken } from '../key/token.js'
 import { brokenRules, fieldName, type AjvError, type Validate } from './broken-rules.js'
@@ -13,25 +14,60 @@ const KEYWORDS = ['x-secret', 'x-rule', 'example']
 const OPTIONS: Options = { removeAdditional: false, useDefaults: true, verbose: true, keywords: KEYWORDS }
 const MAX_DEPTH = 16
 
-/** Bodies are taken as they are; only what arrives as text (query, path, headers) is turned into numbers. */
-export function schemaCompiler(): FastifySchemaCompiler<object> {
-  const [body, bodyAll] = compilers({ ...OPTIONS, coerceTypes: false })
+/** What Fastify asks for compilers. Given these, it does not load its own. */
+export interface Compilers {
+  readonly buildValidator: () => FastifySchemaCompiler<object>
+  /** @param known schemas that others refer to */
+  readonly buildSerializer: (known: Record<string, Schema>) => FastifySerializerCompiler<object>
+}
+
+export function createCompilers(): Compilers {
+  const validator = schemaCompiler()
+  return { buildValidator: () => validator, buildSerializer: answerCompiler }
+}
+
+/**
+ * Compiles the schemas of requests, each when the first request comes that is held against it: to compile all of them was most of a start.
+ * Bodies are taken as they are; only what arrives as text (query, path, headers) is turned into numbers.
+ */
+function schemaCompiler(): FastifySchemaCompiler<object> {
+  const body = compilers({ ...OPTIONS, coerceTypes: false })
   const text = compilers({ ...OPTIONS, coerceTypes: true })
   return ({ schema, httpPart }) => {
-    const [first, all] = httpPart === 'body' ? [body, bodyAll] : text
-    const validate = first.compile(schema)
-    // Only what is refused is looked through to its end: what costs nothing to send must cost little to refuse.
-    const findAll: Validate['all'] = (value) => {
-      const validateAll = all.compile(schema)
-      return validateAll(value) ? [] : (validateAll.errors as AjvError[])
+    const [first, all] = httpPart === 'body' ? body : text
+    const compiled = lazy(() => first().compile(schema))
+    const validate = (value: unknown) => {
+      const isValid = compiled()(value)
+      validate.errors = compiled().errors ?? null
+      return isValid
     }
-    return Object.assign(validate, { all: findAll })
+    validate.errors = null as FastifySchemaValidationError[] | null
+    // Only what is refused is looked through to its end: what costs nothing to send must cost little to refuse.
+    validate.all = ((value) => {
+      const validateAll = all().compile(schema)
+      return validateAll(value) ? [] : (validateAll.errors as AjvError[])
+    }) satisfies Validate['all']
+    return validate
+  }
+}
+
+/** Compiles the schemas of answers, in the same way. */
+function answerCompiler(known: Record<string, Schema>): FastifySerializerCompiler<object> {
+  return ({ schema }) => {
+    const compiled = lazy(() => fastJsonStringify(schema as Schema, { schema: known }))
+    return (data) => compiled()(data)
   }
 }
 
 /** What stops at the first broken rule, and what finds all. */
-function compilers(options: Options): [first: Ajv, all: Ajv] {
-  return [withOurs(new Ajv({ ...options, allErrors: false })), withOurs(new Ajv({ ...options, allErrors: true }))]
+function compilers(options: Options): [first: () => Ajv, all: () => Ajv] {
+  return [lazy(() => withOurs(new Ajv({ ...options, allErrors: false }))), lazy(() => withOurs(new Ajv({ ...options, allErrors: true })))]
+}
+
+/** What is made the first time that it is asked for. */
+function lazy<T>(make: () => T): () => T {
+  let made: T | undefined
+  return () => (made ??= make())
 }
 
 function withOurs(ajv: Ajv): Ajv {

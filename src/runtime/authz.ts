@@ -6,12 +6,12 @@
 
 import { METHODS, type IncomingMessage } from 'node:http'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import { Type } from 'typebox'
 import type { FastifyReply, FastifyRequest, HTTPMethods, onRequestHookHandler } from 'fastify'
 import { bearerOf, CHALLENGE } from '../auth/gateways.js'
 import { Problem } from '../errors.js'
 import { answerProblem, loggedProblem } from '../http/problems.js'
 import { emptyAnswer, responses } from '../http/schemas.js'
+import { Type } from '../http/type.js'
 import { containsToken } from '../key/token.js'
 import type { Demand, RefusalCode } from '../key/verdict.js'
 import type { CachedKey } from './cache.js'

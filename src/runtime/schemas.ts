@@ -1,6 +1,6 @@
-import { Type } from 'typebox'
 import { NONCE_PATTERN, NONCE_RULE } from '../gateway/signature.js'
 import { HandleSchema, MetadataSchema, nullableTime, ScopesSchema } from '../http/schemas.js'
+import { Type } from '../http/type.js'
 import { ID_PATTERN } from '../key/id.js'
 import type { RefusalCode } from '../key/verdict.js'
 

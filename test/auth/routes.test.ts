@@ -2,6 +2,7 @@ import Fastify, { type FastifyContextConfig } from 'fastify'
 import t from 'tap'
 import { SCOPES, type Scope } from '../../src/auth/scopes.js'
 import { requireOperator } from '../../src/control/routes.js'
+import { contractOf } from '../helpers/contract.js'
 import { NOTHING } from '../helpers/refusals.js'
 import { startService, type CallOptions, type Service } from '../helpers/service.js'
 
@@ -42,7 +43,7 @@ const BODY_OF: Record<string, object> = {
 }
 
 const service = await startService(t)
-const all = routesOf(service)
+const all = routesOf()
 const routes = all.filter(({ isOpen }) => !isOpen)
 const control = routes.filter(({ plane }) => plane === 'control')
 
@@ -115,8 +116,8 @@ t.test('a Mecha key opens no route: it is no operator token and no gateway crede
   for (const { method, url, id, options } of routes) t.equal((await service.call(method, url, { ...options, token })).status, refusalOf(id).status, id)
 })
 
-function routesOf({ app }: Service) {
-  const { paths = {} } = app.swagger() as { paths?: Record<string, Record<string, Operation>> }
+function routesOf() {
+  const { paths } = contractOf() as { paths: Record<string, Record<string, Operation>> }
   return Object.entries(paths).flatMap(([path, operations]) =>
     Object.entries(operations).flatMap(([method, { tags = [], operationId: id = path, security }]) => {
       const plane = tags.find((tag) => tag === 'control' || tag === 'runtime')

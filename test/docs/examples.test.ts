@@ -7,7 +7,7 @@ import { startService, type Answer, type Service } from '../helpers/service.js'
 
 t.test('every example of the contract is answered as the contract says', async (t) => {
   const service = await startService(t)
-  const contract = contractOf(service.app)
+  const contract = contractOf()
   const compile = compilerOf(contract)
   const operations = operationsOf(contract)
   t.ok(operations.length > 10)
@@ -50,7 +50,7 @@ t.test('every example of the contract is answered as the contract says', async (
 
 t.test('verify of a valid key, and pages that hold something, are as the contract says', async (t) => {
   const service = await startService(t)
-  const compile = compilerOf(contractOf(service.app))
+  const compile = compilerOf(contractOf())
   const token = await service.token()
   const { key, plaintext_key } = await service.issue({ name: 'production', scopes: ['orders:read'], metadata: { region: 'eu' }, expires_in: 3600 })
   const verdict = await service.verify(plaintext_key, { mecha: key.mecha, scopes: ['orders:read'] })

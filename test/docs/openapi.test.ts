@@ -5,18 +5,22 @@ import { METHODS } from 'node:http'
 import { connect, type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
+import fastJsonStringify, { type Schema } from 'fast-json-stringify'
 import t from 'tap'
+import { Type as TypeBox } from 'typebox'
 import { SECRET_FIELDS } from '../../src/app.js'
 import { SECRET_HEADERS } from '../../src/http/headers.js'
+import { Type } from '../../src/http/type.js'
+import { createCompilers } from '../../src/http/validation.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
 import { compilerOf, contractOf, operationsOf, successOf } from '../helpers/contract.js'
 import { startService, type CallOptions } from '../helpers/service.js'
-import { openApiYaml } from '../tools/documents.js'
+import { contractFiles } from '../tools/documents.js'
 
 /** Served, and not in the contract. */
 const HIDDEN = [
   'GET /', 'GET /openapi.json', 'GET /metrics', 'GET /errors/{code}',
-  'GET /docs', 'GET /docs/', 'GET /docs/json', 'GET /docs/yaml', 'GET /docs/*', 'GET /docs/static/index.html', 'GET /docs/static/swagger-initializer.js', 'GET /docs/static/theme/favicon.svg',
+  'GET /docs', 'GET /docs/', 'GET /docs/static/{file}',
   // What is in the contract as GET.
   ...METHODS.filter((method) => !['GET', 'HEAD', 'CONNECT'].includes(method)).map((method) => `${method} /v1/authz`),
 ]
@@ -25,13 +29,48 @@ const HIDDEN = [
 const BODILESS = ['GET /v1/authz 200']
 
 t.test('the committed contract is what the routes say', async (t) => {
-  const committed = readFileSync(join(PACKAGE_ROOT, 'openapi', 'openapi.yaml'), 'utf8')
-  t.ok(committed === (await openApiYaml()), 'openapi/openapi.yaml is up to date: run npm run docs')
+  for (const [name, text] of Object.entries(await contractFiles())) {
+    const committed = readFileSync(join(PACKAGE_ROOT, 'openapi', name), 'utf8')
+    t.ok(committed === text, `openapi/${name} is up to date: run npm run docs`)
+  }
+})
+
+t.test('every schema of a route can be compiled, which the service does when it is first needed', async (t) => {
+  const compilers = createCompilers()
+  let compiled = 0
+  await startService(t, { AUTHZ_LISTEN: '127.0.0.1:0' }, undefined, {
+    compilers: {
+      buildValidator: () => (route) => {
+        compiled++
+        const validate = compilers.buildValidator()(route)
+        validate(undefined)
+        return validate
+      },
+      buildSerializer: (known) => (route) => {
+        compiled++
+        fastJsonStringify(route.schema as Schema, { schema: known })
+        return compilers.buildSerializer(known)(route)
+      },
+    },
+  })
+  t.ok(compiled > 200, `${compiled} schemas`)
+})
+
+t.test('schemas are made as TypeBox makes them', async (t) => {
+  const made = (T: typeof Type) => {
+    const text = T.String({ pattern: '^a', description: 'text' })
+    const fields = { text, flag: T.Optional(T.Boolean({ default: true })), none: T.Null(), one: T.Literal('one'), count: T.Integer({ minimum: 1 }), list: T.Optional(T.Array(text, { maxItems: 2 })) }
+    return [
+      T.Object(fields, { title: 'Fields', additionalProperties: false }), T.Object({}), T.Object({ flag: fields.flag }), T.Union([T.Literal(1, { title: 'One' }), T.Literal(true)]),
+      T.Record(T.String(), T.Object(fields)), T.Ref('Key#', { description: 'a key' }), T.Unsafe<string>({ type: ['string', 'null'] }), T.Optional(T.Ref('Key#')), T.Union([T.Ref('Key#'), T.Null()], { title: 'Perhaps' }),
+    ]
+  }
+  t.same(JSON.stringify(made(Type)), JSON.stringify(made(TypeBox as typeof Type)))
 })
 
 t.test('the contract', async (t) => {
   const { app } = await startService(t)
-  const contract = contractOf(app)
+  const contract = contractOf()
   const operations = operationsOf(contract)
   const compile = compilerOf(contract)
 

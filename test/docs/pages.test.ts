@@ -2,6 +2,8 @@
 
 import t from 'tap'
 import { ERROR_CODES } from '../../src/errors.js'
+import { contractOf } from '../helpers/contract.js'
+import { emptyDatabase } from '../helpers/database.js'
 import { startService } from '../helpers/service.js'
 
 /** As Chromium, Firefox and Safari send it, but for the images. */
@@ -19,8 +21,16 @@ t.test('the pages', async (t) => {
     const page = await get('/docs/')
     t.match(page, { status: 200, headers: { 'content-type': /^text\/html/ }, text: '<title>mecha-keys</title>' })
     t.notMatch(page.text, /fastify|https?:\/\//i)
-    for (const url of ['/docs', '/docs/', '/docs/json', '/docs/static/swagger-ui-bundle.js', '/docs/static/theme/favicon.svg', '/docs/static/nothing'])
+    for (const url of ['/docs', '/docs/', '/docs/static/swagger-ui-bundle.js', '/docs/static/start.js', '/docs/static/favicon.svg', '/docs/static/nothing'])
       t.match((await get(url)).headers, { 'content-security-policy': /default-src 'none'.*frame-ancestors 'none'/, 'x-content-type-options': 'nosniff', 'x-frame-options': 'DENY' }, url)
+  })
+
+  t.test('what /docs refers to is served, and so is the contract that it shows', async (t) => {
+    const page = await get('/docs/')
+    for (const [, target] of page.text.matchAll(/(?:href|src)="([^"]+)"/g)) t.match(await get(`/docs/${target}`), { status: 200, headers: { 'content-type': /^(text\/(css|javascript)|image\/svg\+xml)/ } }, target!)
+    const start = (await get('/docs/static/start.js')).text
+    const url = new URL(/new URL\('([^']+)'/.exec(start)![1]!, 'http://service.example/docs/').pathname
+    t.match(await get(url), { status: 200, headers: { 'content-type': /^application\/json/ }, body: { openapi: '3.1.0' } })
   })
 
   t.test('nothing is served from outside of the folder of /docs, and asking for it is no error of ours', async (t) => {
@@ -46,4 +56,13 @@ t.test('the pages', async (t) => {
     }
     for (const odd of ['/errors/README', '/errors/..%2Fsecurity', '/errors/%2e%2e%2fsecurity', '/errors/nonsense', '/errors/not_found.md']) t.match(await get(odd), { status: 404, body: { code: 'route_not_found' } }, odd)
   })
+})
+
+t.test('/openapi.json tells of the plane that is served', async (t) => {
+  const database = await emptyDatabase()
+  const pathsOf = async (PLANES: string) => Object.keys((await (await startService(t, { PLANES }, database)).call('GET', '/openapi.json')).body.paths)
+  const [control, runtime] = [await pathsOf('control'), await pathsOf('runtime')]
+  t.ok(control.includes('/v1/keys') && runtime.includes('/v1/verify'))
+  t.same(control.filter((path) => runtime.includes(path)).sort(), ['/livez', '/readyz'])
+  t.same([...new Set([...control, ...runtime])].sort(), Object.keys(contractOf().paths).sort())
 })

@@ -13,7 +13,7 @@ import { fresh, startService, type Service } from '../helpers/service.js'
 import { layWire } from '../helpers/wire.js'
 
 t.test('a stream begins with a reset and a confirmation, and may be kept by nobody on its way', async (t) => {
-  const { service, url, gateway } = await serving(t)
+  const { url, gateway } = await serving(t)
   const stream = await listen(t, url, gateway)
   t.equal(stream.status, 200)
   t.match(Object.fromEntries(stream.headers), { 'content-type': 'text/event-stream; charset=utf-8', 'cache-control': 'no-store', 'x-accel-buffering': 'no', 'x-request-id': /./ })
@@ -22,7 +22,7 @@ t.test('a stream begins with a reset and a confirmation, and may be kept by nobo
   t.ok(Number.isInteger(confirmed_ms) && confirmed_ms <= 0, 'what is confirmed was asked for before the stream was opened')
   t.ok(Math.abs(Date.parse(database_time) - Date.now()) < 60_000)
   await stream.heard('confirmed', (data) => data.confirmed_ms > confirmed_ms)
-  t.match(contractOf(service.app).paths['/v1/changes']!['get'], { responses: { 200: { content: { 'text/event-stream': {} } } } })
+  t.match(contractOf().paths['/v1/changes']!['get'], { responses: { 200: { content: { 'text/event-stream': {} } } } })
 })
 
 t.test('a gateway is told of its own organization, and one of all organizations of all', async (t) => {

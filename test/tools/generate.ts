@@ -3,11 +3,11 @@
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
-import { openApiYaml, withSettings } from './documents.js'
+import { contractFiles, withSettings } from './documents.js'
 
-const contract = join(PACKAGE_ROOT, 'openapi', 'openapi.yaml')
+const contracts = join(PACKAGE_ROOT, 'openapi')
 const readme = join(PACKAGE_ROOT, 'README.md')
 
-mkdirSync(join(PACKAGE_ROOT, 'openapi'), { recursive: true })
-writeFileSync(contract, await openApiYaml())
+mkdirSync(contracts, { recursive: true })
+for (const [name, text] of Object.entries(await contractFiles())) writeFileSync(join(contracts, name), text)
 writeFileSync(readme, withSettings(readFileSync(readme, 'utf8')))

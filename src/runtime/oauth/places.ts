@@ -7,38 +7,37 @@ import { createChecks } from '../checks.js'
 type FindPlace = (keyId: string) => Promise<number>
 
 export class StatusPlaces {
-  readonly #known: LRUCache<string, number>
+  /** Made when the first key is exchanged: it takes its memory at once. */
+  #known: LRUCache<string, number> | undefined
   readonly #asking = createChecks<number>()
   /** How often something was told to have changed: what was asked before is not kept after. */
   #invalidations = 0
 
   constructor(
     private readonly find: FindPlace,
-    max: number,
-  ) {
-    this.#known = new LRUCache({ max })
-  }
+    private readonly max: number,
+  ) {}
 
   /** However many ask for a key at once, the database is asked once. */
   placeOf(keyId: string, signal: () => AbortSignal): number | Promise<number> {
-    return this.#known.get(keyId) ?? this.#ask(keyId, signal())
+    return this.#known?.get(keyId) ?? this.#ask(keyId, signal())
   }
 
   /** Keys that changed: one that came back from the dead may have lost its place. */
   invalidate(keyIds: readonly string[]): void {
     this.#invalidations++
-    for (const id of keyIds) this.#known.delete(id)
+    for (const id of keyIds) this.#known?.delete(id)
   }
 
   invalidateAll(): void {
     this.#invalidations++
-    this.#known.clear()
+    this.#known?.clear()
   }
 
   async #ask(keyId: string, signal: AbortSignal): Promise<number> {
     const invalidations = this.#invalidations
     const place = await this.#asking.join(keyId, signal, () => this.find(keyId))
-    if (invalidations === this.#invalidations) this.#known.set(keyId, place)
+    if (invalidations === this.#invalidations) (this.#known ??= new LRUCache({ max: this.max })).set(keyId, place)
     return place
   }
 }

@@ -1,13 +1,13 @@
 /** The OAuth side of the runtime plane: introspection, exchange, and what gateways need to verify offline. */
 
-import accepts from '@fastify/accepts'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import { Type } from 'typebox'
 import { authenticateClient } from '../../auth/gateways.js'
 import { Problem } from '../../errors.js'
+import { preferredType } from '../../http/headers.js'
 import { FORM, speakOAuth } from '../../http/oauth.js'
 import { limitAddresses } from '../../http/rate-limit.js'
 import { answer, oauthResponses, responses } from '../../http/schemas.js'
+import { Type } from '../../http/type.js'
 import { JWKS_MAX_AGE } from '../../key/signing.js'
 import { requireGateway } from '../callers.js'
 import { exchange } from './exchange.js'
@@ -33,7 +33,6 @@ export function oauthRoutes(parts: OAuthParts, publicUrl: string | undefined): F
 function introspectionRoutes(parts: OAuthParts): FastifyPluginAsyncTypebox {
   return async (app) => {
     await speakOAuth(app)
-    await app.register(accepts)
     requireGateway(app, parts.verifier, authenticateClient)
     // RFC 9110, section 12.5.5, though nobody may keep it: what stands between may look at it.
     app.addHook('onRequest', (_request, reply, done) => {
@@ -59,7 +58,7 @@ function introspectionRoutes(parts: OAuthParts): FastifyPluginAsyncTypebox {
       async (request, reply) => {
         const { gateway, body } = request
         const introspection = await introspect(parts, body.token, gateway, reply)
-        if (request.accepts().type(['application/json', SIGNED_INTROSPECTION]) !== SIGNED_INTROSPECTION) return introspection
+        if (preferredType(request, ['application/json', SIGNED_INTROSPECTION]) !== SIGNED_INTROSPECTION) return introspection
         return reply.type(SIGNED_INTROSPECTION).send(await signIntrospection(parts, introspection, gateway))
       },
     )
@@ -99,7 +98,6 @@ function exchangeRoutes(parts: OAuthParts): FastifyPluginAsyncTypebox {
 /** What anybody may have, pages of any origin too, and may keep for a while. */
 function wellKnownRoutes({ keyring, statusList, issuer }: OAuthParts, publicUrl: string | undefined): FastifyPluginAsyncTypebox {
   return async (app) => {
-    await app.register(accepts)
     app.addHook('onRequest', (_request, reply, done) => {
       reply.header('access-control-allow-origin', '*')
       done()
@@ -143,7 +141,7 @@ function wellKnownRoutes({ keyring, statusList, issuer }: OAuthParts, publicUrl:
       },
       async (request, reply) => {
         reply.header('vary', 'Accept')
-        if (!request.accepts().type([STATUS_LIST])) throw new Problem('not_acceptable', `The list can be had as ${STATUS_LIST}, and as nothing else.`)
+        if (!preferredType(request, [STATUS_LIST])) throw new Problem('not_acceptable', `The list can be had as ${STATUS_LIST}, and as nothing else.`)
         const { jwt, etag, maxAge } = await statusList.current()
         reply.headers({ 'cache-control': `public, max-age=${maxAge}`, etag })
         // The contract has no 304, as no client looks for it there.

@@ -1,4 +1,4 @@
-import { Type } from 'typebox'
+import { Type } from '../../http/type.js'
 
 export const TOKEN_EXCHANGE = 'urn:ietf:params:oauth:grant-type:token-exchange'
 export const ACCESS_TOKEN = 'urn:ietf:params:oauth:token-type:access_token'

@@ -1,11 +1,15 @@
-/** The contract: made from the routes' own schemas, so that it cannot say anything else than they do. */
+/**
+ * The contract: made from the routes' own schemas, so that it cannot say anything else than they do. It is made when one of them changes
+ * and not when the service starts, which serves what was made (`src/http/pages.ts`).
+ */
 
 import { isDeepStrictEqual } from 'node:util'
 import swagger from '@fastify/swagger'
 import type { FastifyInstance } from 'fastify'
-import { Problem, type ErrorCode } from '../errors.js'
-import { HANDLE_RULE } from '../key/handle.js'
-import { oauthError } from './oauth.js'
+import { Problem, type ErrorCode } from '../../src/errors.js'
+import { HANDLE_RULE } from '../../src/key/handle.js'
+import { oauthError } from '../../src/http/oauth.js'
+import { VERSION } from '../../src/package-root.js'
 
 const DESCRIPTION = [
   'Issues, lists, rotates, revokes and verifies Mecha keys: the runtime credentials of named AI workers.',
@@ -14,14 +18,14 @@ const DESCRIPTION = [
   'Every answer has an `X-Request-Id`, which names the request in the log and in the audit trail: the caller\'s own where it sent one of up to 64 letters, digits, `.`, `_` and `-`. No answer under `/v1` may be cached.',
 ].join('\n\n')
 
-/** Must be registered before the routes that it describes. */
-export async function registerOpenApi(app: FastifyInstance, version: string): Promise<void> {
+/** Must be registered before the routes that it describes; `app.swagger()` is the contract then. */
+export async function describeRoutes(app: FastifyInstance): Promise<void> {
   await app.register(swagger, {
     openapi: {
       openapi: '3.1.0',
       info: {
         title: 'mecha-keys',
-        version,
+        version: VERSION,
         description: DESCRIPTION,
         contact: { name: 'Whoever runs this service' },
         license: { name: 'Unlicensed', identifier: 'LicenseRef-UNLICENSED' },
@@ -52,7 +56,6 @@ export async function registerOpenApi(app: FastifyInstance, version: string): Pr
     },
     refResolver: { buildLocalReference: (json, _base, _fragment, i) => (typeof json.$id === 'string' ? json.$id : `schema-${i}`) },
   })
-  app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger())
 }
 
 /** As much of the document, and of an operation, as is looked at here. */
