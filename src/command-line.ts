@@ -7,7 +7,7 @@ import { Command, InvalidArgumentError, Option } from 'commander'
 import { SCOPES } from './auth/scopes.js'
 import { Refused, Unreachable } from './client.js'
 import { EXIT, userName } from './commands/shared.js'
-import { isDatabaseOutage, lockTimedOut } from './db/outage.js'
+import { databaseFailure } from './db/outage.js'
 import { ConfigError, Problem } from './errors.js'
 import { SIGNING_ALGORITHMS } from './key/signing.js'
 import { redactTokens } from './key/token.js'
@@ -191,7 +191,7 @@ function fail(error: Error & { code?: string; exitCode?: number }): void {
   process.stderr.write(`mecha-keys: ${redactTokens(error.message)}\n`)
   if (error instanceof InvalidArgumentError) process.exitCode = EXIT.usage
   else if (error instanceof ConfigError) process.exitCode = EXIT.config
-  else if (error instanceof Unreachable || isDatabaseOutage(error) || lockTimedOut(error)) process.exitCode = EXIT.unavailable
+  else if (error instanceof Unreachable || databaseFailure(error)) process.exitCode = EXIT.unavailable
   else if (error instanceof Refused || error instanceof Problem) process.exitCode = EXIT.no
   else process.exitCode = EXIT.internal
 }

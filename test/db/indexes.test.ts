@@ -1,0 +1,70 @@
+/** Indexes that `migrate` builds while others write. */
+
+import { sql } from 'kysely'
+import t from 'tap'
+import { insertEvents } from '../../src/control/store.js'
+import { expireEvents } from '../../src/control/trail/partitions.js'
+import { migrate } from '../../src/db/migrate.js'
+import { newId } from '../../src/key/id.js'
+import { createDatabase, type TestDatabase } from '../helpers/database.js'
+import { eventually } from '../helpers/eventually.js'
+import { start } from '../helpers/process.js'
+import { startService } from '../helpers/service.js'
+
+t.test('while an index is built keys are issued, and the next run mends what a killed one left', async (t) => {
+  const database = await createDatabase(t)
+  const { db } = database
+  await sql`DROP INDEX keys_by_crew, events_by_type`.execute(db)
+  const service = await startService(t, {}, database)
+  const run = () => start(t, ['migrate'], { env: { MIGRATE_DATABASE_URL: database.owner } })
+  // An index that is being built is waited for, before it is valid, by nobody, and waits itself for whoever has read before.
+  const second = await db.transaction().setIsolationLevel('repeatable read').execute(async (reader) => {
+    await sql`SELECT FROM keys`.execute(reader)
+    const first = run()
+    await eventually(() => isBeingBuilt(database))
+    const second = run()
+    t.same(await indexesOf(database, 'keys', 'keys_by_crew'), [{ name: 'keys_by_crew', valid: false }])
+    t.match(await service.issue(), { key: { status: 'active' } })
+    first.signal('SIGKILL')
+    await sql`SELECT pg_terminate_backend(pid) FROM pg_stat_progress_create_index WHERE datname = current_database()`.execute(db)
+    t.match(await first.ended(), { signal: 'SIGKILL' })
+    t.same(await indexesOf(database, 'keys', 'keys_by_crew'), [{ name: 'keys_by_crew', valid: false }], 'it is left behind')
+    return second
+  })
+  t.match(await second.ended(), { code: 0, stdout: 'applied index keys_by_crew, index events_by_type\n' })
+  t.same(await indexesOf(database, 'keys', 'keys_by_crew'), [{ name: 'keys_by_crew', valid: true }])
+  t.same(await indexesOf(database, 'events', 'events_by_type'), [{ name: 'events_by_type', valid: true }])
+  t.match(await run().ended(), { code: 0, stdout: 'nothing to apply\n' })
+})
+
+t.test('every partition of events has each index once, whatever became of it between two runs, and new ones come with theirs', async (t) => {
+  const database = await createDatabase(t)
+  const { db } = database
+  const event = { at: new Date(), type: 'key.issued', key_id: newId(), kind: 'mecha' as const, mecha: null, actor: 'test', request_id: newId(), address: 'local', data: {} }
+  await db.transaction().execute((trx) => insertEvents(trx, 'acme', [event]))
+  await sql`DROP INDEX events_by_type, events_by_actor`.execute(db)
+  // As a run leaves it that ends before it comes to `events` itself.
+  const { rows: [open] } = await sql<{ number: string }>`SELECT 'events_open'::regclass::oid::text AS number`.execute(db)
+  await sql`CREATE INDEX ${sql.id(`events_by_type_${open!.number}`)} ON events_open (org_id, type, position)`.execute(db)
+  await expireEvents(db, undefined)
+  t.same(await migrate(db), ['index events_by_type', 'index events_by_actor'])
+  const { rows } = await sql<{ partition: string; indexes: number; valid: boolean }>`
+    SELECT indrelid::regclass::text AS partition, count(*)::int AS indexes, bool_and(indisvalid) AS valid FROM pg_index
+    WHERE indrelid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'events'::regclass) GROUP BY indrelid`.execute(db)
+  const { length: ofTheTable } = await indexesOf(database, 'events', '')
+  t.ok(rows.length > 3)
+  // Each has its primary key, which the table of partitions has not.
+  for (const { partition, indexes, valid } of rows) t.same({ indexes, valid }, { indexes: ofTheTable + 1, valid: true }, partition)
+})
+
+async function isBeingBuilt({ db }: TestDatabase): Promise<boolean> {
+  const { rows } = await sql`SELECT FROM pg_stat_progress_create_index WHERE datname = current_database() AND phase = 'waiting for old snapshots'`.execute(db)
+  return rows.length > 0
+}
+
+async function indexesOf({ db }: TestDatabase, table: string, name: string): Promise<{ name: string; valid: boolean }[]> {
+  const { rows } = await sql<{ name: string; valid: boolean }>`
+    SELECT relname AS name, indisvalid AS valid FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+    WHERE indrelid = ${table}::regclass AND starts_with(relname, ${name})`.execute(db)
+  return rows
+}
