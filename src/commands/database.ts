@@ -57,7 +57,7 @@ export async function runGatewayList(options: OfWhom & { json?: true }): Promise
         const { keys, now } = await listKeys(db, { orgId, crews: undefined }, { kind: 'gateway', limit: PAGE, after })
         gateways.push(...keys.map((key) => ({ id: publicId('gateway', key.id), name: key.name, org_id: key.org_id, status: statusAt(key, now) })))
         const last = keys.at(-1)
-        after = last && { createdAt: last.created_at, id: last.id }
+        after = last && { by: 'created_at', at: last.created_at, id: last.id }
         isMore = keys.length === PAGE
       }
       print(options.json, { gateways }, () => gateways.map(({ id, status, name }) => `${id}  ${status}  ${name}`))

@@ -21,7 +21,7 @@ import {
   IdempotencyHeaders, IssueBody, KeyIdSchema, KeyPage, KillSwitchAnswer, ListQuery, PreferHeaders,
   RevealedGateway, RevealedKey, RevokeBody, RotateBody, RotateHeaders, UpdateBody,
 } from './schemas.js'
-import { findKey, findLatelyRevoked, listEvents, listKeys, readClock, type ListFilter } from './store.js'
+import { findKey, findLatelyRevoked, listEvents, listKeys, orderOfKeys, readClock, type ListFilter } from './store.js'
 import { updateKeyDetails } from './update.js'
 import { decodeCursor, encodeCursor, eventView, gatewayView, keyView } from './views.js'
 
@@ -310,10 +310,12 @@ interface PageQuery {
 async function page({ db }: ControlParts, operator: Operator, kind: CredentialKind, query: PageQuery) {
   const { mecha, status, limit = 50, cursor } = query
   const after = cursor === undefined ? undefined : decodeCursor(cursor)
-  if (cursor !== undefined && !after) throw invalid('query.cursor', 'format', 'must be the next_cursor of a page before')
+  const order = orderOfKeys(query)
+  // A cursor by creation goes on in that order wherever it is given: the release before makes them for keys that have expired, too.
+  if (cursor !== undefined && after?.by !== 'created_at' && after?.by !== order) throw invalid('query.cursor', 'format', 'must be the next_cursor of a page before')
   const { keys, now } = await listKeys(db, operator, { kind, mecha, status, limit: limit + 1, after })
   const shown = keys.slice(0, limit)
-  return { keys: shown, now, next_cursor: keys.length > limit ? encodeCursor(shown.at(-1)!) : null }
+  return { keys: shown, now, next_cursor: keys.length > limit ? encodeCursor(shown.at(-1)!, after?.by ?? order) : null }
 }
 
 /** The route's schema has checked the shape, which a time that does not exist can have. */

@@ -135,7 +135,7 @@ export const UpdateBody = Type.Object(
 export const RevokeBody = Type.Object({ reason: Type.Optional(line(500, 'Why, for the audit trail')) }, strict('RevokeBody', { reason: 'found in a public repository' }))
 export const GatewayBody = Type.Object({ name: Name }, strict('GatewayBody', { name: 'edge-eu-1' }))
 
-const OnlyStatus = Status('Only those with this status')
+const OnlyStatus = Status('Only those with this status. Those that have expired are in the order in which they did, the last first, unless `mecha` is given too')
 const OnlyMecha = Type.String({ ...HandleSchema, description: 'Only those of this Mecha: `name^crew`' })
 const Limit = Type.Integer({ minimum: 1, maximum: 100, default: 50, description: 'Most entries in one page', examples: [50] })
 const PageCursor = Type.String({ maxLength: 200, description: '`next_cursor` of the page before' })

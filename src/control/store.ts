@@ -24,9 +24,13 @@ export type KeyRecord = Omit<KeyRow, 'hash' | 'tag_root' | 'pepper_root' | 'crew
   readonly last_refused_code: KeyRefusalsTable['last_refused_code'] | null
 }
 
+/** What a listing is ordered by, the latest first. */
+export type KeyOrder = 'created_at' | 'expires_at'
+
 /** Where a page of a listing ended. */
 export interface Cursor {
-  readonly createdAt: Date
+  readonly by: KeyOrder
+  readonly at: Date
   readonly id: string
 }
 
@@ -204,18 +208,35 @@ function selectKeys(db: Kysely<Database>) {
     .select([...KEY_COLUMNS, ...USE_COLUMNS])
 }
 
-/** Newest first. A row's place, once it has one, never changes: pages neither skip nor repeat what was there before. */
+/**
+ * Keys that have expired are in the order in which they did: whether a key has is a matter of the clock, and so no index knows the newest
+ * of them. Of one Mecha no more than its limit are alive, so there the newest are found among the others.
+ */
+export function orderOfKeys({ status, mecha }: Pick<ListFilter, 'status' | 'mecha'>): KeyOrder {
+  return status === 'expired' && mecha === undefined ? 'expires_at' : 'created_at'
+}
+
+/** The latest first. A row's place, once it has one, never changes: pages neither skip nor repeat what was there before. */
 export async function listKeys(db: Kysely<Database>, reach: Reach, filter: ListFilter): Promise<{ keys: KeyRecord[]; now: Date }> {
   const now = await readClock(db)
   const { kind, mecha, status, limit, after } = filter
-  const keys = await selectKeys(db)
-    .where(isReachable(reach, kind))
-    .$if(mecha !== undefined, (query) => query.where('mecha', '=', mecha!))
-    .$if(status !== undefined, (query) => query.where(hasStatus(status!, now)))
-    .$if(after !== undefined, (query) =>
-      query.where((eb) => eb(eb.refTuple('created_at', 'id'), '<', eb.tuple(after!.createdAt, after!.id))),
-    )
-    .orderBy('created_at', 'desc').orderBy('id', 'desc').limit(limit)
+  const by = after?.by ?? orderOfKeys(filter)
+  const found = eachCrew(reach, mecha !== undefined).map((crews) =>
+    db
+      .selectFrom('keys').select(KEY_COLUMNS)
+      .where(isReachable({ orgId: reach.orgId, crews }, kind))
+      .$if(mecha !== undefined, (query) => query.where('mecha', '=', mecha!))
+      .$if(status !== undefined, (query) => query.where(hasStatus(status!, now)))
+      .$if(after !== undefined, (query) => query.where((eb) => eb(eb.refTuple(by, 'id'), '<', eb.tuple(after!.at, after!.id))))
+      .orderBy(by, 'desc').orderBy('id', 'desc').limit(limit))
+    .map((ofSome) => db.selectFrom(ofSome.as('keys')).selectAll())
+  const page = found.reduce((all, one) => all.unionAll(one)).orderBy(by, 'desc').orderBy('id', 'desc').limit(limit)
+  const keys = await db
+    .selectFrom(page.as('keys'))
+    .leftJoin('key_usage', 'key_usage.key_id', 'keys.id')
+    .leftJoin('key_refusals', 'key_refusals.key_id', 'keys.id')
+    .select([...KEY_COLUMNS, ...USE_COLUMNS])
+    .orderBy(by, 'desc').orderBy('id', 'desc')
     .execute()
   return { keys, now }
 }
@@ -377,21 +398,23 @@ export interface EventFilter {
 }
 
 /** Oldest first, from a position on. */
-export async function listEvents(db: Kysely<Database>, { orgId, crews }: Reach & { orgId: string }, filter: EventFilter): Promise<EventRow[]> {
+export async function listEvents(db: Kysely<Database>, reach: Reach & { orgId: string }, filter: EventFilter): Promise<EventRow[]> {
   const { mecha, keyId, type, actor, since, until, after, limit } = filter
-  return db
-    .selectFrom('events').selectAll()
-    .where('org_id', '=', orgId)
-    .where('position', '>', after)
-    .$if(crews !== undefined, (query) => query.where(sql<string>`split_part(mecha, '^', 2)`, 'in', nonEmpty(crews!)))
-    .$if(mecha !== undefined, (query) => query.where('mecha', '=', mecha!))
-    .$if(keyId !== undefined, (query) => query.where('key_id', '=', keyId!))
-    .$if(type !== undefined, (query) => query.where('type', '=', type!))
-    .$if(actor !== undefined, (query) => query.where('actor', '=', actor!))
-    .$if(since !== undefined, (query) => query.where('at', '>=', since!))
-    .$if(until !== undefined, (query) => query.where('at', '<', until!))
-    .orderBy('position').limit(limit)
-    .execute()
+  const found = eachCrew(reach, mecha !== undefined || keyId !== undefined).map((crews) =>
+    db
+      .selectFrom('events').selectAll()
+      .where('org_id', '=', reach.orgId)
+      .where('position', '>', after)
+      .$if(crews !== undefined, (query) => query.where(sql<string>`split_part(mecha, '^', 2)`, 'in', nonEmpty(crews!)))
+      .$if(mecha !== undefined, (query) => query.where('mecha', '=', mecha!))
+      .$if(keyId !== undefined, (query) => query.where('key_id', '=', keyId!))
+      .$if(type !== undefined, (query) => query.where('type', '=', type!))
+      .$if(actor !== undefined, (query) => query.where('actor', '=', actor!))
+      .$if(since !== undefined, (query) => query.where('at', '>=', since!))
+      .$if(until !== undefined, (query) => query.where('at', '<', until!))
+      .orderBy('position').limit(limit))
+    .map((ofSome) => db.selectFrom(ofSome.as('events')).selectAll())
+  return found.reduce((all, one) => all.unionAll(one)).orderBy('position').limit(limit).execute()
 }
 
 // ── Conditions ──
@@ -405,6 +428,11 @@ function isReachable({ orgId, crews }: Reach, kind: CredentialKind) {
       eb('kind', '=', kind),
       ...(crews ? [eb('crew', 'in', nonEmpty(crews))] : []),
     ])
+}
+
+/** Crews one by one, for an index has the rows of each in order, and PostgreSQL merges what is in order. What is of one Mecha or key is of one crew. */
+function eachCrew({ crews }: Reach, isOfOne: boolean): (readonly string[] | undefined)[] {
+  return crews && !isOfOne ? [...new Set(nonEmpty(crews))].map((crew) => [crew]) : [crews]
 }
 
 /** `IN ()` is not SQL. No crew has an empty name, so this matches nothing, which is what an empty list means. */
@@ -421,6 +449,6 @@ function hasStatus(status: KeyStatus, now: Date) {
   return (eb: Keys) => {
     if (status === 'revoked') return eb('revoked_at', 'is not', null)
     if (status === 'expired') return eb.and([eb('revoked_at', 'is', null), eb('expires_at', '<=', now)])
-    return eb.and([isLiving(now)(eb), eb('enabled', '=', status === 'active')])
+    return eb.and([isLiving(now)(eb), status === 'active' ? eb.ref('enabled') : eb.not('enabled')])
   }
 }

@@ -4,7 +4,7 @@ import type { EventRow } from '../db/tables.js'
 import { publicId, type CredentialKind } from '../key/id.js'
 import { statusAt } from '../key/status.js'
 import type { EventBody, GatewayBodyOut, KeyBody } from './schemas.js'
-import type { Cursor, KeyRecord } from './store.js'
+import type { Cursor, KeyOrder, KeyRecord } from './store.js'
 
 export function keyView(row: KeyRecord, now: Date): KeyBody {
   return {
@@ -33,15 +33,17 @@ export function eventView(row: EventRow): EventBody {
 }
 
 /** A cursor as text: opaque to callers, and nothing in it that the page itself did not show. */
-export function encodeCursor({ created_at, id }: KeyRecord): string {
-  return Buffer.from(`${created_at.getTime().toString(36)}.${id}`).toString('base64url')
+export function encodeCursor(row: KeyRecord, by: KeyOrder): string {
+  return Buffer.from(`${row[by]!.getTime().toString(36)}.${row.id}${SUFFIX[by]}`).toString('base64url')
 }
 
 /** The place that a cursor names, or `undefined` when it is none of ours. */
 export function decodeCursor(cursor: string): Cursor | undefined {
-  const match = /^([0-9a-z]{1,10})\.([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$/.exec(Buffer.from(cursor, 'base64url').toString())
-  return match ? { createdAt: new Date(parseInt(match[1]!, 36)), id: match[2]! } : undefined
+  const match = /^([0-9a-z]{1,10})\.([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(\.expired)?$/.exec(Buffer.from(cursor, 'base64url').toString())
+  return match ? { by: match[3] ? 'expires_at' : 'created_at', at: new Date(parseInt(match[1]!, 36)), id: match[2]! } : undefined
 }
+
+const SUFFIX: Record<KeyOrder, string> = { created_at: '', expires_at: '.expired' }
 
 function shared(row: KeyRecord, now: Date) {
   const { created_by, revoked_by, revoke_reason } = row

@@ -49,6 +49,40 @@ t.test('what belongs to other crews is, to the byte, what does not exist', async
   for (const { id } of [ours, theirs, neighbours]) t.match((await service.call('GET', `/v1/keys/${id}`, { token: all })).body, { status: 'active', name: null, rotated_to: null }, 'nothing was touched')
 })
 
+t.test('an operator of several crews lists what is in any of them, in one order and in pages', async (t) => {
+  const org = 'several'
+  const token = await service.token({ org })
+  const ids: string[] = []
+  for (let i = 0; i < 12; i++) {
+    const { key } = await service.issue({ mecha: `m${i}^several${i % 3}`, expires_in: 3600 }, { org })
+    ids.push(key.id)
+    if (i % 4 === 1) await service.call('PATCH', `/v1/keys/${key.id}`, { token, body: { enabled: false } })
+    if (i % 4 === 2) await service.call('POST', `/v1/keys/${key.id}/revoke`, { token })
+  }
+  await sql`UPDATE keys SET expires_at = now() - (extract(milliseconds FROM created_at)::int % 3) * interval '1 minute' WHERE org_id = ${org} AND split_part(mecha, '^', 1) IN ('m3', 'm4', 'm7', 'm11')`.execute(service.database.db)
+  const listAll = async (path: string, of: 'keys' | 'events', token: string) => {
+    const seen: any[] = []
+    for (let next = ''; ; ) {
+      const { body } = await service.call('GET', `${path}&limit=2${next}`, { token })
+      seen.push(...body[of])
+      if (of === 'keys' ? body.next_cursor === null : body.events.length === 0) return seen
+      next = of === 'keys' ? `&cursor=${body.next_cursor}` : `&after=${body.next_after}`
+    }
+  }
+  const isTheirs = ({ mecha }: { mecha: string }) => /several[02]$/.test(mecha)
+  // A crew that a token names twice is one crew.
+  const several = await service.token({ org, crews: ['several2', 'several0', 'several2', 'nobody'] })
+  for (const query of ['', '&status=active', '&status=disabled', '&status=expired', '&status=revoked', '&mecha=m0%5Eseveral0', '&mecha=m1%5Eseveral1']) {
+    const expected = (await listAll(`/v1/keys?${query}`, 'keys', token)).filter(isTheirs)
+    t.same(await listAll(`/v1/keys?${query}`, 'keys', several), expected, query)
+  }
+  for (const query of ['', '&type=key.revoked', '&mecha=m0%5Eseveral0', `&key_id=${ids[0]}`, `&key_id=${ids[1]}`, '&actor=builtin:alice', '&since=2020-01-01T00:00:00Z']) {
+    const expected = (await listAll(`/v1/events?${query}`, 'events', token)).filter(isTheirs)
+    t.same(await listAll(`/v1/events?${query}`, 'events', several), expected, query)
+  }
+  t.equal((await listAll('/v1/keys?', 'keys', several)).length, 8)
+})
+
 t.test('an attempt to issue for another crew does not take its handle', async (t) => {
   t.equal((await service.call('POST', '/v1/keys', { token: narrowed, body: { mecha: 'new^initech' } })).status, 404)
   t.equal((await service.issue({ mecha: 'new^initech' }, { org: 'initech' })).key.org_id, 'initech')
