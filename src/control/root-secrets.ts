@@ -23,13 +23,22 @@ export interface RootStatus {
 /** One entry for each root secret that is configured or needed, newest first. */
 export async function rootSecretsStatus(db: Kysely<Database>, roots: Roots): Promise<RootStatus[]> {
   const { rows } = await sql<{ id: string; tagged: number; peppered: number; sealed: number }>`
-    WITH living AS (
-      SELECT tag_root, pepper_root FROM keys WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+    -- Each pair that there is, from one to the next in the index keys_by_root, and how many entries of it are alive: no row is read.
+    WITH RECURSIVE pairs AS (
+      (SELECT tag_root, pepper_root FROM keys WHERE revoked_at IS NULL ORDER BY tag_root, pepper_root LIMIT 1)
+      UNION ALL
+      SELECT following.tag_root, following.pepper_root FROM pairs, LATERAL (
+        SELECT tag_root, pepper_root FROM keys WHERE revoked_at IS NULL AND (keys.tag_root, keys.pepper_root) > (pairs.tag_root, pairs.pepper_root)
+        ORDER BY tag_root, pepper_root LIMIT 1) AS following
+    ), living AS MATERIALIZED (
+      SELECT tag_root, pepper_root, endless.keys + ending.keys AS keys FROM pairs,
+        LATERAL (SELECT count(*) AS keys FROM keys WHERE revoked_at IS NULL AND keys.tag_root = pairs.tag_root AND keys.pepper_root = pairs.pepper_root AND expires_at IS NULL) AS endless,
+        LATERAL (SELECT count(*) AS keys FROM keys WHERE revoked_at IS NULL AND keys.tag_root = pairs.tag_root AND keys.pepper_root = pairs.pepper_root AND expires_at > now()) AS ending
     )
     SELECT id, sum(tagged)::int AS tagged, sum(peppered)::int AS peppered, sum(sealed)::int AS sealed FROM (
-      SELECT tag_root AS id, 1 AS tagged, 0 AS peppered, 0 AS sealed FROM living
+      SELECT tag_root AS id, keys AS tagged, 0 AS peppered, 0 AS sealed FROM living
       -- A pepper is named by its root, and from the second version of the hash input on by that version too.
-      UNION ALL SELECT split_part(pepper_root, '/', 1), 0, 1, 0 FROM living
+      UNION ALL SELECT split_part(pepper_root, '/', 1), 0, keys, 0 FROM living
       UNION ALL SELECT root, 0, 0, 1 FROM signing_keys
     ) AS needs GROUP BY id`.execute(db)
   const needs = new Map(rows.map((row) => [row.id, row]))
