@@ -14,6 +14,7 @@ import { hotFigures } from './figures/hot.js'
 import { sdkFigures } from './figures/sdk.js'
 import { startFigures } from './figures/start.js'
 import { writeFigures } from './figures/writes.js'
+import { measureFeeds } from './feeds.js'
 import type { Figure, Plan, Result } from './pairs.js'
 import { measureScale } from './scale.js'
 import { createWorld } from './world.js'
@@ -21,6 +22,7 @@ import { createWorld } from './world.js'
 type Row = Result & Pick<Figure, 'name' | 'goal'>
 
 const { plan, only } = readArguments(process.argv.slice(2))
+if (only === 'feeds') process.exit((await measureFeeds(plan.seconds), 0))
 if (only === 'scale') process.exit((await measureScale(plan.keys)) ? 0 : 1)
 const world = await createWorld()
 try {

@@ -74,12 +74,15 @@ interface Page {
   readonly snapshot: string
   readonly now: Date
   readonly history: string
-  readonly timeline: string
+  /** Whether nothing can be written, so that the next confirmation fails. */
+  readonly is_read_only: boolean
+  /** `null` on a standby. */
+  readonly timeline: string | null
   /** How often this replica has confirmed the feed, as text; `null` when its row is not there. */
   readonly beat: string | null
   /** Whether changes that the poll before did not see may have been removed. */
   readonly is_swept: boolean
-  /** An id that is `null` is every key. */
+  /** An id that is `null` is every key. More than {@link MAX_CHANGED} are not all. */
   readonly changed: readonly (Change | { readonly id: null })[]
 }
 
@@ -98,21 +101,44 @@ const POSITION = /^([\w-]{11})\.([0-9a-z]{1,6})\.([0-9a-z]{1,10})\.(\d{1,20}:\d{
 const RUN_LOCK = 0x6d656368
 /** Longest wait for a poll that is to say which history is the feed's. */
 const DOUBT_MS = 1000
+/** What is notified within this after a poll was sent is polled together. A change that comes alone is polled at once. */
+const GATHER_MS = 30
+/** How many times within the bound a replica confirms that nothing was new. */
+const CONFIRMATIONS_IN_BOUND = 4
 
-/** What a snapshot did not see. The first condition is for the index. */
-const UNSEEN = 'xid >= pg_snapshot_xmin($1::pg_snapshot) AND NOT pg_visible_in_snapshot(xid, $1::pg_snapshot)'
-/** Whose each key is, looked up one by one by the primary key: a join could be planned as a walk through all keys. */
-const WHOSE = `
-  SELECT coalesce(json_agg(json_build_object('id', key_id, 'kind', (SELECT kind FROM keys WHERE id = key_id), 'org_id', (SELECT org_id FROM keys WHERE id = key_id))), '[]')`
+/**
+ * What changed that a snapshot did not see: by transactions that began after it, and by those that it saw under way. An index look-up
+ * for each, so that an old transaction that is still open, in whatever database of the server, makes nobody read again what has
+ * changed since it began. Whose each key is, is looked up by the primary key: a join could be planned as a walk through all keys.
+ */
+const changedSince = (snapshot: string) => `
+  SELECT coalesce(json_agg(json_build_object('id', key_id, 'kind', (SELECT kind FROM keys WHERE id = key_id), 'org_id', (SELECT org_id FROM keys WHERE id = key_id))), '[]')
+  FROM (
+    (SELECT key_id FROM changes WHERE xid >= pg_snapshot_xmax(${snapshot}) ORDER BY xid LIMIT ${MAX_CHANGED + 1})
+    UNION ALL (SELECT key_id FROM changes WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip(${snapshot}))))
+    LIMIT ${MAX_CHANGED + 1}
+  ) unseen`
 
 /** Whether changes may have been removed that a snapshot did not see. */
-const IS_SWEPT = 'coalesce((SELECT swept_below > pg_snapshot_xmin($1::pg_snapshot) FROM change_horizon), true)'
+const isSwept = (snapshot: string) => `coalesce((SELECT swept_below > pg_snapshot_xmin(${snapshot}) FROM change_horizon), true)`
+
+/** A statement that is sent with each change, and planned once a connection. */
+interface NamedStatement {
+  readonly name: string
+  readonly text: string
+}
+/** No plan of theirs would be better for knowing the values, and none may be a walk through a table. */
+export const PLAN_ONCE = 'SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off'
+/** What the client was told by who answers it at the other end is its own process, where no pooler is in between. */
+const BACKEND = 'SELECT pg_backend_pid() AS pid'
 
 /** One statement, so that what is found and what was seen are of one snapshot. */
-const POLL = `
-  SELECT pg_current_snapshot()::text AS snapshot, clock_timestamp() AS now, ${HISTORY} AS history, ${IS_SWEPT} AS is_swept,
-         current_timeline() AS timeline, (SELECT beat FROM replicas WHERE id = $2) AS beat,
-         (${WHOSE} FROM (SELECT DISTINCT key_id FROM changes WHERE ${UNSEEN} LIMIT ${MAX_CHANGED + 1}) unseen) AS changed`
+export const POLL: NamedStatement = {
+  name: 'poll',
+  text: `
+  SELECT pg_current_snapshot()::text AS snapshot, clock_timestamp() AS now, ${HISTORY} AS history, ${isSwept('$1::pg_snapshot')} AS is_swept,
+         current_setting('transaction_read_only')::boolean AS is_read_only, CASE WHEN $3 THEN current_timeline() END AS timeline, (SELECT beat FROM replicas WHERE id = $2) AS beat, (${changedSince('$1::pg_snapshot')}) AS changed`,
+}
 
 /** Runs of this server that somebody follows at this moment. Locks are gone with a crash, and are not on a standby. */
 const RUNS = `
@@ -122,10 +148,10 @@ const JOIN_RUN = `SELECT pg_advisory_lock_shared(${RUN_LOCK}, $1)`
 
 /** What somebody missed who comes back: all of it, or so much that it is too much. Nothing where that cannot be said. */
 const MISSED = `
-  SELECT ${HISTORY} AS history, (${WHOSE} FROM (SELECT key_id FROM changes WHERE ${UNSEEN} LIMIT ${MAX_CHANGED + 1}) unseen) AS changed
-  WHERE $2 IN (${RUNS}) AND NOT ${IS_SWEPT}`
+  SELECT ${HISTORY} AS history, (${changedSince('$1::pg_snapshot')}) AS changed
+  WHERE $2 IN (${RUNS}) AND NOT ${isSwept('$1::pg_snapshot')}`
 
-const CONFIRM = 'SELECT confirm_feed($1, $2, $3::pg_snapshot, $4, $5)'
+const CONFIRM: NamedStatement = { name: 'confirm', text: 'SELECT confirm_feed($1, $2, $3::pg_snapshot, $4, $5)' }
 const LEAVE = 'SELECT leave_feed($1, $2)'
 /** Lets the database compare what it has with what this replica knows. */
 const RECALL = 'SELECT recall_feed($1, $2, $3, $4)'
@@ -136,16 +162,18 @@ const VERIFY = 'SELECT verify_history()'
 const SWEEP = 'SELECT sweep_changes($1::pg_snapshot)'
 
 export class Feed {
-  /** When the poll that last succeeded was sent. */
+  /** When the poll was sent that vouched last. */
   #confirmedAt = -Infinity
+  /** That, or the confirmation by which receipts waited for this replica then, whichever was sent sooner. */
+  #freshSince = -Infinity
   /** How often the clock had jumped when it was sent. */
   #confirmedJumps = -1
   /** The database's clock at that poll. */
   #databaseTime = 0
   /** When the last poll was sent whose page was told. */
   #polledAt = -Infinity
-  /** When the last confirmation was sent: receipts wait for this replica for as long as the bound after it. */
-  #counted: { readonly at: number; readonly jumps: number } | undefined
+  /** When the last confirmation was sent, and its number in the row: receipts wait for this replica for as long as the bound after it. */
+  #counted: { readonly at: number; readonly jumps: number; readonly beat: number } | undefined
   /** Whether something was read that is of another history. Until the two agree again, nothing is vouched for. */
   #isInDoubt = false
   #doubtedAt = -Infinity
@@ -154,6 +182,8 @@ export class Feed {
   /** Those who wait for a poll to say which history is the feed's. */
   #doubting: { readonly at: number; readonly resolve: () => void }[] = []
   #client: Client | undefined
+  /** Whether the connection is one with PostgreSQL itself: a pooler may lose what is prepared and set in a session. */
+  #isDirect = false
   /** The run of the server that this connection is of: only snapshots of one run can be compared. */
   #run = 0
   /** The last of those who came back and wait for what they missed. */
@@ -164,12 +194,16 @@ export class Feed {
   #history: string | undefined
   #historyToken = ''
   /** The confirmation that followed the last change, and the timeline that it was made in: a database without it went back. */
-  #known: { readonly timeline: string; readonly beat: number } | undefined
+  #known: { readonly timeline: string | null; readonly beat: number } | undefined
   #stopped = false
   #lostAt: number | undefined
   #lostBy: string | undefined
   /** Since the start: how often the connection was lost, everything was dropped, and the history became another one. */
   readonly counts = { losses: 0, resets: 0, historyChanges: 0 }
+  /** When the last poll was sent. */
+  #sentAt = -Infinity
+  /** Polls when it is over. */
+  #gathering: NodeJS.Timeout | undefined
   #wake = () => {}
   /** A wake-up that came while nobody slept. */
   #woken = false
@@ -194,13 +228,13 @@ export class Feed {
   }
 
   /**
-   * Whether everything that was committed `maxStalenessMs` ago or earlier has been applied, and what is read from the
-   * database is of the feed's history. Counts from before the poll was sent.
+   * Whether everything that was committed `maxStalenessMs` ago or earlier has been applied, receipts wait for this replica, and what is
+   * read from the database is of the feed's history. Counts from before the poll was sent, and from before the confirmation was.
    *
    * @param at a reading of the clock, made now: a jump that nobody has read yet is not known
    */
   isFresh(at = this.parts.clock.now()): boolean {
-    return at - this.#confirmedAt <= this.parts.maxStalenessMs && this.#confirmedJumps === this.parts.clock.jumps && !this.#isInDoubt
+    return at - this.#freshSince <= this.parts.maxStalenessMs && this.#confirmedJumps === this.parts.clock.jumps && !this.#isInDoubt
   }
 
   /** What the connection was lost by the last time, in no more words than a log line has for it. */
@@ -208,7 +242,7 @@ export class Feed {
     return this.#lostBy
   }
 
-  /** When everything that has been told was asked for: {@link isFresh} counts from then. */
+  /** When everything that has been told was asked for. */
   get confirmedAt(): number {
     return this.#confirmedAt
   }
@@ -343,9 +377,12 @@ export class Feed {
     })
     this.#client = client
     const wake = () => this.#poke()
-    client.on('notification', wake).on('error', wake).on('end', wake)
+    client.on('notification', () => this.#pokeSoon()).on('error', wake).on('end', wake)
     await client.connect()
     await commitDurably(client)
+    const { rows: backends } = await client.query<{ pid: number }>(BACKEND)
+    this.#isDirect = backends[0]!.pid === processOf(client)
+    if (this.#isDirect) await client.query(PLAN_ONCE)
     await client.query('LISTEN mecha_keys_changes')
     const { rows } = await client.query<{ run: number }>(`${RUNS} ORDER BY 1 LIMIT 1`)
     this.#run = rows[0]?.run ?? randomInt(1, 2 ** 31 - 1)
@@ -359,31 +396,37 @@ export class Feed {
     const { clock, retentionMs } = this.parts
     /** The snapshot below which to sweep, when it is old enough. */
     let old: { readonly at: number; readonly snapshot: string } | undefined
+    /** Whether somebody waits for the next poll. */
+    let isAskedFor = true
     while (!this.#stopped) {
       const sentAt = clock.now()
       const sentJumps = clock.jumps
+      this.#sentAt = sentAt
       const last: Page | undefined = this.#page
-      const page = await this.#poll(last?.snapshot)
+      const page = await this.#poll(last)
       const isHeldBefore = last !== undefined && isHeld(last.history)
       const isNews = await this.#take(page, last, last !== undefined && sentAt - this.#polledAt < retentionMs)
       this.#polledAt = sentAt
       if (isHeld(page.history) !== isHeldBefore) this.#tellHold(isHeldBefore)
       if (isHeld(page.history)) {
         // It confirms nothing, and goes on as soon as the database is accepted.
-        this.#confirmedAt = -Infinity
+        this.#confirmedAt = this.#freshSince = -Infinity
         this.#doubting = this.#doubting.filter(({ at, resolve }) => at > sentAt || void resolve())
         onPolled()
-        await this.#sleep(this.parts.pollMs)
+        isAskedFor = await this.#sleep(this.parts.pollMs)
         continue
       }
-      const isCounted = await this.#confirm(page, sentJumps)
-      const beat = Number(page.beat ?? 0) + 1
-      if (isNews || page.timeline !== this.#known?.timeline || beat < this.#known.beat) this.#known = { timeline: page.timeline, beat }
-      // Until just now receipts did not wait for this replica, so this poll may be from before one: only the next vouches.
-      if (!isCounted) continue
+      if (isNews || isAskedFor || this.#isConfirmationDue(page, sentAt, sentJumps)) {
+        const isCounted = await this.#confirm(page, sentJumps)
+        if (isNews || page.timeline !== this.#known?.timeline || this.#counted!.beat < this.#known.beat) this.#known = { timeline: page.timeline, beat: this.#counted!.beat }
+        isAskedFor = false
+        // Until just now receipts did not wait for this replica, so this poll may be from before one: only the next vouches.
+        if (!isCounted) continue
+      }
       // Not before that is written: a receipt counts on it that who has been silent for the bound is not fresh.
       this.#databaseTime = page.now.getTime()
       this.#confirmedAt = sentAt
+      this.#freshSince = Math.min(sentAt, this.#counted!.at)
       this.#confirmedJumps = sentJumps
       this.#doubting = this.#doubting.filter(({ at, resolve }) => at > sentAt || void resolve())
       this.parts.onConfirmed()
@@ -394,8 +437,21 @@ export class Feed {
         await this.#query(SWEEP, [old.snapshot])
         old = undefined
       }
-      await this.#sleep(this.parts.pollMs)
+      isAskedFor = await this.#sleep(this.parts.pollMs)
     }
+  }
+
+  /**
+   * Whether a confirmation is to be written though nothing was new: receipts wait for this replica by its row, and only as long as that
+   * moves. Where the row is not as it was written last, or nobody knows how long ago that was, it is written as well; and where nothing
+   * can be written, for that has to be known.
+   */
+  #isConfirmationDue(page: Page, sentAt: number, sentJumps: number): boolean {
+    const { pollMs, maxStalenessMs } = this.parts
+    const { beat, at, jumps } = this.#counted ?? {}
+    if (at === undefined || Number(page.beat) !== beat || jumps !== sentJumps || page.timeline !== this.#known?.timeline || page.is_read_only) return true
+    // At the next poll it would be late.
+    return sentAt + pollMs - at > maxStalenessMs / CONFIRMATIONS_IN_BOUND
   }
 
   /**
@@ -411,7 +467,7 @@ export class Feed {
     await this.#query(CONFIRM, [replicaId, this.#secret, page.snapshot, page.history, Math.ceil(maxStalenessMs)])
     const writtenAt = clock.now()
     this.#isReadOnly = false
-    this.#counted = { at, jumps: sentJumps }
+    this.#counted = { at, jumps: sentJumps, beat: Number(page.beat ?? 0) + 1 }
     return page.beat !== null && before !== undefined && before.jumps === clock.jumps && writtenAt - before.at <= maxStalenessMs
   }
 
@@ -432,9 +488,10 @@ export class Feed {
     this.#history = page.history
     const why = resetReason(page, last, before, isRecent)
     if (!why) {
-      if (page.changed.length > 0) await this.parts.onChanges(page.changed as readonly Change[], this.#positionAfter(page))
+      const changes = distinct(page.changed as readonly Change[])
+      if (changes.length > 0) await this.parts.onChanges(changes, this.#positionAfter(page))
       this.#page = page
-      return page.changed.length > 0
+      return changes.length > 0
     }
     this.#page = page
     this.counts.resets++
@@ -444,24 +501,37 @@ export class Feed {
     return true
   }
 
-  /** The first poll of a connection asks for nothing: it is followed by a reset. */
-  async #poll(since: string | undefined): Promise<Page> {
+  /** The first poll of a connection asks for nothing: it is followed by a reset. A server that takes writes stays in its timeline. */
+  async #poll(last: Page | undefined): Promise<Page> {
     const sentAt = performance.now()
-    const { rows } = await this.#query<Page>(POLL, [since ?? null, this.parts.replicaId])
-    const page = rows[0]!
+    const known = last?.timeline ?? null
+    const { rows } = await this.#query<Page>(POLL, [last?.snapshot ?? null, this.parts.replicaId, known === null])
+    const page = { ...rows[0]!, timeline: known ?? rows[0]!.timeline }
     this.parts.onPolled?.((performance.now() - sentAt) / 1000, page.changed.length)
     return page
   }
 
-  #query<Row extends object>(statement: string, values: unknown[] = []) {
+  #query<Row extends object>(statement: string | NamedStatement, values: unknown[] = []) {
     if (!this.#client) throw new Error('the change feed is not connected')
-    return this.#client.query<Row>(statement, values)
+    const text = typeof statement === 'string' ? statement : statement.text
+    return this.#client.query<Row>(typeof statement !== 'string' && this.#isDirect ? { ...statement, values } : { text, values })
   }
 
   /** Polls now, or as soon as what is under way is over. */
   #poke(): void {
     this.#woken = true
     this.#wake()
+  }
+
+  /** Polls now, unless the last poll was a moment ago: then in a moment, with what is notified until then. */
+  #pokeSoon(): void {
+    const left = this.#sentAt + GATHER_MS - this.parts.clock.now()
+    if (left <= 0) return this.#poke()
+    if (this.#gathering) return
+    this.#gathering = setTimeout(() => {
+      this.#gathering = undefined
+      this.#poke()
+    }, left).unref()
   }
 
   /** Says goodbye, and does not wait for an answer: the other end may be gone. */
@@ -475,8 +545,12 @@ export class Feed {
     socketOf(client).destroy()
   }
 
-  /** Sleeps until woken, for `ms` at most. */
-  async #sleep(ms: number): Promise<void> {
+  /**
+   * Sleeps until woken, for `ms` at most.
+   *
+   * @returns whether it was woken
+   */
+  async #sleep(ms: number): Promise<boolean> {
     if (!this.#woken && !this.#stopped)
       await new Promise<void>((resolve) => {
         const timer = setTimeout(resolve, ms)
@@ -485,7 +559,9 @@ export class Feed {
           resolve()
         }
       })
+    const wasWoken = this.#woken
     this.#woken = false
+    return wasWoken
   }
 }
 
@@ -498,6 +574,11 @@ function resetReason(page: Page, last: Page | undefined, history: string | undef
   if (page.is_swept) return 'changes_removed'
   if (page.changed.length > MAX_CHANGED) return 'too_many_changes'
   return page.changed.some(({ id }) => id === null) ? 'every_key_changed' : undefined
+}
+
+/** What the other end said that it is, when the connection was made. */
+function processOf(client: Client): number | null {
+  return (client as unknown as { processID: number | null }).processID
 }
 
 function socketOf(client: Client): Socket {
