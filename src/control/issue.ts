@@ -1,17 +1,18 @@
 /** Issuing and rotating: the two acts that reveal a plaintext, each at most once for each key that it makes. */
 
 import { createHash } from 'node:crypto'
+import type { Settings } from '../config.js'
 import type { Metadata } from '../db/tables.js'
 import { inTransaction } from '../db/transaction.js'
 import { invalid, notFound, Problem } from '../errors.js'
 import { parseHandle } from '../key/handle.js'
 import { newId, publicId } from '../key/id.js'
-import { endOfOverlap, rotationRefusal, statusAt } from '../key/status.js'
-import { endOfNew, termOfNew, type ExpiryRequest } from './expiry.js'
+import { rotationRefusal, statusAt } from '../key/status.js'
+import { endOfNew, termOfNew, type ExpiryRequest, type Term } from './expiry.js'
 import { audit, mint, type Caller, type ControlParts, type Minted } from './parts.js'
 import {
-  countLivingKeys, findKey, insertIssue, insertKey, lockKey, lockMecha, readClock, replaceSecret, takeSlot, updateKey,
-  type KeyRecord, type MadeBefore, type Slot,
+  findKeyVersion, findMadeBefore, insertIssue, insertRotation, lockKey, readClock, replaceSecret,
+  type Issued, type KeyRecord, type MadeBefore, type Slot,
 } from './store.js'
 
 export interface IssueRequest extends ExpiryRequest {
@@ -49,66 +50,60 @@ export async function issueKey(parts: ControlParts, caller: Caller, request: Iss
   const isClaimed = caller.crews !== undefined || parts.config.CREWS === 'open'
   const { config } = parts
   const term = termOfNew(request, config)
-  return revealOnce(parts, caller, mecha, { idempotencyKey, request: { act: 'issue', request } }, async ({ id, hash, tag_root, pepper_root }, slot) => {
-    const issued = await insertIssue(parts.db, {
-      key_id: id, key_hash: hash, key_tag_root: tag_root, key_pepper_root: pepper_root,
-      of_org: caller.orgId, of_mecha: mecha, key_name: request.name ?? null, key_scopes: request.scopes ?? [], key_metadata: request.metadata ?? {},
-      is_claimed: isClaimed, most_keys: config.MAX_ACTIVE_KEYS_PER_MECHA,
-      ends_at: term.endsAt, life_seconds: term.lifeSeconds, longest_seconds: config.KEY_MAX_TTL ?? null,
-      actor: caller.actor, request_id: caller.requestId, address: caller.address,
-    }, slot)
-    if ('key' in issued) return { key: issued.key, now: issued.key.created_at }
-    if ('before' in issued) return issued
-    if (issued.refused === 'mecha') throw notFound()
-    if (issued.refused === 'limit') throw limitReached(config.MAX_ACTIVE_KEYS_PER_MECHA)
-    endOfNew(term, issued.now, config)
-    throw new Error('the database refuses an end that the policy allows')
+  return revealOnce(parts, caller, mecha, { idempotencyKey, request: { act: 'issue', request } }, async (minted, slot) => {
+    const limit = config.MAX_ACTIVE_KEYS_PER_MECHA
+    const issued = await insertIssue(parts.db, { ...newKey(parts, caller, mecha, minted, request, term), is_claimed: isClaimed, most_keys: limit }, slot)
+    if ('key' in issued || 'before' in issued) return issued
+    throw refusalOf(issued, term, config, limit)
   })
 }
 
 /**
  * Replaces a key by a successor. Both are valid until the overlap ends, which never lengthens the old key's life.
  *
+ * What may be rotated, and what is inherited, is decided by what was read of the key; the successor is made if that still is so.
+ *
  * @throws Problem `not_found`, `key_revoked`, `key_expired`, `key_disabled`, `key_already_rotated`, `key_limit_reached`
  */
 export async function rotateKey(parts: ControlParts, caller: Caller, id: string, request: RotateRequest, idempotencyKey?: string): Promise<Revealed> {
-  const { config } = parts
+  const { config, db } = parts
   const overlap = request.overlap_seconds ?? config.ROTATE_DEFAULT_OVERLAP
   if (overlap > config.ROTATE_MAX_OVERLAP)
     throw invalid('body.overlap_seconds', 'maximum', `must be at most ${config.ROTATE_MAX_OVERLAP}`)
-  const mecha = (await findKey(parts.db, caller, 'mecha', id))?.mecha
-  if (!mecha) throw notFound()
-  return revealOnce(parts, caller, mecha, { idempotencyKey, request: { act: 'rotate', id, request } }, (minted, slot) => inTransaction(parts.db, async (trx) => {
-    const holder = slot && (await takeSlot(trx, slot, minted.id))
-    if (slot && holder?.key_id !== minted.id) return { before: holder }
-    await lockMecha(trx, mecha, caller.orgId)
-    const old = await lockKey(trx, caller, 'mecha', id)
-    if (!old) throw notFound()
-    const { now, living } = await countLivingKeys(trx, mecha)
-    const refusal = rotationRefusal(old, now)
-    if (refusal) throw cannotRotate(refusal, old)
+  const find = async () => {
+    const found = await findKeyVersion(db, caller, id)
+    if (!found) throw notFound()
+    return found
+  }
+  let old = await find()
+  const mecha = old.key.mecha!
+  return revealOnce(parts, caller, mecha, { idempotencyKey, request: { act: 'rotate', id, request } }, async (minted, slot) => {
+    const refusal = rotationRefusal(old.key, old.now)
+    if (refusal) {
+      // The request that this one repeats has rotated the key.
+      const before = slot && (await findMadeBefore(db, slot.digest))
+      if (before) return { before }
+      throw cannotRotate(refusal, old.key)
+    }
+    const term = termOfNew(request, config, old.key.expires_at ? lifeOf(old.key) : undefined)
     // A rotation may pass the limit while its overlap lasts; a chain of rotations cannot pass it without end.
     const limit = 2 * config.MAX_ACTIVE_KEYS_PER_MECHA
-    if (living >= limit) throw limitReached(limit)
-    const expiresAt = endOfNew(termOfNew(request, config, old.expires_at ? lifeOf(old) : undefined), now, config)
-    const endsAt = endOfOverlap(old, now, overlap)
-    const key = await insertKey(trx, { ...newRow(caller, mecha, minted, now), ...detailsOf({ ...inheritable(old), ...request }), expires_at: expiresAt, rotated_from: id })
-    // An end that is acknowledged now has to hold even if the database's clock goes back: a time alone would not.
-    const isOver = endsAt <= now
-    await updateKey(trx, id, { expires_at: endsAt, rotated_to: minted.id, ...(isOver && { enabled: false }) })
-    await audit(trx, caller, now, [
-      { type: 'key.rotated', keyId: id, mecha, data: { rotated_to: publicId('mecha', minted.id), ends_at: endsAt.toISOString() } },
-      { type: 'key.issued', keyId: minted.id, mecha, data: { rotated_from: publicId('mecha', id), expires_at: expiresAt?.toISOString() ?? null } },
-    ])
-    return { key, now }
-  }))
+    const issued = await insertRotation(db, {
+      ...newKey(parts, caller, mecha, minted, { ...inheritable(old.key), ...request }, term), most_keys: limit, key_public_id: publicId('mecha', minted.id),
+      old_id: id, old_version: old.version, old_public_id: publicId('mecha', id), overlap_seconds: overlap,
+    }, slot)
+    if ('key' in issued || 'before' in issued) return issued
+    if ('endRefusedAt' in issued || issued.refused !== 'change') throw refusalOf(issued, term, config, limit)
+    old = await find()
+    return { before: undefined }
+  })
 }
 
-/** How often a request looks again whose Idempotency-Key others have taken and left at the same instant. */
+/** How often a key is tried to be made while others change what it depends on. */
 const ATTEMPTS = 3
 
-/** A key that was made, or what an earlier request made under the same Idempotency-Key: nothing that lasts, where it is undone at this instant. */
-type Made = Omit<Revealed, 'plaintext'> | { readonly before: MadeBefore | undefined }
+/** A key that was made, or what an earlier request made under the same Idempotency-Key. Neither (`undefined`) where others were in the way at this instant. */
+type Made = { readonly key: KeyRecord } | { readonly before: MadeBefore | undefined }
 
 /**
  * Makes a key and reveals it. With an Idempotency-Key, a repeat gets the key that the first request made with a new
@@ -128,14 +123,14 @@ async function revealOnce(
   const minted = await mint(parts, 'mecha', newId(), mecha)
   for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
     const made = await make(minted, slot)
-    if ('key' in made) return { ...made, plaintext: minted.plaintext }
+    if ('key' in made) return { key: made.key, plaintext: minted.plaintext, now: made.key.created_at }
     const { before } = made
     if (!before) continue
     if (!before.request_digest.equals(slot!.request_digest))
       throw new Problem('idempotency_key_reused', 'This Idempotency-Key came with another request before. Use a new one.')
     return revealAgain(parts, caller, mecha, before.key_id)
   }
-  throw new Problem('database_unavailable', 'An identical request is being answered. Try again in a moment.', { headers: { 'retry-after': '1' } })
+  throw new Problem('database_unavailable', 'Others change the same at this moment. Try again.', { headers: { 'retry-after': '1' } })
 }
 
 async function revealAgain(parts: ControlParts, caller: Caller, mecha: string, id: string): Promise<Revealed> {
@@ -168,12 +163,18 @@ function canonical(value: unknown): string {
   )
 }
 
-function newRow({ orgId, actor }: Caller, mecha: string, { id, hash, tag_root, pepper_root }: Minted, now: Date) {
-  return { id, kind: 'mecha' as const, org_id: orgId, mecha, hash, tag_root, pepper_root, created_at: now, created_by: actor }
+function newKey({ config }: ControlParts, { orgId, actor, requestId, address }: Caller, mecha: string, { id, hash, tag_root, pepper_root }: Minted, { name, scopes, metadata }: Pick<IssueRequest, 'name' | 'scopes' | 'metadata'>, { endsAt, lifeSeconds }: Term) {
+  return {
+    key_id: id, key_hash: hash, key_tag_root: tag_root, key_pepper_root: pepper_root, of_org: orgId, of_mecha: mecha,
+    key_name: name ?? null, key_scopes: scopes ?? [], key_metadata: metadata ?? {},
+    ends_at: endsAt, life_seconds: lifeSeconds, longest_seconds: config.KEY_MAX_TTL ?? null, actor, request_id: requestId, address,
+  }
 }
 
-function detailsOf({ name, scopes, metadata }: Pick<IssueRequest, 'name' | 'scopes' | 'metadata'>) {
-  return { name: name ?? null, scopes: scopes ?? [], metadata: JSON.stringify(metadata ?? {}) }
+function refusalOf(issued: Exclude<Issued, { readonly key: KeyRecord } | { readonly before: unknown }>, term: Term, config: Settings, limit: number): Error {
+  if ('refused' in issued) return issued.refused === 'limit' ? limitReached(limit) : notFound()
+  endOfNew(term, issued.endRefusedAt, config)
+  return new Error('the database refuses an end that the policy allows')
 }
 
 /** What a successor has from the key before it, unless the request says otherwise. */

@@ -5,7 +5,7 @@ import { inTransaction } from '../db/transaction.js'
 import { notFound } from '../errors.js'
 import type { CredentialKind } from '../key/id.js'
 import { audit, type Author, type Caller, type ControlParts, type GatewayCaller } from './parts.js'
-import { countLivingKeys, lockKey, lockMecha, readClock, revokeKey, revokeKeysOfMecha, type KeyRecord } from './store.js'
+import { countLivingKeys, findKey, lockMecha, readClock, revokeKey, revokeKeysOfMecha, type KeyRecord } from './store.js'
 
 /**
  * Revokes a key or a gateway credential. A second revocation changes nothing: the first one's time and reason stay.
@@ -19,17 +19,12 @@ export async function revoke(
   id: string,
   reason?: string,
 ): Promise<{ key: KeyRecord; now: Date }> {
-  return inTransaction(db, async (trx) => {
-    const key = await lockKey(trx, caller, kind, id)
-    if (!key) throw notFound()
-    const now = await readClock(trx)
-    if (key.revoked_at) return { key, now }
-    const revocation = revocationBy(caller, now, reason)
-    await revokeKey(trx, id, revocation)
-    const type = kind === 'mecha' ? 'key.revoked' : 'gateway.revoked'
-    await audit(trx, caller, now, [{ type, keyId: id, mecha: key.mecha, data: { reason: reason ?? null } }])
-    return { key: { ...key, ...revocation }, now }
-  })
+  const { actor, requestId, address } = caller
+  if (!(await revokeKey(db, caller, kind, id, { actor, reason: reason ?? null, requestId, address }))) throw notFound()
+  // It does not change any more, so it can be read after the transaction.
+  const found = await findKey(db, caller, kind, id)
+  if (!found) throw notFound()
+  return { key: found, now: found.revoked_at! }
 }
 
 /** What a call of the kill switch has done. */

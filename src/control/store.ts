@@ -114,8 +114,8 @@ export async function countMechasOfOthers(db: Kysely<Database>, crew: string, or
 
 // ── Keys ──
 
-/** A key that is to be issued, under the names that `issue_key` has for it (`migrations/0017_issue.sql`). */
-export interface NewIssue {
+/** A key that is to be made, under the names that `issue_key` and `rotate_key` have for it (`migrations/0017_issue.sql`). */
+interface NewKey {
   readonly key_id: string
   readonly key_hash: string
   readonly key_tag_root: string
@@ -125,8 +125,7 @@ export interface NewIssue {
   readonly key_name: string | null
   readonly key_scopes: readonly string[]
   readonly key_metadata: Metadata
-  /** Whether it may take a handle in a crew that is reserved for nobody. */
-  readonly is_claimed: boolean
+  /** Most keys of the Mecha that are neither revoked nor expired, this one included. */
   readonly most_keys: number
   readonly ends_at: Date | null
   readonly life_seconds: number | null
@@ -136,38 +135,74 @@ export interface NewIssue {
   readonly address: string
 }
 
-/** A new key, or why there is none: a slot that is taken, a Mecha that is not to be had, or has no room, an end that a key cannot have which is made now. */
-export type Issued = { readonly key: KeyRecord } | { readonly before: MadeBefore | undefined } | { readonly refused: 'mecha' } | { readonly refused: 'limit' } | { readonly refused: 'end'; readonly now: Date }
+export interface NewIssue extends NewKey {
+  /** Whether it may take a handle in a crew that is reserved for nobody. */
+  readonly is_claimed: boolean
+}
 
-const ISSUE_ARGUMENTS = [
-  'key_id', 'key_hash', 'key_tag_root', 'key_pepper_root', 'of_org', 'of_mecha', 'key_name', 'key_scopes', 'key_metadata', 'is_claimed', 'most_keys',
-  'ends_at', 'life_seconds', 'longest_seconds', 'actor', 'request_id', 'address', 'slot', 'request', 'keep_seconds',
+export interface NewRotation extends NewKey {
+  readonly old_id: string
+  /** As {@link findKeyVersion} gives it. */
+  readonly old_version: string
+  readonly old_public_id: string
+  readonly key_public_id: string
+  readonly overlap_seconds: number
+}
+
+/**
+ * A new key, or why there is none: its Idempotency-Key's slot is another's, its Mecha is not to be had or has no room, the key before it has
+ * changed, or a key that is made now cannot have that end.
+ */
+export type Issued = { readonly key: KeyRecord } | { readonly before: MadeBefore | undefined } | { readonly refused: 'mecha' | 'limit' | 'change' } | { readonly endRefusedAt: Date }
+
+const KEY_ARGUMENTS = [
+  'key_id', 'key_hash', 'key_tag_root', 'key_pepper_root', 'of_org', 'of_mecha', 'key_name', 'key_scopes', 'key_metadata', 'most_keys', 'ends_at', 'life_seconds',
+  'longest_seconds', 'actor', 'request_id', 'address', 'slot', 'request', 'keep_seconds',
 ] as const
-const ISSUE = `SELECT * FROM issue_key(${ISSUE_ARGUMENTS.map((name, i) => `${name} => $${i + 1}`).join()})`
+const ISSUE_ARGUMENTS = [...KEY_ARGUMENTS, 'is_claimed'] as const
+const ROTATION_ARGUMENTS = [...KEY_ARGUMENTS, 'old_id', 'old_version', 'old_public_id', 'key_public_id', 'overlap_seconds'] as const
+const REFUSALS: Readonly<Record<string, 'mecha' | 'limit' | 'change'>> = { MK404: 'mecha', MK409: 'limit', MK412: 'change' }
+
+const callOf = (name: string, args: readonly string[]) => `SELECT * FROM ${name}(${args.map((arg, i) => `${arg} => $${i + 1}`).join()})`
+const ISSUE = callOf('issue_key', ISSUE_ARGUMENTS)
+const ROTATE = callOf('rotate_key', ROTATION_ARGUMENTS)
 
 /** Issues a key in one statement, which is a transaction by itself. */
 export async function insertIssue(db: Kysely<Database>, issue: NewIssue, slot: Slot | undefined): Promise<Issued> {
-  const given = { ...issue, key_metadata: JSON.stringify(issue.key_metadata), slot: slot?.digest, request: slot?.request_digest, keep_seconds: slot?.keepSeconds }
-  const query = CompiledQuery.raw(ISSUE, ISSUE_ARGUMENTS.map((name) => given[name]))
+  const given = { ...issue, ...asArguments(issue, slot) }
+  return makeKey(db, CompiledQuery.raw(ISSUE, ISSUE_ARGUMENTS.map((name) => given[name])), issue)
+}
+
+/** Makes a successor of a key, and ends that one with its overlap, in one statement as well. */
+export async function insertRotation(db: Kysely<Database>, rotation: NewRotation, slot: Slot | undefined): Promise<Issued> {
+  const given = { ...rotation, ...asArguments(rotation, slot) }
+  return makeKey(db, CompiledQuery.raw(ROTATE, ROTATION_ARGUMENTS.map((name) => given[name])), rotation, rotation.old_id)
+}
+
+function asArguments({ key_metadata }: NewKey, slot: Slot | undefined) {
+  return { key_metadata: JSON.stringify(key_metadata), slot: slot?.digest, request: slot?.request_digest, keep_seconds: slot?.keepSeconds }
+}
+
+async function makeKey(db: Kysely<Database>, call: CompiledQuery, key: NewKey, rotatedFrom: string | null = null): Promise<Issued> {
   try {
-    const { rows } = await againAfterConflict(() => db.executeQuery<{ made_at: Date | null; key_ends_at: Date | null; slot_key: string | null; slot_request: Buffer | null }>(query))
+    const { rows } = await againAfterConflict(() => db.executeQuery<{ made_at: Date | null; key_ends_at: Date | null; slot_key: string | null; slot_request: Buffer | null }>(call))
     const { made_at, key_ends_at, slot_key, slot_request } = rows[0]!
     if (!made_at) return { before: slot_key === null ? undefined : { key_id: slot_key, request_digest: slot_request! } }
-    return { key: newRecord(issue, made_at, key_ends_at) }
+    return { key: newRecord(key, made_at, key_ends_at, rotatedFrom) }
   } catch (error) {
-    const { code, detail } = error as { code?: unknown; detail?: string }
-    if (code === 'MK404') return { refused: 'mecha' }
-    if (code === 'MK409') return { refused: 'limit' }
-    if (code === 'MK400') return { refused: 'end', now: new Date(Number(detail)) }
+    const { code, detail } = error as { code?: string; detail?: string }
+    if (code === 'MK400') return { endRefusedAt: new Date(Number(detail)) }
+    const refused = code === undefined ? undefined : REFUSALS[code]
+    if (refused) return { refused }
     throw error
   }
 }
 
 /** The row as it is just after it was made. */
-function newRecord(issue: NewIssue, created_at: Date, expires_at: Date | null): KeyRecord {
+function newRecord(key: NewKey, created_at: Date, expires_at: Date | null, rotated_from: string | null): KeyRecord {
   return {
-    id: issue.key_id, kind: 'mecha', org_id: issue.of_org, mecha: issue.of_mecha, name: issue.key_name, scopes: [...issue.key_scopes], metadata: issue.key_metadata,
-    enabled: true, created_at, created_by: issue.actor, expires_at, revoked_at: null, revoked_by: null, revoke_reason: null, rotated_from: null, rotated_to: null, ...NEVER_USED,
+    id: key.key_id, kind: 'mecha', org_id: key.of_org, mecha: key.of_mecha, name: key.key_name, scopes: [...key.key_scopes], metadata: key.key_metadata,
+    enabled: true, created_at, created_by: key.actor, expires_at, revoked_at: null, revoked_by: null, revoke_reason: null, rotated_from, rotated_to: null, ...NEVER_USED,
   }
 }
 
@@ -180,6 +215,17 @@ export async function findKey(db: Kysely<Database>, reach: Reach, kind: Credenti
   return selectKeys(db)
     .where('id', '=', id).where(isReachable(reach, kind))
     .executeTakeFirst()
+}
+
+/** A key as it is now, by the database's clock, and which version of it that is: what changes it makes another one. */
+export async function findKeyVersion(db: Kysely<Database>, reach: Reach, id: string): Promise<{ key: KeyRecord; version: string; now: Date } | undefined> {
+  const row = await selectKeys(db)
+    .select([sql<string>`keys.xmin::text`.as('version'), CLOCK.as('now')])
+    .where('id', '=', id).where(isReachable(reach, 'mecha'))
+    .executeTakeFirst()
+  if (!row) return undefined
+  const { version, now, ...key } = row
+  return { key, version, now }
 }
 
 /** Reads a key and holds it until the transaction ends. */
@@ -241,7 +287,7 @@ export async function listKeys(db: Kysely<Database>, reach: Reach, filter: ListF
   return { keys, now }
 }
 
-export type KeyChange = Pick<Updateable<KeysTable>, 'name' | 'metadata' | 'enabled' | 'expires_at' | 'rotated_to'>
+export type KeyChange = Pick<Updateable<KeysTable>, 'name' | 'metadata' | 'enabled' | 'expires_at'>
 
 export async function updateKey(trx: Transaction<Database>, id: string, change: KeyChange): Promise<void> {
   await trx.updateTable('keys').set(change).where('id', '=', id).execute()
@@ -263,8 +309,11 @@ export interface Revocation {
   readonly revoke_reason: string | null
 }
 
-export async function revokeKey(trx: Transaction<Database>, id: string, revocation: Revocation): Promise<void> {
-  await trx.updateTable('keys').set(revocation).where('id', '=', id).execute()
+/** Revokes a key, with its event, in one statement, which is a transaction by itself. Returns whether there is such a key. */
+export async function revokeKey(db: Kysely<Database>, { orgId, crews }: Reach, kind: CredentialKind, id: string, by: { readonly actor: string; readonly reason: string | null; readonly requestId: string; readonly address: string }): Promise<boolean> {
+  const { rows } = await againAfterConflict(() => sql<{ found: boolean }>`
+    SELECT revoke_key(${id}, ${kind}, ${orgId}, ${crews ?? null}, ${by.actor}, ${by.reason}, ${by.requestId}, ${by.address}) AS found`.execute(db))
+  return rows[0]!.found
 }
 
 /** Revokes so many of the keys of a Mecha that are neither revoked nor expired, the newest first; returns their ids. */
@@ -353,16 +402,12 @@ export interface Slot {
   readonly keepSeconds: number
 }
 
-/**
- * Takes a slot for a key that is about to be made. An identical request waits here for this one.
- *
- * @returns what has the slot then: the new key, another one, or nothing that lasts (`undefined`)
- */
-export async function takeSlot(trx: Transaction<Database>, { digest, request_digest, keepSeconds }: Slot, keyId: string): Promise<MadeBefore | undefined> {
-  const { rows } = await sql<{ key_id: string | null; request_digest: Buffer }>`
-    SELECT of_key AS key_id, of_request AS request_digest FROM take_slot(${digest}, ${request_digest}, ${keyId}, ${keepSeconds})`.execute(trx)
-  const { key_id, ...rest } = rows[0]!
-  return key_id === null ? undefined : { key_id, ...rest }
+/** The slot of an Idempotency-Key that an earlier request has taken. */
+export async function findMadeBefore(db: Kysely<Database>, digest: Buffer): Promise<MadeBefore | undefined> {
+  return db
+    .selectFrom('idempotency_keys').select(['key_id', 'request_digest'])
+    .where('digest', '=', digest).where('expires_at', '>', sql<Date>`now()`)
+    .executeTakeFirst()
 }
 
 // ── Events ──

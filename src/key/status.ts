@@ -28,9 +28,3 @@ export function rotationRefusal(
   if (status === 'disabled') return 'key_disabled'
   return undefined
 }
-
-/** When the old key of a rotation ends: never later than it would have ended by itself. */
-export function endOfOverlap(life: { readonly expires_at: Date | null }, now: Date, overlapSeconds: number): Date {
-  const end = new Date(now.getTime() + overlapSeconds * 1000)
-  return life.expires_at && life.expires_at < end ? life.expires_at : end
-}

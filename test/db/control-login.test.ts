@@ -32,7 +32,7 @@ const RIGHTS: readonly string[] = [
   // To lock rows with: triggers keep every value as it is.
   'UPDATE mechas.created_at', 'UPDATE idempotency_keys.expires_at',
   // To read and to check with.
-  ...['current_identity', 'current_timeline', 'current_history', 'restore_hold', 'writes_as_control', 'within_transaction', 'refusal_of_end', 'late_events', 'is_being_erased', 'take_slot', 'count_living_keys', 'issue_key'].map((name) => `EXECUTE ${name}`),
+  ...['current_identity', 'current_timeline', 'current_history', 'restore_hold', 'writes_as_control', 'within_transaction', 'refusal_of_end', 'late_events', 'is_being_erased', 'take_slot', 'count_living_keys', 'issue_key', 'rotate_key', 'revoke_key'].map((name) => `EXECUTE ${name}`),
 ]
 
 /** Runs statements in one transaction of the control plane's login. */
@@ -217,6 +217,46 @@ t.test('issue_key, which has the rights of the owner, keeps to the rules by itse
   t.same(more, [])
   t.match(told, { type: 'key.issued', kind: 'mecha', org_id: 'acme', mecha: 'new^acmecorp', actor: 'oidc:anybody', at: made!.created_at, data: { expires_at: null } })
   t.match(await owner.selectFrom('idempotency_keys').selectAll().execute(), [{ key_id: made!.id }])
+})
+
+t.test('rotate_key and revoke_key keep to the rules as well', async (t) => {
+  const { service, write, owner } = await login(t)
+  const [key, revoked, rotated, expired] = [await issued(service), await issued(service), await issued(service), await issued(service)]
+  const rival = parsePublicId('mecha', (await service.issue({ mecha: 'sales^rivalcrew' }, { org: 'rival' })).key.id)!
+  const revokeKey = (id: string, org = "'acme'", more = "'{acmecorp}', 'oidc:anybody', NULL") => `SELECT revoke_key('${id}', 'mecha', ${org}, ${more}, 'x', 'x')`
+  const rotateKey = (id: string, other: Record<string, string> = {}) => `SELECT rotate_key(${Object.entries({
+    old_id: `'${id}'`, old_version: `(SELECT xmin FROM keys WHERE id = '${id}')`, old_public_id: "'old'", overlap_seconds: '60', key_id: 'gen_random_uuid()', key_public_id: "'new'",
+    key_hash: `(SELECT hash FROM keys WHERE id = '${id}')`, key_tag_root: "'x'", key_pepper_root: "'x'", of_org: "'acme'", of_mecha: "'sales^acmecorp'", key_name: 'NULL', key_scopes: "'{}'", key_metadata: "'{}'",
+    most_keys: '10', ends_at: 'NULL', life_seconds: 'NULL', longest_seconds: 'NULL', actor: "'oidc:anybody'", request_id: "'x'", address: "'x'", slot: 'NULL', request: 'NULL', keep_seconds: 'NULL', ...other,
+  }).map(([name, value]) => `${name} => ${value}`).join()})`
+  await write(revokeKey(revoked.id))
+  await write(rotateKey(rotated.id))
+  await owner.updateTable('keys').set({ expires_at: new Date(Date.now() - 60_000) }).where('id', '=', expired.id).execute()
+  const before = async () => JSON.stringify([await owner.selectFrom('keys').selectAll().orderBy('id').execute(), await owner.selectFrom('events').select('position').orderBy('position').execute()])
+  const all = await before()
+  for (const [what, statement, code] of [
+    ['revoked', rotateKey(revoked.id), 'MK412'],
+    ['rotated', rotateKey(rotated.id), 'MK412'],
+    ['expired', rotateKey(expired.id), 'MK412'],
+    ['of another organization', rotateKey(rival), 'MK412'],
+    ['of another Mecha', rotateKey(key.id, { of_mecha: "'sales^rivalcrew'" }), 'MK412'],
+    ['changed since', rotateKey(key.id, { old_version: "'3'" }), 'MK412'],
+    ['too many', rotateKey(key.id, { most_keys: '1' }), 'MK409'],
+    ['an end that is over', rotateKey(key.id, { life_seconds: '-1' }), 'MK400'],
+  ] as const)
+    await t.rejects(write(statement), { code }, what)
+  await write(revokeKey(rival), revokeKey(key.id, 'NULL'), revokeKey(key.id, "'acme'", "'{}', 'oidc:anybody', NULL"), revokeKey(revoked.id))
+  await t.rejects(write(revokeKey(key.id, "'acme'", 'NULL, NULL, NULL')), 'by nobody')
+  t.equal(await before(), all, 'nothing of it was written')
+
+  await write(rotateKey(key.id, { overlap_seconds: '-60' }))
+  const old = await owner.selectFrom('keys').selectAll().where('id', '=', key.id).executeTakeFirstOrThrow()
+  const successor = await owner.selectFrom('keys').selectAll().where('rotated_from', '=', key.id).executeTakeFirstOrThrow()
+  t.same([old.rotated_to, old.expires_at, old.enabled], [successor.id, successor.created_at, false], 'it does not end before it is rotated')
+  await write(revokeKey(successor.id))
+  t.match(await owner.selectFrom('events').select(['type', 'key_id', 'actor', 'at']).orderBy('position', 'desc').limit(3).execute(), [
+    { type: 'key.revoked', key_id: successor.id, actor: 'oidc:anybody' }, { type: 'key.issued', key_id: successor.id, at: successor.created_at }, { type: 'key.rotated', key_id: key.id, at: successor.created_at },
+  ])
 })
 
 t.test('a signing key is announced and told of, and goes when what it signed has ended or when it is told to be compromised', async (t) => {

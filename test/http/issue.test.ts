@@ -252,9 +252,9 @@ t.test('PostgreSQL gives a key the end that the policy gives it, or refuses what
     if ('key' in issued) {
       seen.made++
       t.same(issued.key.expires_at, endOfNew({ endsAt, lifeSeconds: null }, issued.key.created_at, policy))
-    } else if ('refused' in issued && issued.refused === 'end') {
+    } else if ('endRefusedAt' in issued) {
       seen.refused++
-      t.throws(() => endOfNew({ endsAt, lifeSeconds: null }, issued.now, policy), { code: 'invalid_request' })
+      t.throws(() => endOfNew({ endsAt, lifeSeconds: null }, issued.endRefusedAt, policy), { code: 'invalid_request' })
     } else t.fail(JSON.stringify(issued))
   }
   t.ok(seen.made > 5 && seen.refused > 5, `${seen.made} made, ${seen.refused} refused`)

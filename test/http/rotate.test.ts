@@ -1,6 +1,9 @@
+import { sql } from 'kysely'
 import t from 'tap'
+import { parsePublicId } from '../../src/key/id.js'
 import { applied } from '../helpers/database.js'
-import { startService } from '../helpers/service.js'
+import { eventually } from '../helpers/eventually.js'
+import { startService, type Answer } from '../helpers/service.js'
 
 const seconds = (from: string, to: string) => (Date.parse(to) - Date.parse(from)) / 1000
 
@@ -68,6 +71,41 @@ t.test('201: rotation never lengthens the old key\'s life, nor does a later PATC
     t.match(await service.call('PATCH', `/v1/keys/${old.key.id}`, { token, body: { expires_at } }), { status: 400, body: { errors: [{ field: 'body.expires_at', rule: 'maximum' }] } })
   const sooner = new Date(Date.parse(old.key.expires_at) - 30_000).toISOString()
   t.match(await service.call('PATCH', `/v1/keys/${old.key.id}`, { token, body: { expires_at: sooner } }), { status: 200, body: { expires_at: sooner } })
+})
+
+t.test('the old key ends with its overlap, or when it would have ended if that is sooner', async (t) => {
+  const service = await startService(t)
+  const token = await service.token()
+  for (const life of [undefined, 30, 100]) for (const overlap of [0, 29, 31, 3600]) {
+    const old = (await service.issue(life === undefined ? {} : { expires_in: life })).key
+    const { body } = await service.call('POST', `/v1/keys/${old.id}/rotate`, { token, body: { overlap_seconds: overlap } })
+    const end = Date.parse((await service.call('GET', `/v1/keys/${old.id}`, { token })).body.expires_at)
+    t.equal(end, Math.min(Date.parse(old.expires_at ?? '2999-01-01T00:00:00Z'), Date.parse(body.key.created_at) + overlap * 1000), `${life}, ${overlap}`)
+    await service.call('POST', '/v1/mechas/sales%5Eacmecorp/revoke-keys', { token, headers: { prefer: 'wait=0' } })
+  }
+})
+
+t.test('a successor is made of a key as it was read, and otherwise of what it is by then', async (t) => {
+  const service = await startService(t)
+  const token = await service.token()
+  const { db } = service.database
+  const isWaiting = async () => (await sql`SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`.execute(db)).rows.length > 0
+  for (const [change, expected] of [
+    [sql`name = 'other', metadata = '{"b": 2}'`, { status: 201, body: { key: { name: 'other', metadata: { b: 2 } } } }],
+    [sql`enabled = false`, { status: 409, body: { code: 'key_disabled' } }],
+    [sql`expires_at = now()`, { status: 409, body: { code: 'key_expired' } }],
+    [sql`revoked_at = now(), revoked_by = 'restore'`, { status: 409, body: { code: 'key_revoked' } }],
+  ] as const) {
+    const { key } = await service.issue({ name: 'x' })
+    const id = parsePublicId('mecha', key.id)!
+    let answer: Promise<Answer>
+    await db.transaction().execute(async (trx) => {
+      await sql`UPDATE keys SET ${change} WHERE id = ${id}`.execute(trx)
+      answer = service.call('POST', `/v1/keys/${key.id}/rotate`, { token })
+      await eventually(isWaiting)
+    })
+    t.match(await answer!, expected)
+  }
 })
 
 t.test('400 and 404', async (t) => {
