@@ -48,7 +48,7 @@ export async function measureScale(keys: number): Promise<boolean> {
     const service = await world.service(database, { CACHE_MAX_KEYS: '100', MAX_ACTIVE_KEYS_PER_MECHA: '1000' })
     process.stdout.write(`| Call, at ${keys} keys | Blocks, at most | Blocks | PostgreSQL's ms | The statement that reads most |\n|---|---|---|---|---|\n`)
     let isFlat = true
-    for (const { name, blocks, act } of [...(await controlLines(service)), ...(await runtimeLines(database, world, service, keys))]) {
+    for (const { name, blocks, act } of [...(await controlLines(service, keys)), ...(await runtimeLines(database, world, service, keys))]) {
       const cost = await costOf(database.db, act)
       const isOver = cost.blocks > blocks
       isFlat &&= !isOver
@@ -72,7 +72,7 @@ async function costOf(db: Kysely<Database>, act: Line['act']): Promise<Cost> {
   return rows[0]!
 }
 
-async function controlLines(service: Service): Promise<Line[]> {
+async function controlLines(service: Service, keys: number): Promise<Line[]> {
   const ofCrew = await service.operatorOf('rare')
   const ofCrews = await service.operatorOf('rare', 'bench', 'nobody')
   const get = (name: string, path: string, blocks: number, headers?: Record<string, string>): Line => ({ name, blocks, act: () => service.call('GET', path, undefined, headers) })
@@ -93,6 +93,10 @@ async function controlLines(service: Service): Promise<Line[]> {
     get('events of a type', '/v1/events?type=key.updated', 120),
     get('events of an actor', '/v1/events?actor=operator:rare', 120),
     get('events of the last second', `/v1/events?since=${ago(1)}`, 120),
+    get('events since yesterday', `/v1/events?since=${ago(86_400)}`, 120),
+    get('events of ten minutes', `/v1/events?since=${ago(86_400)}&until=${ago(85_800)}`, 120),
+    get('events of a day two years ago', `/v1/events?since=${ago(731 * 86_400)}&until=${ago(730 * 86_400)}`, 120),
+    get('events until two years ago, after the last of them', `/v1/events?until=${ago(730 * 86_400)}&after=${Math.ceil(keys * 0.51)}`, 120),
     get('events of a crew', '/v1/events', 120, ofCrew),
     get('events of several crews', '/v1/events', 120, ofCrews),
     get('events of a Mecha', '/v1/events?mecha=filler1%5Ebench', 120),

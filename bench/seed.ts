@@ -35,18 +35,22 @@ export async function seedKeys({ db }: BenchDatabase, { root }: World, mecha: st
   return plaintexts
 }
 
-/** Rows that only make the table large: 50 for each of many Mechas, as old as the first of them is far. */
+/** How far back they go. */
+const YEARS = 4
+
+/** Rows that only make the table large: 50 for each of many Mechas, one after another over some years. */
 export async function fillTable({ db }: BenchDatabase, { root }: World, count: number): Promise<void> {
   const mechas = Math.ceil(count / 50)
   const hash = await hashSecret({ id: newId(), subject: 'filler', secret: 'filler' }, pepperOf(root), 'high-entropy')
   await sql`INSERT INTO mechas (handle, org_id) SELECT 'filler' || n || '^bench', ${ORGANIZATION} FROM generate_series(0, ${mechas - 1}::int) n`.execute(db)
+  const pause = sql`interval '1 second' * ${(YEARS * 365 * 86_400) / count}::float8`
   await db.transaction().execute(async (trx) => {
     // The rows are good: what the foreign keys would look up one by one has just been written.
     await sql`SET LOCAL session_replication_role = replica`.execute(trx)
     await sql`
       INSERT INTO keys (id, kind, org_id, mecha, hash, tag_root, pepper_root, created_at, created_by)
-      SELECT uuidv7(n * interval '-1 second'), 'mecha', ${ORGANIZATION}, 'filler' || n % ${mechas}::int || '^bench', ${hash}, ${root.id}, ${nameOfPepper(pepperOf(root))},
-             now() - n * interval '1 second', 'operator:bench'
+      SELECT uuidv7(-n * ${pause}), 'mecha', ${ORGANIZATION}, 'filler' || n % ${mechas}::int || '^bench', ${hash}, ${root.id}, ${nameOfPepper(pepperOf(root))},
+             now() - n * ${pause}, 'operator:bench'
       FROM generate_series(0, ${count - 1}::int) n`.execute(trx)
   })
   await sql`VACUUM ANALYZE keys`.execute(db)

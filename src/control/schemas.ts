@@ -157,7 +157,7 @@ export const EventsQuery = Type.Object(
     })),
     type: Type.Optional(EventType),
     actor: Type.Optional(line(300, 'Only what they did: as events show it')),
-    since: Type.Optional(Type.String({ ...TimeSchema, description: 'Only what happened at this time or later. RFC 3339' })),
+    since: Type.Optional(Type.String({ ...TimeSchema, description: 'Only what happened at this time or later. RFC 3339. Times are the database\'s: what was written before its clock was set back by more than a day may be left out' })),
     until: Type.Optional(Type.String({ ...TimeSchema, description: 'Only what happened before this time. RFC 3339' })),
     after: Type.Optional(Type.String({
       pattern: '^[0-9]{1,18}$', 'x-rule': 'must be the id of an event',

@@ -445,11 +445,14 @@ export interface EventFilter {
 /** Oldest first, from a position on. */
 export async function listEvents(db: Kysely<Database>, reach: Reach & { orgId: string }, filter: EventFilter): Promise<EventRow[]> {
   const { mecha, keyId, type, actor, since, until, after, limit } = filter
+  const { first, last } = await positionsOf(db, reach.orgId, filter)
   const found = eachCrew(reach, mecha !== undefined || keyId !== undefined).map((crews) =>
     db
       .selectFrom('events').selectAll()
       .where('org_id', '=', reach.orgId)
       .where('position', '>', after)
+      .$if(first !== null, (query) => query.where('position', '>', first!))
+      .$if(last !== null, (query) => query.where('position', '<', last!))
       .$if(crews !== undefined, (query) => query.where(sql<string>`split_part(mecha, '^', 2)`, 'in', nonEmpty(crews!)))
       .$if(mecha !== undefined, (query) => query.where('mecha', '=', mecha!))
       .$if(keyId !== undefined, (query) => query.where('key_id', '=', keyId!))
@@ -460,6 +463,18 @@ export async function listEvents(db: Kysely<Database>, reach: Reach & { orgId: s
       .orderBy('position').limit(limit))
     .map((ofSome) => db.selectFrom(ofSome.as('events')).selectAll())
   return found.reduce((all, one) => all.unionAll(one)).orderBy('position').limit(limit).execute()
+}
+
+/**
+ * Positions between which all events of a time are: times are in the order of positions, but for transactions beside one another and clocks
+ * that were set back, by less than a day. Without them a page would begin with a walk past all events before that time, or end with one.
+ */
+async function positionsOf(db: Kysely<Database>, orgId: string, { since, until }: Pick<EventFilter, 'since' | 'until'>): Promise<{ first: string | null; last: string | null }> {
+  if (since === undefined && until === undefined) return { first: null, last: null }
+  const { rows } = await sql<{ first: string | null; last: string | null }>`
+    SELECT (SELECT position FROM events WHERE org_id = ${orgId} AND at < ${since}::timestamptz - interval '1 day' ORDER BY at DESC LIMIT 1) AS first,
+           (SELECT position FROM events WHERE org_id = ${orgId} AND at > ${until}::timestamptz + interval '1 day' ORDER BY at LIMIT 1) AS last`.execute(db)
+  return rows[0]!
 }
 
 // ── Conditions ──

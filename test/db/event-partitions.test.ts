@@ -196,13 +196,17 @@ t.test('an event of the control plane\'s login has the time of its transaction, 
 t.test('a reader who names a time opens the partitions of that time alone, and no reader scans one', async (t) => {
   const [db] = await endedAgo(t, [400, 200, 90, 0], 6)
   await sql`INSERT INTO events (at, type, org_id, key_id, kind, actor, request_id, address)
-    SELECT now() - n * interval '6 minutes', 'key.updated', CASE n % 50 WHEN 0 THEN 'acme' ELSE 'other' || n % 50 END, gen_random_uuid(), 'mecha', 'test', 'x', 'x' FROM generate_series(1, 50000) AS n`.execute(db)
+    SELECT now() - n * interval '6 minutes', 'key.updated', CASE n % 50 WHEN 0 THEN 'acme' ELSE 'other' || n % 50 END, gen_random_uuid(), 'mecha', 'test', 'x', 'x' FROM generate_series(50000, 1, -1) AS n`.execute(db)
   await sql`ANALYZE events`.execute(db)
   const all = await partitionsOf(db)
   const planOf = async (filter: Partial<Parameters<typeof listEvents>[2]>) => {
     const plans: string[] = []
     const explaining = new Proxy(db, {
-      get: (target, name) => (name === 'selectFrom' ? (table: 'events') => explained(target, table, plans) : Reflect.get(target, name)),
+      get: (target, name) => {
+        if (name === 'selectFrom') return (from: any) => explained(target, from, plans)
+        const value = Reflect.get(target, name)
+        return typeof value === 'function' ? value.bind(target) : value
+      },
     })
     await listEvents(explaining, { orgId: 'acme', crews: undefined }, { after: '0', limit: 50, ...filter })
     return plans.join('\n')

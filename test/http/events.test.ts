@@ -1,7 +1,7 @@
 import { sql } from 'kysely'
 import t from 'tap'
 import { insertEvents } from '../../src/control/store.js'
-import { parsePublicId } from '../../src/key/id.js'
+import { newId, parsePublicId } from '../../src/key/id.js'
 import { startService } from '../helpers/service.js'
 
 t.test('every change of state is in the audit trail: who, from where, by which request, what, when', async (t) => {
@@ -84,6 +84,27 @@ t.test('the trail is filtered by who did it and by time, on top of the other fil
   t.same((await get({ since: issue.at, after: first.next_after })).events, [end], 'pages are those of what is filtered')
   for (const query of [{ since: 'yesterday' }, { until: '2030-02-30T00:00:00Z' }, { since: '1' }, { actor: '' }])
     t.match(await service.call('GET', `/v1/events?${new URLSearchParams(query as Record<string, string>).toString()}`, { token }), { status: 400, body: { code: 'invalid_request' } }, JSON.stringify(query))
+})
+
+t.test('what happened since or until a time is found wherever a clock that was set back by hours has put it', async (t) => {
+  const service = await startService(t)
+  const token = await service.token()
+  const hours = [-300, -270, -290, -280, -250, -272, -260, -225, -240, -100, -101]
+  const at = (hour: number) => new Date(Date.UTC(2026, 0, 30) + hour * 3_600_000)
+  const event = { type: 'key.updated', key_id: newId(), kind: 'mecha' as const, mecha: 'sales^acmecorp', actor: 'test', request_id: 'x', address: 'x', data: {} }
+  await service.database.db.transaction().execute((trx) => insertEvents(trx, 'acme', hours.map((hour) => ({ ...event, at: at(hour) }))))
+  const found = async (query: Record<string, string>) => {
+    const { events } = (await service.call('GET', `/v1/events?${new URLSearchParams({ actor: 'test', ...query }).toString()}`, { token })).body
+    return events.map((one: any) => one.at)
+  }
+  for (const hour of hours) {
+    const since = at(hour)
+    const expected = (isWithin: (time: Date) => boolean) => hours.map(at).filter(isWithin).map((time) => time.toISOString())
+    t.same(await found({ since: since.toISOString() }), expected((time) => time >= since), `since ${hour}`)
+    t.same(await found({ until: since.toISOString() }), expected((time) => time < since), `until ${hour}`)
+    const until = at(hour + 15)
+    t.same(await found({ since: since.toISOString(), until: until.toISOString() }), expected((time) => time >= since && time < until), `from ${hour} on`)
+  }
 })
 
 t.test('a reader who follows the trail while many write misses no event', async (t) => {
