@@ -53,6 +53,7 @@ import { runtimePlane } from './runtime/routes.js'
 import * as runtimeSchemas from './runtime/schemas.js'
 import { createSender } from './runtime/send.js'
 import { findChanged, findCredentials, type HeldVersion } from './runtime/store.js'
+import { sweepChanges } from './runtime/sweep.js'
 import { inSlices, piecesOf } from './runtime/slices.js'
 import { ChangeStreams } from './runtime/streams.js'
 import { recordRefusals, recordUses } from './runtime/usage-store.js'
@@ -181,7 +182,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     const clock = parts.clock ?? new Clock()
     const cache = new KeyCache(config.CACHE_MAX_KEYS)
     const followers: Follower[] = [cache]
-    const { feed, streams } = followChanges(followers, clock, () => cache.size)
+    const { feed, streams } = followChanges(db, followers, clock, () => cache.size)
     const ofOneHistory = holdToOneHistory({ feed, renewConnections: renew, log: app.log })
     const oauth = oauthOf(db, ofOneHistory, clock)
     const reader = new CredentialReader({
@@ -299,7 +300,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   }
 
   /** The feed that keeps true what is held in memory, on a connection of its own, and passes on to gateways what is theirs. */
-  function followChanges(followers: readonly Follower[], clock: Clock, countKeys: () => number): { feed: Feed; streams: ChangeStreams } {
+  function followChanges(db: Kysely<Database>, followers: readonly Follower[], clock: Clock, countKeys: () => number): { feed: Feed; streams: ChangeStreams } {
     const staleness = config.REVOCATION_MAX_STALENESS * 1000
     const pollMs = Math.min(1000, staleness / 4)
     const feed: Feed = new Feed({
@@ -321,6 +322,10 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
         streams.closeAll()
       },
       onConfirmed: () => streams.confirmed(),
+      onOld(snapshot) {
+        // On another connection than the feed's: whatever comes of it, the feed goes on. What is left is tried again in an hour.
+        sweepChanges(db, snapshot, () => !draining).catch((error: unknown) => app.log.warn({ err: error }, 'old changes could not all be removed'))
+      },
       onPolled: tracing && ((seconds, changes) => tracing.didAlone({ name: 'feed poll', seconds, isRemote: true, attributes: { 'db.system.name': 'postgresql', 'mecha_keys.changes': changes } })),
       clock,
       log: app.log,

@@ -62,6 +62,8 @@ export interface FeedParts {
   readonly onReset: (why: ResetReason) => void
   /** Everything that was committed before a poll was sent has been told. */
   readonly onConfirmed: () => void
+  /** Changes that a snapshot saw are old enough to be removed. */
+  readonly onOld: (snapshot: string) => void
   /** Called after each poll. */
   readonly onPolled?: ((seconds: number, changes: number) => void) | undefined
   readonly clock: Clock
@@ -157,9 +159,6 @@ const LEAVE = 'SELECT leave_feed($1, $2)'
 const RECALL = 'SELECT recall_feed($1, $2, $3, $4)'
 /** Spares every statement from finding out anew that this is the accepted database. */
 const VERIFY = 'SELECT verify_history()'
-
-/** What was over when this snapshot was taken, every follower has seen by now, or will start anew. */
-const SWEEP = 'SELECT sweep_changes($1::pg_snapshot)'
 
 export class Feed {
   /** When the poll was sent that vouched last. */
@@ -434,7 +433,7 @@ export class Feed {
       onPolled()
       old ??= { at: sentAt, snapshot: page.snapshot }
       if (sentAt - old.at >= retentionMs) {
-        await this.#query(SWEEP, [old.snapshot])
+        this.parts.onOld(old.snapshot)
         old = undefined
       }
       isAskedFor = await this.#sleep(this.parts.pollMs)

@@ -28,7 +28,7 @@ t.test('the control role cannot delete a key, re-point it, touch the audit trail
     'INSERT INTO token_status (idx) VALUES (7)', 'UPDATE token_status SET idx = idx', 'DELETE FROM token_status', 'SELECT token_status_place(id) FROM keys',
     'SELECT * FROM nonces', 'SELECT * FROM nonce_sweeps', "SELECT take_nonce(id, NULL, '', now(), 1, 1) FROM keys", "SELECT revoke_by_holder(id, hash, 'x', 'x') FROM keys",
     'UPDATE database_identity SET lost_at = NULL', 'DELETE FROM database_identity', "SELECT accept_database('x')", "SELECT recall_feed(gen_random_uuid(), 'x', '1', 1)", 'SELECT verify_history()',
-    "SELECT confirm_feed(gen_random_uuid(), '0123456789abcdef', pg_current_snapshot(), 'x', 1)", "SELECT leave_feed(gen_random_uuid(), 'x')", 'SELECT sweep_changes(pg_current_snapshot())',
+    "SELECT confirm_feed(gen_random_uuid(), '0123456789abcdef', pg_current_snapshot(), 'x', 1)", "SELECT leave_feed(gen_random_uuid(), 'x')", 'SELECT sweep_changes(pg_current_snapshot())', "SELECT sweep_changes(pg_current_snapshot(), '0', 1)",
     'CREATE TABLE mine (x int)', 'DROP TABLE keys', 'ALTER TABLE events DISABLE TRIGGER ALL',
   ])
     await t.rejects(sql.raw(statement).execute(control), denied, statement)

@@ -7,8 +7,10 @@ import { sql } from 'kysely'
 import { Client } from 'pg'
 import t, { type Test } from 'tap'
 import { publicId } from '../../src/key/id.js'
+import { openDatabase } from '../../src/db/pool.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
 import { Clock } from '../../src/runtime/clock.js'
+import { sweepChanges } from '../../src/runtime/sweep.js'
 import { applied, createDatabase, type TestDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { costs } from '../helpers/metrics.js'
@@ -120,6 +122,32 @@ t.test('a sweep leaves what a follower has not applied, and says how far it went
   }
   await eventually(isSwept)
   t.equal((await admin.query('SELECT FROM changes')).rowCount, 1, 'the second is kept')
+})
+
+t.test('an hour of changes is swept some at a time, by one replica, and beside the feed', async (t) => {
+  const service = await startService(t, {}, await createDatabase(t))
+  const [admin, other] = [await connect(t, service.database), await connect(t, service.database, 'runtime')]
+  const MANY = 12_000
+  await admin.query('INSERT INTO changes (key_id) SELECT gen_random_uuid() FROM generate_series(1, $1)', [MANY])
+  const left = async () => (await admin.query('SELECT count(*)::int AS count FROM changes')).rows[0].count as number
+  const snapshot = async () => (await admin.query('SELECT pg_current_snapshot()::text AS now')).rows[0].now as string
+  const runtime = openDatabase({ url: service.database.runtime, size: 1, timeoutMs: 30_000, name: 'test sweep' })
+  t.teardown(() => runtime.destroy())
+  await applied(service.database)
+
+  await other.query('BEGIN')
+  // It waits until what was open elsewhere on the server is over, and then removes so many and no more.
+  await eventually(async () => (await other.query("SELECT sweep_changes($1::pg_snapshot, '0', 10)::text AS reached", [await snapshot()])).rows[0].reached !== null)
+  await sweepChanges(runtime, await snapshot())
+  t.equal(await left(), MANY, 'nothing, for another one sweeps')
+  await other.query('COMMIT')
+  t.equal(await left(), MANY - 10)
+
+  let pieces = 0
+  await sweepChanges(runtime, await snapshot(), () => ++pieces <= 2)
+  t.equal(await left(), MANY - 10 - 2 * 5000, 'and it can be told to stop')
+  await eventually(async () => (await sweepChanges(runtime, await snapshot()), (await left()) === 0))
+  t.equal((await service.call('GET', '/metrics')).text.match(/^mecha_keys_feed_losses_total (\d+)$/m)![1], '0')
 })
 
 t.test('a change that no feed tells of counts within the bound of REVALIDATE_AFTER', async (t) => {
