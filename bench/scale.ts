@@ -78,7 +78,7 @@ async function controlLines(service: Service, keys: number): Promise<Line[]> {
   const get = (name: string, path: string, blocks: number, headers?: Record<string, string>): Line => ({ name, blocks, act: () => service.call('GET', path, undefined, headers) })
   const ago = (seconds: number) => new Date(Date.now() - seconds * 1000).toISOString()
   // Fifty rows, each with what is known of its use.
-  const page = 400
+  const page = 320
   const statuses = ['active', 'disabled', 'expired', 'revoked']
   return [
     get('list keys', '/v1/keys', page),
@@ -89,18 +89,18 @@ async function controlLines(service: Service, keys: number): Promise<Line[]> {
     ...statuses.map((status) => get(`list keys of several crews, ${status}`, `/v1/keys?status=${status}`, page + 60, ofCrews)),
     get('list keys of a Mecha', '/v1/keys?mecha=filler1%5Ebench', page),
     ...['', '?status=active', '?status=revoked'].map((query) => get(`list gateways ${query}`, `/v1/gateways${query}`, page)),
-    get('events', '/v1/events', 60),
-    get('events of a type', '/v1/events?type=key.updated', 120),
-    get('events of an actor', '/v1/events?actor=operator:rare', 120),
-    get('events of the last second', `/v1/events?since=${ago(1)}`, 120),
-    get('events since yesterday', `/v1/events?since=${ago(86_400)}`, 120),
-    get('events of ten minutes', `/v1/events?since=${ago(86_400)}&until=${ago(85_800)}`, 120),
-    get('events of a day two years ago', `/v1/events?since=${ago(731 * 86_400)}&until=${ago(730 * 86_400)}`, 120),
-    get('events until two years ago, after the last of them', `/v1/events?until=${ago(730 * 86_400)}&after=${Math.ceil(keys * 0.51)}`, 120),
-    get('events of a crew', '/v1/events', 120, ofCrew),
-    get('events of several crews', '/v1/events', 120, ofCrews),
-    get('events of a Mecha', '/v1/events?mecha=filler1%5Ebench', 120),
-    get('events of a Mecha that has many and a type of which it has none', '/v1/events?mecha=filler0%5Ebench&type=key.rotated', 120),
+    get('events', '/v1/events', 30),
+    get('events of a type', '/v1/events?type=key.updated', 90),
+    get('events of an actor', '/v1/events?actor=operator:rare', 90),
+    get('events of the last second', `/v1/events?since=${ago(1)}`, 90),
+    get('events since yesterday', `/v1/events?since=${ago(86_400)}`, 90),
+    get('events of ten minutes', `/v1/events?since=${ago(86_400)}&until=${ago(85_800)}`, 90),
+    get('events of a day two years ago', `/v1/events?since=${ago(731 * 86_400)}&until=${ago(730 * 86_400)}`, 90),
+    get('events until two years ago, after the last of them', `/v1/events?until=${ago(730 * 86_400)}&after=${Math.ceil(keys * 0.51)}`, 90),
+    get('events of a crew', '/v1/events', 90, ofCrew),
+    get('events of several crews', '/v1/events', 90, ofCrews),
+    get('events of a Mecha', '/v1/events?mecha=filler1%5Ebench', 90),
+    get('events of a Mecha that has many and a type of which it has none', '/v1/events?mecha=filler0%5Ebench&type=key.rotated', 90),
     { name: 'issue', blocks: 120, act: (turn) => service.call('POST', '/v1/keys', { mecha: `issued${turn}^bench` }) },
     { name: 'issue with an Idempotency-Key', blocks: 160, act: (turn) => service.call('POST', '/v1/keys', { mecha: `issued${turn}^bench` }, { 'idempotency-key': randomUUID() }) },
     { name: 'issue, revoke', blocks: 300, act: async (turn) => service.call('POST', `/v1/keys/${(await issue(service, `revoked${turn}^bench`)).key.id}/revoke`) },

@@ -4,6 +4,7 @@ import { CompiledQuery, sql, type ExpressionBuilder, type Kysely, type Transacti
 import { HISTORY } from '../db/history.js'
 import type { Database, EventRow, KeyRefusalsTable, KeyRow, KeysTable, Metadata, NewKeyRow } from '../db/tables.js'
 import { againAfterConflict } from '../db/transaction.js'
+import { parseHandle } from '../key/handle.js'
 import type { CredentialKind } from '../key/id.js'
 import type { KeyStatus } from '../key/status.js'
 
@@ -262,20 +263,26 @@ export function orderOfKeys({ status, mecha }: Pick<ListFilter, 'status' | 'mech
   return status === 'expired' && mecha === undefined ? 'expires_at' : 'created_at'
 }
 
-/** The latest first. A row's place, once it has one, never changes: pages neither skip nor repeat what was there before. */
+/**
+ * The latest first. A row's place, once it has one, never changes: pages neither skip nor repeat what was there before.
+ *
+ * Crew by crew, for an index has the keys of each in order, and PostgreSQL merges what is in order.
+ */
 export async function listKeys(db: Kysely<Database>, reach: Reach, filter: ListFilter): Promise<{ keys: KeyRecord[]; now: Date }> {
   const now = await readClock(db)
   const { kind, mecha, status, limit, after } = filter
   const by = after?.by ?? orderOfKeys(filter)
-  const found = eachCrew(reach, mecha !== undefined).map((crews) =>
+  const crews = crewsAskedOf(reach, mecha)
+  if (crews?.length === 0) return { keys: [], now }
+  const found = (crews ?? [undefined]).map((crew) =>
     db
       .selectFrom('keys').select(KEY_COLUMNS)
-      .where(isReachable({ orgId: reach.orgId, crews }, kind))
+      .where(isReachable({ orgId: reach.orgId, crews: crew === undefined ? undefined : [crew] }, kind))
       .$if(mecha !== undefined, (query) => query.where('mecha', '=', mecha!))
       .$if(status !== undefined, (query) => query.where(hasStatus(status!, now)))
       .$if(after !== undefined, (query) => query.where((eb) => eb(eb.refTuple(by, 'id'), '<', eb.tuple(after!.at, after!.id))))
       .orderBy(by, 'desc').orderBy('id', 'desc').limit(limit))
-    .map((ofSome) => db.selectFrom(ofSome.as('keys')).selectAll())
+    .map((ofOne) => db.selectFrom(ofOne.as('keys')).selectAll())
   const page = found.reduce((all, one) => all.unionAll(one)).orderBy(by, 'desc').orderBy('id', 'desc').limit(limit)
   const keys = await db
     .selectFrom(page.as('keys'))
@@ -445,24 +452,29 @@ export interface EventFilter {
 /** Oldest first, from a position on. */
 export async function listEvents(db: Kysely<Database>, reach: Reach & { orgId: string }, filter: EventFilter): Promise<EventRow[]> {
   const { mecha, keyId, type, actor, since, until, after, limit } = filter
+  const crews = crewsAskedOf(reach, mecha)
   const { first, last } = await positionsOf(db, reach.orgId, filter)
-  const found = eachCrew(reach, mecha !== undefined || keyId !== undefined).map((crews) =>
-    db
-      .selectFrom('events').selectAll()
-      .where('org_id', '=', reach.orgId)
-      .where('position', '>', after)
-      .$if(first !== null, (query) => query.where('position', '>', first!))
-      .$if(last !== null, (query) => query.where('position', '<', last!))
-      .$if(crews !== undefined, (query) => query.where(sql<string>`split_part(mecha, '^', 2)`, 'in', nonEmpty(crews!)))
-      .$if(mecha !== undefined, (query) => query.where('mecha', '=', mecha!))
-      .$if(keyId !== undefined, (query) => query.where('key_id', '=', keyId!))
-      .$if(type !== undefined, (query) => query.where('type', '=', type!))
-      .$if(actor !== undefined, (query) => query.where('actor', '=', actor!))
-      .$if(since !== undefined, (query) => query.where('at', '>=', since!))
-      .$if(until !== undefined, (query) => query.where('at', '<', until!))
-      .orderBy('position').limit(limit))
-    .map((ofSome) => db.selectFrom(ofSome.as('events')).selectAll())
-  return found.reduce((all, one) => all.unionAll(one)).orderBy('position').limit(limit).execute()
+  const matching = db
+    .selectFrom('events').selectAll()
+    .where('org_id', '=', reach.orgId)
+    .where('position', '>', after)
+    .$if(first !== null, (query) => query.where('position', '>', first!))
+    .$if(last !== null, (query) => query.where('position', '<', last!))
+    .$if(mecha !== undefined, (query) => query.where('mecha', '=', mecha!))
+    .$if(keyId !== undefined, (query) => query.where('key_id', '=', keyId!))
+    .$if(type !== undefined, (query) => query.where('type', '=', type!))
+    .$if(actor !== undefined, (query) => query.where('actor', '=', actor!))
+    .$if(since !== undefined, (query) => query.where('at', '>=', since!))
+    .$if(until !== undefined, (query) => query.where('at', '<', until!))
+    .orderBy('position').limit(limit)
+  if (!crews) return matching.execute()
+  // Crew by crew, for an index has the events of each in order. In one plan for all crews: there is one for each partition as it is.
+  return db
+    .selectFrom(sql<{ crew: string }>`unnest(${crews}::text[])`.as('crew'))
+    .innerJoinLateral(matching.where(sql<string>`split_part(mecha, '^', 2)`, '=', sql<string>`crew`).as('events'), (join) => join.onTrue())
+    .selectAll('events')
+    .orderBy('position').limit(limit)
+    .execute()
 }
 
 /**
@@ -490,9 +502,9 @@ function isReachable({ orgId, crews }: Reach, kind: CredentialKind) {
     ])
 }
 
-/** Crews one by one, for an index has the rows of each in order, and PostgreSQL merges what is in order. What is of one Mecha or key is of one crew. */
-function eachCrew({ crews }: Reach, isOfOne: boolean): (readonly string[] | undefined)[] {
-  return crews && !isOfOne ? [...new Set(nonEmpty(crews))].map((crew) => [crew]) : [crews]
+/** Which of the operator's crews something can be of, each of them once; `undefined`: any. */
+function crewsAskedOf({ crews }: Reach, mecha: string | undefined): string[] | undefined {
+  return crews && [...new Set(crews)].filter((crew) => mecha === undefined || crew === parseHandle(mecha).crew)
 }
 
 /** `IN ()` is not SQL. No crew has an empty name, so this matches nothing, which is what an empty list means. */

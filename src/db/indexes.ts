@@ -42,9 +42,12 @@ const INDEXES: readonly Index[] = [
  * @returns the names of those that it built
  */
 export async function buildIndexes(db: Kysely<any>, giveUpAt: () => number): Promise<string[]> {
+  const { rows } = await sql<{ name: string }>`
+    SELECT relname AS name FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+    WHERE indrelid = ANY(${[...new Set(INDEXES.map(({ table }) => table))]}::regclass[]) AND indisvalid`.execute(db)
   const built: string[] = []
   for (const index of INDEXES) {
-    if ((await stateOf(db, index.name)) === 'valid') continue
+    if (rows.some(({ name }) => name === index.name)) continue
     if (index.table === 'events') await buildOnPartitions(db, index, giveUpAt())
     else await buildOn(db, index.table, index.name, index.of)
     built.push(index.name)

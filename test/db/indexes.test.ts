@@ -1,7 +1,8 @@
-/** Indexes that `migrate` builds while others write. */
+/** Indexes that `migrate` builds while others write, and what is counted in one. */
 
 import { sql } from 'kysely'
 import t from 'tap'
+import { rootSecretsStatus } from '../../src/control/root-secrets.js'
 import { insertEvents } from '../../src/control/store.js'
 import { expireEvents } from '../../src/control/trail/partitions.js'
 import { migrate } from '../../src/db/migrate.js'
@@ -55,6 +56,26 @@ t.test('every partition of events has each index once, whatever became of it bet
   t.ok(rows.length > 3)
   // Each has its primary key, which the table of partitions has not.
   for (const { partition, indexes, valid } of rows) t.same({ indexes, valid }, { indexes: ofTheTable + 1, valid: true }, partition)
+})
+
+t.test('what is counted in an index is every living key, by each root secret that it needs', async (t) => {
+  const { db } = await createDatabase(t)
+  await sql`INSERT INTO mechas VALUES ('sales^acmecorp', 'acme')`.execute(db)
+  await sql`
+    INSERT INTO keys (id, kind, org_id, mecha, hash, tag_root, pepper_root, created_at, created_by, expires_at, revoked_at, revoked_by)
+    SELECT gen_random_uuid(), 'mecha', 'acme', 'sales^acmecorp', '$argon2id$v=19$m=1024,t=1,p=1$' || repeat('A', 22) || '$' || repeat('A', 43),
+           'root' || n % 3, 'root' || n % 5 || CASE WHEN n % 2 = 0 THEN '/2' ELSE '' END, now(), 'test',
+           (ARRAY[NULL, now() + interval '1 hour', now() - interval '1 hour', now() + interval '1 day'])[1 + n % 4],
+           CASE WHEN n % 7 = 0 THEN now() END, CASE WHEN n % 7 = 0 THEN 'test' END
+    FROM generate_series(1, 420) AS n`.execute(db)
+  const needs = (of: string) => Array.from({ length: 421 }, (_, n) => n).filter((n) => n > 0 && n % 7 !== 0 && n % 4 !== 2).map((n) => ({ tag: `root${n % 3}`, pepper: `root${n % 5}` })).filter(({ tag, pepper }) => tag === of || pepper === of)
+  const status = await rootSecretsStatus(db, [{ id: 'root0' }, { id: 'root9' }] as never)
+  t.same(status.map(({ id }) => id).sort(), ['root0', 'root1', 'root2', 'root3', 'root4', 'root9'])
+  for (const { id, tagged, peppered, droppable } of status) {
+    t.equal(tagged, needs(id).filter(({ tag }) => tag === id).length, `tagged by ${id}`)
+    t.equal(peppered, needs(id).filter(({ pepper }) => pepper === id).length, `peppered by ${id}`)
+    t.equal(droppable, id === 'root9')
+  }
 })
 
 async function isBeingBuilt({ db }: TestDatabase): Promise<boolean> {
