@@ -33,6 +33,8 @@ export interface Load {
   readonly shed: number
   /** Answers that were neither, and requests that had none. */
   readonly failures: number
+  /** Time of a core that the generator took, in microseconds. */
+  readonly cpu_us: number
 }
 
 interface Instance extends Promise<{ readonly duration: number; readonly errors: number; readonly timeouts: number }> {
@@ -61,6 +63,7 @@ const request = {
   ...(isVaried && { setupRequest: vary }),
 }
 
+const before = process.cpuUsage()
 const microseconds = createHistogram()
 const answers = { good: 0, shed: 0, other: 0 }
 const result = await new Promise<Awaited<Instance>>((resolve, reject) => {
@@ -75,11 +78,13 @@ const result = await new Promise<Awaited<Instance>>((resolve, reject) => {
     microseconds.record(Math.max(1, Math.round(ms * 1000)))
   })
 })
+const loaded = process.cpuUsage(before)
 const load: Load = {
   rate: answers.good / result.duration,
   p50: microseconds.percentile(50) / 1000,
   p99: microseconds.percentile(99) / 1000,
   shed: answers.shed / result.duration,
   failures: answers.other + result.errors + result.timeouts,
+  cpu_us: loaded.user + loaded.system,
 }
 process.stdout.write(`${JSON.stringify(load)}\n`)

@@ -1,7 +1,7 @@
 /**
  * `npm run bench`: the figures of docs/performance.md. Options: `--seconds N` for each measurement, `--pairs N`,
  * `--connections N`, `--keys N` for the large table, `--only TEXT` for the figures whose names hold it; `--only scale` for what large
- * tables cost (`bench/scale.ts`), which ends with 1 where it is more than it may be.
+ * tables cost (`bench/scale.ts`), which ends with 1 where it is more than it may be; `--only hash` for what hashes cost (`bench/hash.ts`).
  */
 
 import { mkdirSync, writeFileSync } from 'node:fs'
@@ -15,6 +15,7 @@ import { sdkFigures } from './figures/sdk.js'
 import { startFigures } from './figures/start.js'
 import { writeFigures } from './figures/writes.js'
 import { measureFeeds } from './feeds.js'
+import { measureHash } from './hash.js'
 import type { Figure, Plan, Result } from './pairs.js'
 import { measureScale } from './scale.js'
 import { createWorld } from './world.js'
@@ -23,6 +24,7 @@ type Row = Result & Pick<Figure, 'name' | 'goal'>
 
 const { plan, only } = readArguments(process.argv.slice(2))
 if (only === 'feeds') process.exit((await measureFeeds(plan.seconds), 0))
+if (only === 'hash') process.exit((await measureHash(plan.seconds), 0))
 if (only === 'scale') process.exit((await measureScale(plan.keys)) ? 0 : 1)
 const world = await createWorld()
 try {

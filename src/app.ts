@@ -15,6 +15,7 @@ import { EventSchema, GatewaySchema, KeySchema } from './control/schemas.js'
 import { watchInventory } from './control/inventory.js'
 import { missingRootSecret } from './control/root-secrets.js'
 import { SigningKeeper } from './control/signing/keeper.js'
+import { hashAlike } from './db/followers.js'
 import { hashVersion } from './db/hash-version.js'
 import type { Plane } from './db/logins.js'
 import { openPool, type OpenPool } from './db/pool.js'
@@ -33,6 +34,7 @@ import { answerProblem, loggedProblem, ProblemSchema } from './http/problems.js'
 import { CallCounts } from './http/rate-limit.js'
 import { createServer, type ServerOptions } from './http/server.js'
 import { createCompilers, type Compilers } from './http/validation.js'
+import { costNumber } from './key/hash.js'
 import { VERSION } from './package-root.js'
 import { asRefusal, authzRoutes, isForAuthz, withoutSubPath } from './runtime/authz.js'
 import { KeyCache } from './runtime/cache.js'
@@ -138,7 +140,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     () => [...pools].flatMap(([plane, pool]) => (['active', 'idle'] as const).map((state) => ({ labels: { plane, state }, value: pool.connections()[state] }))), ['plane', 'state'])
   metrics.watch('mecha_keys_database_waiting', 'Statements that wait for a connection',
     () => [...pools].map(([plane, pool]) => ({ labels: { plane }, value: pool.connections().waiting })), ['plane'])
-  metrics.watch('mecha_keys_argon2_waiting', 'argon2 computations that wait for a thread', hasher.waiting)
+  metrics.watch('mecha_keys_argon2_waiting', 'argon2 computations that wait for their turn', hasher.waiting)
   /** As any plane's database tells it. */
   let newHashVersion: ReturnType<typeof hashVersion> | undefined
   const checks: Record<string, ReadinessCheck> = {}
@@ -196,7 +198,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     metrics.watch('mecha_keys_reads_waiting', 'Keys that wait for the database', () => reader.pending)
     watchFeed(feed, clock)
     checks['feed'] = async () => (feed.isFresh() ? undefined : `the change feed has no word from the database${feed.lostBy ? ` (${feed.lostBy})` : ''}: does ${feedSetting()} lead straight to it?`)
-    const verifier = createVerifier({ db, roots, hasher, rows, ofOneHistory, cache, clock, feed, usage, metrics, log: app.log })
+    const verifier = createVerifier({ db, roots, hasher, hashAlike: hashAlike(db, costNumber(config.HASH_PROFILE)), rows, ofOneHistory, cache, clock, feed, usage, metrics, log: app.log })
     metrics.watch('mecha_keys_change_streams', 'Streams of changes to gateways', () => streams.size)
     const findChangedOf = (held: readonly HeldVersion[], asker?: { readonly orgId: string | null }) => ofOneHistory(() => findChanged(db, held, asker))
     const revalidation = new Revalidation({ cache, findChanged: findChangedOf, afterMs: config.REVALIDATE_AFTER * 1000, log: app.log })
@@ -309,6 +311,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
       pollMs,
       timeoutMs: Math.min(config.DATABASE_TIMEOUT * 1000, staleness),
       maxStalenessMs: staleness,
+      hashCost: costNumber(config.HASH_PROFILE),
       retentionMs: FEED_RETENTION_MS,
       async onChanges(changes, position) {
         const ids = changes.map(({ id }) => id)

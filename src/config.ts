@@ -63,7 +63,7 @@ const SETTINGS = {
   ROOT_SECRETS: { about: 'Root secrets, newest first, separated by commas or line feeds, each of 32 or more characters; the embedded default generates one', secret: true, parse: rootSecrets },
   KEY_PREFIX: { about: 'First word of Mecha keys; `mecha_stg` for a staging deployment', default: 'mecha', parse: prefix },
   GATEWAY_PREFIX: { about: 'First word of gateway credentials', default: 'mgw', parse: prefix },
-  HASH_PROFILE: { about: "argon2id's cost: `high-entropy` (1 MiB, 1 pass) or `owasp` (19 MiB, 2 passes)", default: 'high-entropy', parse: oneOf(...(Object.keys(HASH_PROFILES) as HashProfile[])) },
+  HASH_PROFILE: { about: "argon2id's cost: `high-entropy` (64 KiB, 1 pass) or `owasp` (19 MiB, 2 passes)", default: 'high-entropy', parse: oneOf(...(Object.keys(HASH_PROFILES) as HashProfile[])) },
   KEY_DEFAULT_TTL: { about: 'Life of a key whose issuer names none; without it, such a key does not expire', parse: duration },
   KEY_MAX_TTL: { about: 'Longest life of a key; without it, a key may live for ever', parse: duration },
   CREWS: { about: 'Who may take a handle that nobody has: whoever comes first, unless its crew is reserved for another organization (`open`), or only who has a claim to the crew, by a reservation or by the token (`OIDC_CREWS_CLAIM`) (`claim`)', default: 'open', parse: oneOf('open', 'claim') },

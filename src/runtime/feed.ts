@@ -20,6 +20,7 @@ import type { Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyBaseLogger } from 'fastify'
 import { Client } from 'pg'
+import { COST_LOCK, RUN_LOCK } from '../db/followers.js'
 import { HISTORY, isHeld } from '../db/history.js'
 import { causeOf, isReadOnly } from '../db/outage.js'
 import { commitDurably, SERVER_TIMEOUTS } from '../db/pool.js'
@@ -50,6 +51,8 @@ export interface FeedParts {
   readonly maxStalenessMs: number
   /** Tells the control plane how far this replica has come. */
   readonly replicaId: string
+  /** The number of the parameters that this replica hashes with: see {@link COST_LOCK}. */
+  readonly hashCost: number
   /** How long changes are kept. A replica that was away for longer starts anew. */
   readonly retentionMs: number
   /**
@@ -99,8 +102,6 @@ const MAX_AWAY_MS = 600_000
 const MAX_CHANGED = 10_000
 /** Token of the history, number of the server's run, database's time and snapshot; the numbers in base 36. */
 const POSITION = /^([\w-]{11})\.([0-9a-z]{1,6})\.([0-9a-z]{1,10})\.(\d{1,20}:\d{1,20}:[\d,]*)$/
-/** First word of the advisory locks that name a run of the server: `mech` in ASCII. */
-const RUN_LOCK = 0x6d656368
 /** Longest wait for a poll that is to say which history is the feed's. */
 const DOUBT_MS = 1000
 /** What is notified within this after a poll was sent is polled together. A change that comes alone is polled at once. */
@@ -146,7 +147,8 @@ export const POLL: NamedStatement = {
 const RUNS = `
   SELECT objid::bigint::int AS run FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database AND datname = current_database()
   WHERE locktype = 'advisory' AND classid = ${RUN_LOCK} AND objsubid = 2 AND granted`
-const JOIN_RUN = `SELECT pg_advisory_lock_shared(${RUN_LOCK}, $1)`
+/** The lock of the parameters comes first: a follower without it would be one of the previous release. */
+const JOIN_RUN = `SELECT pg_advisory_lock_shared(${COST_LOCK}, $2), pg_advisory_lock_shared(${RUN_LOCK}, $1)`
 
 /** What somebody missed who comes back: all of it, or so much that it is too much. Nothing where that cannot be said. */
 const MISSED = `
@@ -385,7 +387,7 @@ export class Feed {
     await client.query('LISTEN mecha_keys_changes')
     const { rows } = await client.query<{ run: number }>(`${RUNS} ORDER BY 1 LIMIT 1`)
     this.#run = rows[0]?.run ?? randomInt(1, 2 ** 31 - 1)
-    await client.query(JOIN_RUN, [this.#run])
+    await client.query(JOIN_RUN, [this.#run, this.parts.hashCost])
     if (this.#known) await client.query(RECALL, [this.parts.replicaId, this.#secret, this.#known.timeline, this.#known.beat])
     await client.query(VERIFY)
   }

@@ -34,6 +34,8 @@ export interface VerifierParts {
   readonly db: Kysely<Database>
   readonly roots: Roots
   readonly hasher: Hasher
+  /** Whether all replicas hash with the same parameters. */
+  readonly hashAlike: () => Promise<boolean>
   readonly rows: Rows
   readonly ofOneHistory: OfOneHistory
   readonly cache: KeyCache
@@ -76,7 +78,7 @@ const NO_GATEWAY: Asker = { id: null, org_id: null }
 const NO_DEMAND: Demand = {}
 
 export function createVerifier(parts: VerifierParts) {
-  const { db, roots, hasher, rows, ofOneHistory, cache, clock, feed, usage, metrics, log } = parts
+  const { db, roots, hasher, hashAlike, rows, ofOneHistory, cache, clock, feed, usage, metrics, log } = parts
   const proofs = createChecks<boolean>()
   const firstUses = createChecks<boolean>()
   const improving = new Set<string>()
@@ -240,14 +242,19 @@ export function createVerifier(parts: VerifierParts) {
     return (await proofs.join(name, signal, (all) => hasher.verify(row.hash, input, pepper, all))) ? digest : undefined
   }
 
-  /** A row that was hashed with other parameters, an older pepper or an older input is hashed again. No answer waits for it. */
+  /**
+   * A row that was hashed under an older pepper, with an older input or with other parameters is hashed again. No answer waits for it.
+   * For the sake of its parameters alone one row at a time is: a hash that is as good as ever is no reason to write every key at once.
+   */
   async function improveHash(row: CredentialRow, token: Token): Promise<void> {
     const [root] = roots
-    const isAsToday = (version: Pepper['version']) => row.pepper_root === nameOfPepper({ root, version }) && !isOutdated(row.hash, hasher.profile)
-    if (isAsToday(2) || improving.has(row.id)) return
+    const isMadeAs = (version: Pepper['version']) => row.pepper_root === nameOfPepper({ root, version })
+    const hasOtherCost = isOutdated(row.hash, hasher.profile)
+    if ((isMadeAs(2) && (!hasOtherCost || improving.size > 0)) || improving.has(row.id)) return
     improving.add(row.id)
     try {
-      if (!isAsToday(await hasher.version())) await replaceHash(db, row, await hasher.hash(inputOf(row, token), root))
+      const isForNothing = isMadeAs(await hasher.version()) && !(hasOtherCost && (await hashAlike()))
+      if (!isForNothing) await replaceHash(db, row, await hasher.hash(inputOf(row, token), root))
     } catch (error) {
       // The key is what it is all the same; its next verify tries again.
       log.warn({ err: error }, 'a hash could not be renewed')

@@ -1,11 +1,15 @@
 import { randomBytes } from 'node:crypto'
+import { hash as argon2 } from '@node-rs/argon2'
 import { sql } from 'kysely'
+import { Client } from 'pg'
 import t from 'tap'
-import { hashSecret } from '../../src/key/hash.js'
+import { hashAlike, RUN_LOCK } from '../../src/db/followers.js'
+import { costNumber, hashSecret } from '../../src/key/hash.js'
 import { newId } from '../../src/key/id.js'
 import { deriveRoot, rootsOf } from '../../src/key/roots.js'
 import { makeToken, parseToken } from '../../src/key/token.js'
 import { applied } from '../helpers/database.js'
+import { eventually } from '../helpers/eventually.js'
 import { costs } from '../helpers/metrics.js'
 import { fresh, startService } from '../helpers/service.js'
 import { layWire } from '../helpers/wire.js'
@@ -204,7 +208,7 @@ t.test('a verify renews a hash made with another profile, or under an older root
   t.match(await after.verify(plaintext_key, {}, gateway), { valid: true })
   // No answer waits for it.
   while ((await row()).pepper_root === `${deriveRoot(old).id}/2`);
-  t.match(await row(), { hash: /m=1024,t=1/, pepper_root: `${deriveRoot(young).id}/2`, tag_root: deriveRoot(old).id })
+  t.match(await row(), { hash: /m=64,t=1/, pepper_root: `${deriveRoot(young).id}/2`, tag_root: deriveRoot(old).id })
   t.match(await after.verify(plaintext_key, {}, gateway), { valid: true }, 'and again, with the new hash')
   const dropped = await startService(t, { ROOT_SECRETS: young }, before.database)
   const fresh = await dropped.gateway()
@@ -212,4 +216,34 @@ t.test('a verify renews a hash made with another profile, or under an older root
   const forgetful = await startService(t, { ROOT_SECRETS: `${randomBytes(32).toString('hex')},${old}` }, before.database)
   const answer = await forgetful.call('POST', '/v1/verify', { token: await forgetful.gateway(), body: { key: plaintext_key } })
   t.match(answer, { status: 503, body: { code: 'root_secret_missing' } }, 'a missing pepper is an outage, not a refusal')
+})
+
+t.test('a verify renews a hash of the parameters of the release before, but not while a replica of it would renew it back', async (t) => {
+  const during = await startService(t)
+  const { db } = during.database
+  const { plaintext_key } = await during.issue()
+  const gateway = await during.gateway()
+  const [root] = rootsOf(during.config.ROOT_SECRETS!)
+  const { id, secret } = parseToken(plaintext_key)!
+  const digest = Buffer.from(root.secretMac(secret), 'latin1').toString('base64url')
+  const old = await argon2(`${id}\nsales^acmecorp\n${digest}\n2`, { algorithm: 2, memoryCost: 1024, timeCost: 1, parallelism: 1, secret: root.pepper })
+  await db.updateTable('keys').set({ hash: old }).where('id', '=', id).execute()
+  const hashNow = async () => (await db.selectFrom('keys').select('hash').where('id', '=', id).executeTakeFirstOrThrow()).hash
+  // As a follower of the release before holds it, on a connection of its own.
+  const follower = new Client({ connectionString: during.database.runtime })
+  await follower.connect()
+  await follower.query('SELECT pg_advisory_lock_shared($1, 1)', [RUN_LOCK])
+  t.match(await during.verify(plaintext_key, {}, gateway), { valid: true })
+  t.equal(await hashAlike(db, costNumber('high-entropy'))(), false)
+  t.equal(await hashNow(), old)
+  await follower.end()
+  await eventually(() => hashAlike(db, costNumber('high-entropy'))())
+  t.equal(await hashAlike(db, costNumber('owasp'))(), false, 'nor is it alike where a setting differs')
+  const after = await startService(t, { ROOT_SECRETS: during.config.ROOT_SECRETS!.join() }, during.database)
+  t.match(await after.verify(plaintext_key, {}, gateway), { valid: true })
+  // No answer waits for it.
+  await eventually(async () => (await hashNow()) !== old)
+  t.match(await hashNow(), /^\$argon2id\$v=19\$m=64,t=1,p=1\$/)
+  await applied(during.database)
+  t.match(await after.verify(plaintext_key, {}, gateway), { valid: true }, 'and again, with the new hash')
 })
