@@ -136,7 +136,7 @@ async function follow(t: Test, database: TestDatabase, parts: Partial<FeedParts>
   const counts = { polls: 0 }
   const told = new Set<string>()
   const feed = new Feed({
-    url: database.runtime, replicaId: randomUUID(), pollMs: 25, timeoutMs: 30_000, maxStalenessMs: BOUND_MS, retentionMs: 3_600_000,
+    url: database.runtime, replicaId: randomUUID(), pollMs: 25, timeoutMs: 30_000, maxStalenessMs: BOUND_MS, retentionMs: 3_600_000, hashCost: 0,
     onChanges: async (changes) => changes.forEach(({ id }) => told.add(id)),
     onReset: () => {}, onConfirmed: () => {}, onOld: () => {}, onPolled: () => void counts.polls++,
     clock: new Clock({ monotonic: () => passed.ms, wall: () => passed.ms }), log: pino({ level: 'silent' }), ...parts,
