@@ -103,7 +103,7 @@ export function createHasher({ profile, version, queueSize, onDone, observe }: H
           resolve(result)
           if (result instanceof Promise) return result.then(done, done)
         } catch (error) {
-          reject(error as Error)
+          reject(error)
         }
         return done()
       }
