@@ -38,7 +38,7 @@ const LANES = 16
 const STRETCH_MS = 1
 
 /** Something to compute, when its turn comes. It does not reject. */
-type Job = () => void | Promise<void>
+type Job = () => Promise<void>
 
 /**
  * A hasher for one process. Its calls reject with `overloaded` (503) when the queue is full, and when their
@@ -55,7 +55,7 @@ export function createHasher({ profile, version, queueSize, onDone, observe }: H
       if (running >= LANES) return
       forThreads.delete(job)
       running++
-      void Promise.resolve(job()).finally(() => {
+      void job().finally(() => {
         running--
         startThreads()
       })
@@ -98,14 +98,9 @@ export function createHasher({ profile, version, queueSize, onDone, observe }: H
           onDone(operation, (end - start) / 1000)
           observed?.((begun - start) / 1000, (end - start) / 1000)
         }
-        try {
-          const result = compute()
-          resolve(result)
-          if (result instanceof Promise) return result.then(done, done)
-        } catch (error) {
-          reject(error)
-        }
-        return done()
+        const result = (async () => compute())()
+        resolve(result)
+        return result.then(done, done)
       }
       signal?.addEventListener('abort', leave)
       enqueue(job, isBrief)
