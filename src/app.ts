@@ -8,7 +8,7 @@ import type { Kysely } from 'kysely'
 import type { DestinationStream, Logger } from 'pino'
 import { createHasher } from './auth/hasher.js'
 import { issuerMistake, operatorAuthenticator } from './auth/operators.js'
-import { databaseSetting, requireRoots, requireServing, sendsTraces, type DatabaseUrl, type Settings } from './config.js'
+import { databaseSetting, preparesStatements, requireRoots, requireServing, sendsTraces, type DatabaseUrl, type Settings } from './config.js'
 import { controlPlane } from './control/routes.js'
 import * as controlSchemas from './control/schemas.js'
 import { EventSchema, GatewaySchema, KeySchema } from './control/schemas.js'
@@ -380,6 +380,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
       size: config.DATABASE_POOL_SIZE,
       timeoutMs: config.DATABASE_TIMEOUT * 1000,
       name: `mecha-keys ${plane}`,
+      prepares: preparesStatements(config),
       onQuery(statement) {
         metrics.queries.inc({ plane })
         tracing?.did(statementWork(statement, plane))

@@ -58,6 +58,7 @@ const SETTINGS = {
   DATABASE_POOL_SIZE: { about: 'Most connections open at once, for each plane', default: '10', parse: integer(1, 1000) },
   DATABASE_TIMEOUT: { about: 'Longest wait for a connection, a statement or a lock', default: '5s', ...upTo('1h') },
   DATABASE_DIRECT_URL: { about: 'The runtime login on a connection straight to PostgreSQL, for the change feed; needed where the other URLs lead to a pooler', secret: true, parse: postgresUrl },
+  PREPARED_STATEMENTS: { about: 'Whether the statement that verifies a key is planned once for each connection: `on`, `off`, or `auto`, which is on unless `DATABASE_DIRECT_URL` is set. A pooler in transaction mode has to know of them: PgBouncer does from 1.21 on, with `max_prepared_statements`', default: 'auto', parse: oneOf('auto', 'on', 'off') },
   DATA_DIR: { about: 'Folder of the embedded PostgreSQL and of what it generates', default: '.data', parse: text },
 
   ROOT_SECRETS: { about: 'Root secrets, newest first, separated by commas or line feeds, each of 32 or more characters; the embedded default generates one', secret: true, parse: rootSecrets },
@@ -153,6 +154,11 @@ export function loadConfig(environment: Environment): Settings {
   if (sendsTraces(config) && config.OTEL_EXPORTER_OTLP_PROTOCOL !== 'http/protobuf')
     throw new ConfigError('OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf: traces are sent in no other way')
   return config
+}
+
+/** Whether statements may be prepared: where there is a pooler, the feed needs another URL. */
+export function preparesStatements({ PREPARED_STATEMENTS: setting, DATABASE_DIRECT_URL }: Settings): boolean {
+  return setting === 'auto' ? DATABASE_DIRECT_URL === undefined : setting === 'on'
 }
 
 export function sendsTraces(config: Settings): boolean {

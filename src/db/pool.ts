@@ -1,6 +1,6 @@
 /** One pool per plane, with a bound on everything that could wait. */
 
-import { Kysely, PostgresDialect, PostgresDriver, type DatabaseConnection, type LogEvent, type PostgresDialectConfig } from 'kysely'
+import { Kysely, PostgresDialect, PostgresDriver, sql, type DatabaseConnection, type LogEvent, type PostgresDialectConfig, type RawBuilder } from 'kysely'
 import { Client, Pool, type ClientBase, type PoolClient } from 'pg'
 import type { Database } from './tables.js'
 
@@ -15,6 +15,8 @@ export interface PoolOptions {
   readonly timeoutMs: number
   /** Shown in `pg_stat_activity`. */
   readonly name: string
+  /** Whether statements that are marked with {@link preparedAs} are planned once for each connection. */
+  readonly prepares?: boolean
   /** Called for every statement sent, when it was answered or failed. */
   readonly onQuery?: (statement: Statement) => void
   /** Called when an idle connection breaks; the pool replaces it. */
@@ -52,7 +54,7 @@ export function openPool(options: PoolOptions): OpenPool {
   const openedIn = new WeakMap<PoolClient, number>()
   let generation = 0
   const pool = new Pool({
-    Client: ImpatientClient,
+    Client: options.prepares ? PreparingClient : ImpatientClient,
     connectionString: options.url,
     max: options.size,
     application_name: options.name,
@@ -99,6 +101,20 @@ class ImpatientClient extends Client {
     const result = (super.query as (...args: unknown[]) => Promise<unknown> | undefined)(...args)
     result?.catch((error: Error) => (error.message === 'Query read timeout' || args[0] === 'rollback' ? this.end() : undefined))
     return result
+  }
+}
+
+/** Begins a statement that is sent so often that to plan it is most of its cost. One name is one text. */
+export function preparedAs(name: string): RawBuilder<unknown> {
+  return sql.raw(`/* prepared ${name} */`)
+}
+const PREPARED = /^\s*\/\* prepared (\w+) \*\//
+
+class PreparingClient extends ImpatientClient {
+  override query(...args: unknown[]): any {
+    const [text, values] = args
+    const name = typeof text === 'string' ? PREPARED.exec(text)?.[1] : undefined
+    return name === undefined ? super.query(...args) : super.query({ name, text, values })
   }
 }
 

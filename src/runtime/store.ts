@@ -2,6 +2,7 @@
 
 import { sql, type Kysely } from 'kysely'
 import { HISTORY } from '../db/history.js'
+import { preparedAs } from '../db/pool.js'
 import type { Database, KeyRow } from '../db/tables.js'
 
 /** A row of `keys` as verify needs it. */
@@ -37,7 +38,7 @@ type AsJson<Row> = { readonly [Column in keyof Row]: Row[Column] extends Date ? 
  */
 export async function findCredentials(db: Kysely<Database>, ids: readonly string[]): Promise<OfHistory & { readonly found: FoundCredential[] }> {
   const { rows } = await sql<OfHistory & { now: Date; found: (AsJson<CredentialRow> & { readonly used: boolean })[] }>`
-    SELECT ${history} AS history, clock_timestamp() AS now, (
+    ${preparedAs('find_credentials')} SELECT ${history} AS history, clock_timestamp() AS now, (
       SELECT coalesce(json_agg(key), '[]') FROM (
         SELECT id, kind, org_id, mecha, scopes, metadata, hash, pepper_root, enabled, created_at, expires_at, revoked_at, xmin::text::float8 AS version,
                coalesce((SELECT true FROM key_usage WHERE key_id = id), false) AS used
