@@ -18,6 +18,7 @@ import { measureFeeds } from './feeds.js'
 import { measureHash } from './hash.js'
 import type { Figure, Plan, Result } from './pairs.js'
 import { measureScale } from './scale.js'
+import { measureStreams } from './streams.js'
 import { createWorld } from './world.js'
 
 type Row = Result & Pick<Figure, 'name' | 'goal'>
@@ -25,6 +26,7 @@ type Row = Result & Pick<Figure, 'name' | 'goal'>
 const { plan, only } = readArguments(process.argv.slice(2))
 if (only === 'feeds') process.exit((await measureFeeds(plan.seconds), 0))
 if (only === 'hash') process.exit((await measureHash(plan.seconds), 0))
+if (only === 'streams') process.exit((await measureStreams(plan.seconds), 0))
 if (only === 'scale') process.exit((await measureScale(plan.keys)) ? 0 : 1)
 const world = await createWorld()
 try {

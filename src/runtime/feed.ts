@@ -26,6 +26,7 @@ import { causeOf, isReadOnly } from '../db/outage.js'
 import { commitDurably, SERVER_TIMEOUTS } from '../db/pool.js'
 import type { CredentialKind } from '../key/id.js'
 import type { Clock } from './clock.js'
+import { Missed } from './missed.js'
 
 /** A credential that changed, as its row is now. */
 export interface Change {
@@ -91,6 +92,12 @@ interface Page {
   readonly changed: readonly (Change | { readonly id: null })[]
 }
 
+/** Answer to {@link MISSED}. */
+interface Missing {
+  readonly history: string
+  readonly missed: readonly (Page['changed'] | null)[]
+}
+
 /** Longest wait for a database that does not answer, when all that is left to do is to say goodbye. */
 const STOP_TIMEOUT_MS = 1000
 /** Between two attempts to connect, at most. */
@@ -150,10 +157,15 @@ const RUNS = `
 /** The lock of the parameters comes first: a follower without it would be one of the previous release. */
 const JOIN_RUN = `SELECT pg_advisory_lock_shared(${COST_LOCK}, $2), pg_advisory_lock_shared(${RUN_LOCK}, $1)`
 
-/** What somebody missed who comes back: all of it, or so much that it is too much. Nothing where that cannot be said. */
+/**
+ * What each has missed of those who come back, in the order in which they are given: all of it, or so much that it is too much. `null` where
+ * that cannot be said.
+ */
 const MISSED = `
-  SELECT ${HISTORY} AS history, (${changedSince('$1::pg_snapshot')}) AS changed
-  WHERE $2 IN (${RUNS}) AND NOT ${isSwept('$1::pg_snapshot')}`
+  SELECT ${HISTORY} AS history, json_agg(CASE WHEN run IN (${RUNS}) AND NOT ${isSwept('since')} THEN (${changedSince('since')}) END ORDER BY nth) AS missed
+  FROM unnest($1::pg_snapshot[], $2::int[]) WITH ORDINALITY AS asked (since, run, nth)`
+/** SQLSTATE of a snapshot that is none. */
+const NO_SNAPSHOT = '22P02'
 
 const CONFIRM: NamedStatement = { name: 'confirm', text: 'SELECT confirm_feed($1, $2, $3::pg_snapshot, $4, $5)' }
 const LEAVE = 'SELECT leave_feed($1, $2)'
@@ -187,8 +199,8 @@ export class Feed {
   #isDirect = false
   /** The run of the server that this connection is of: only snapshots of one run can be compared. */
   #run = 0
-  /** The last of those who came back and wait for what they missed. */
-  #asked: Promise<unknown> = Promise.resolve()
+  /** Those who came back and wait for what they missed. */
+  readonly #missed = new Missed((positions) => this.#findMissed(positions))
   /** What has been told last. */
   #page: Page | undefined
   /** What the last poll named, of this connection or of one before. */
@@ -309,22 +321,32 @@ export class Feed {
    * @returns `undefined` when that cannot be said: take everything for changed
    */
   missedSince(position: string): Promise<readonly Change[] | undefined> {
-    // One at a time, so that no more than one stands before the next poll, however many come back at once.
-    const missed = this.#asked.then(() => this.#missedSince(position))
-    this.#asked = missed
-    return missed
+    return this.#missed.since(position)
   }
 
-  async #missedSince(position: string): Promise<readonly Change[] | undefined> {
+  async #findMissed(positions: readonly string[]): Promise<ReadonlyMap<string, readonly Change[]>> {
     const client = this.#client
+    const asked = positions.map((position) => this.#parsePosition(position)).filter((one) => one !== undefined)
+    if (!client || asked.length === 0) return new Map()
+    try {
+      const { rows } = await client.query<Missing>(MISSED, [asked.map(({ snapshot }) => snapshot), asked.map(({ run }) => run)])
+      const { history, missed } = rows[0]!
+      if (history !== this.#page?.history || client !== this.#client) return new Map()
+      return new Map(asked.flatMap(({ position }, i) => (isTold(missed[i]) ? [[position, distinct(missed[i])]] : [])))
+    } catch (error) {
+      // Nobody was given it here: the others are not to suffer for it.
+      if (causeOf(error) !== NO_SNAPSHOT || asked.length === 1) throw error
+      const found = new Map<string, readonly Change[]>()
+      for (const { position } of asked) for (const [of, missed] of await this.#findMissed([position]).catch(() => [])) found.set(of, missed)
+      return found
+    }
+  }
+
+  /** `undefined` where it is none, none of this history, or too old. */
+  #parsePosition(position: string): { readonly position: string; readonly run: number; readonly snapshot: string } | undefined {
     const [, token, run, time, snapshot] = POSITION.exec(position) ?? []
-    if (!client || !this.#page || token !== this.#historyToken || Math.abs(this.now() - parseInt(time!, 36)) > MAX_AWAY_MS) return undefined
-    // A snapshot that is none is refused by the database: nobody was given it here.
-    const { rows } = await client.query<Pick<Page, 'changed' | 'history'>>(MISSED, [snapshot, parseInt(run!, 36)]).catch(() => ({ rows: [] }))
-    const [missed] = rows
-    if (!missed || missed.history !== this.#page.history || missed.changed.length > MAX_CHANGED || client !== this.#client) return undefined
-    const changes = distinct(missed.changed)
-    return changes.every((change): change is Change => change.id !== null) ? changes : undefined
+    if (!this.#page || token !== this.#historyToken || Math.abs(this.now() - parseInt(time!, 36)) > MAX_AWAY_MS) return undefined
+    return { position, run: parseInt(run!, 36), snapshot: snapshot! }
   }
 
   /**
@@ -580,6 +602,11 @@ function resetReason(page: Page, last: Page | undefined, history: string | undef
 /** What the other end said that it is, when the connection was made. */
 function processOf(client: Client): number | null {
   return (client as unknown as { processID: number | null }).processID
+}
+
+/** Whether what changed can be told one by one. */
+function isTold(changed: Page['changed'] | null | undefined): changed is readonly Change[] {
+  return changed != null && changed.length <= MAX_CHANGED && changed.every(({ id }) => id !== null)
 }
 
 function socketOf(client: Client): Socket {

@@ -9,6 +9,7 @@ import t, { type Test } from 'tap'
 import { newId } from '../../src/key/id.js'
 import { Clock } from '../../src/runtime/clock.js'
 import { Feed, PLAN_ONCE, POLL, type FeedParts } from '../../src/runtime/feed.js'
+import { Missed } from '../../src/runtime/missed.js'
 import { createDatabase, type TestDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { emptyFolder, startDatabase } from '../helpers/own-server.js'
@@ -128,6 +129,62 @@ t.test('a replica that receipts had stopped to wait for vouches for nothing by w
   t.notOk(feed.isFresh())
   wire.release()
   await eventually(() => feed.isFresh())
+})
+
+t.test('a thousand who come back are asked for together, each position once, and nobody by a question that was sent before he came', async (t) => {
+  const asked: (readonly string[])[] = []
+  let came = 0
+  const missed = new Missed(async (positions) => {
+    const number = asked.push(positions)
+    await sleep(5)
+    return new Map(positions.filter((position) => position !== 'unknown').map((position) => [position, { position, number }]))
+  })
+  const answered = (position: string) => missed.since(position).then((answer) => ({ position, answer }))
+  const all = Array.from({ length: 1000 }, () => answered(['a', 'b', 'unknown'][came++ % 3]!))
+  const late = sleep(2).then(() => answered('a'))
+  t.ok((await Promise.all(all)).every(({ position, answer }) => answer?.position === (position === 'unknown' ? undefined : position)))
+  t.ok((await late).answer!.number > 1, 'the first question was on its way')
+  t.ok(asked.length <= 20, `${asked.length} questions`)
+  t.ok(asked.every((positions) => new Set(positions).size === positions.length))
+
+  const [start, earlier] = [performance.now(), asked.length]
+  for (let i = 0; i < 30; i++) await Promise.all([Promise.race([answered('a'), sleep(4)]), sleep(4)])
+  t.ok(asked.length - earlier <= (performance.now() - start) / 50 + 2, `${asked.length - earlier} for such as come one after another`)
+
+  const before = asked.length
+  await Promise.all(Array.from({ length: 60 }, (_, i) => answered(String(i))))
+  t.ok(asked.slice(before).every((positions) => positions.length <= 10), 'no question is long')
+
+  const failing = new Missed(async () => {
+    throw new Error('no')
+  })
+  t.equal(await failing.since('a'), undefined)
+})
+
+t.test('what was missed since several positions is told for each of them, whatever else somebody asks for', async (t) => {
+  const database = await createDatabase(t)
+  const { feed, told } = await follow(t, database, { clock: new Clock() })
+  const admin = await connect(t, database)
+  await eventually(() => feed.isFresh())
+  const change = async (id: string) => {
+    await admin.query("WITH made AS (INSERT INTO changes (key_id) VALUES ($1)) SELECT pg_notify('mecha_keys_changes', '')", [id])
+    await eventually(() => told.has(id))
+    await eventually(() => feed.isFresh())
+  }
+  const [first, second] = [newId(), newId()]
+  const start = feed.position!
+  await change(first)
+  const between = feed.position!
+  await change(second)
+  const [token, run, time] = start.split('.')
+  // As PostgreSQL reads it, this is no snapshot: the number of its transaction is 0, in another epoch.
+  const none = [token, run, time, '4294967296:4294967296:'].join('.')
+  const ofAnotherRun = [token, (parseInt(run!, 36) === 1 ? 2 : 1).toString(36), time, start.split('.')[3]].join('.')
+  const positions = [start, between, feed.position!, none, ofAnotherRun, 'nonsense', start]
+  const ids = async (position: string) => (await feed.missedSince(position))?.map(({ id }) => id).sort()
+  await feed.missedSince('nonsense')
+  const both = [first, second].sort()
+  t.same(await Promise.all(positions.map(ids)), [both, [second], [], undefined, undefined, undefined, both])
 })
 
 /** A replica that does nothing but follow, by a clock that stands still until it is set. */

@@ -53,6 +53,42 @@ t.test('400 streams are told in slices, with the same bytes; one that begins mea
   t.ok([...counts.values()].every((count) => count <= 50), `${[...counts.values()].join()} in one turn`)
 })
 
+t.test('that all is well is written once for all streams, but for how long ago each was opened', async (t) => {
+  let reads = 0
+  const feed = {
+    get position() {
+      reads++
+      return 'a.b.c.1:1:'
+    },
+    confirmedAt: 0, now: () => 0, isFresh: () => true, historyToken: 'a',
+  }
+  let at = 0
+  const streams = new ChangeStreams({ feed, clock: new Clock({ monotonic: () => at, wall: () => at }), max: 1000, heartbeatMs: 1000 })
+  t.teardown(() => streams.end())
+  const written: string[] = []
+  for (let i = 0; i < 100; i++) {
+    const raw = new ServerResponse(new IncomingMessage(new Socket()))
+    at = i
+    streams.open({ id: newId(), org_id: 'acme', expires_at: null }, raw, {}, [])
+    raw.write = ((chunk: unknown) => written.push(String(chunk)) > 0) as typeof raw.write
+  }
+  const told = async (confirmedAt: number, history = 'a') => {
+    Object.assign(feed, { confirmedAt, historyToken: history })
+    at += 1000
+    written.length = reads = 0
+    streams.confirmed()
+    await eventually(() => written.length === 100)
+  }
+  await told(5000)
+  t.equal(reads, 1)
+  const database_time = '1970-01-01T00:00:00.000Z'
+  t.same(written, written.map((_, i) => `id: a.b.c.1:1:\nevent: confirmed\ndata: ${JSON.stringify({ confirmed_ms: 5000 - i, database_time, history: 'a' })}\n\n`))
+  await told(6000.9)
+  t.match(written[0], /"confirmed_ms":6000,/, 'and never later than it was')
+  await told(6000.9, 'b')
+  t.match(written[99], /"history":"b"/)
+})
+
 t.test('what is told is applied before it counts, and more than can be told is a reset', async (t) => {
   const database = await createDatabase(t)
   const service = await startService(t, { MAX_ACTIVE_KEYS_PER_MECHA: '10000' }, database)

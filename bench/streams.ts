@@ -1,0 +1,99 @@
+/**
+ * `npm run bench -- --only streams`: what gateways that follow `/v1/changes` cost a replica: its memory for each, its time for each message
+ * that all is well, and what many of them ask when they come back at once.
+ */
+
+import { readFileSync } from 'node:fs'
+import { connect, type Socket } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { sql } from 'kysely'
+import { createWorld, type Service } from './world.js'
+
+const STREAMS = 1000
+/** Streams before the first reading: what a process takes once is not counted. */
+const FIRST = 1000
+
+interface Stream {
+  readonly socket: Socket
+  /** All that has come; it is read to its end and not kept. */
+  lastId: string | undefined
+  confirmations: number
+}
+
+export async function measureStreams(seconds: number): Promise<void> {
+  const world = await createWorld({ flags: ['shared_preload_libraries=pg_stat_statements'] })
+  try {
+    const database = await world.database('streams')
+    await sql`CREATE EXTENSION pg_stat_statements`.execute(database.db)
+    const service = await world.service(database, { CHANGE_STREAMS_MAX: '4000', MAX_ACTIVE_KEYS_PER_MECHA: '1000' })
+    const idle = await costOf(service, [], seconds)
+    const streams = await openAll(service, FIRST)
+    const before = await settledMemory(service)
+    streams.push(...(await openAll(service, STREAMS)))
+    const kB = ((await settledMemory(service)) - before) / STREAMS / 1024
+    const busy = await costOf(service, streams, seconds)
+    process.stdout.write(`memory of a stream: ${kB.toFixed(1)} kB\n`)
+    process.stdout.write(`a heartbeat: ${(((busy.ms - idle.ms) * 1000) / busy.confirmations).toFixed(1)} µs, of ${busy.confirmations}\n`)
+
+    const gone = streams.slice(0, STREAMS)
+    for (const { socket } of gone) socket.destroy()
+    const { key } = await service.call('POST', '/v1/keys', { mecha: 'missed^bench' })
+    await service.call('POST', `/v1/keys/${key.id}/revoke`)
+    await sql`SELECT pg_stat_statements_reset()`.execute(database.db)
+    const [start, cpu] = [performance.now(), cpuOf(service.pid)]
+    await Promise.all(gone.map(({ lastId }) => open(service, lastId)))
+    const [ms, took] = [performance.now() - start, cpuOf(service.pid) - cpu]
+    const { rows } = await sql<{ calls: number }>`SELECT coalesce(sum(calls), 0)::int AS calls FROM pg_stat_statements WHERE query LIKE '%pg_locks%' AND query LIKE '%changes%'`.execute(database.db)
+    process.stdout.write(`${gone.length} streams that come back: all confirmed after ${ms.toFixed(0)} ms, ${took.toFixed(0)} of the service on a core; ${rows[0]!.calls} queries\n`)
+  } finally {
+    await world.end()
+  }
+}
+
+async function costOf({ pid }: Service, streams: readonly Stream[], seconds: number): Promise<{ ms: number; confirmations: number }> {
+  const count = () => streams.reduce((sum, { confirmations }) => sum + confirmations, 0)
+  const before = { ms: cpuOf(pid), confirmations: count() }
+  await sleep(seconds * 1000)
+  return { ms: cpuOf(pid) - before.ms, confirmations: count() - before.confirmations }
+}
+
+async function openAll(service: Service, count: number): Promise<Stream[]> {
+  const streams: Stream[] = []
+  while (streams.length < count) streams.push(...(await Promise.all(Array.from({ length: 50 }, () => open(service)))))
+  return streams
+}
+
+/** Begins a stream. Resolves when it is confirmed. */
+function open({ url, gateway }: Service, lastEventId?: string): Promise<Stream> {
+  const { hostname, port } = new URL(url)
+  return new Promise((resolve, reject) => {
+    const socket = connect(Number(port), hostname)
+    const stream: Stream = { socket, lastId: undefined, confirmations: 0 }
+    socket.write(`GET /v1/changes HTTP/1.1\r\nHost: x\r\nAuthorization: ${gateway['authorization']}\r\n${lastEventId ? `Last-Event-ID: ${lastEventId}\r\n` : ''}\r\n`)
+    socket.on('error', reject).on('close', () => reject(new Error('a stream ended'))).on('data', (bytes: Buffer) => {
+      const text = bytes.toString('latin1')
+      if (text.startsWith('HTTP/1.1 ') && !text.startsWith('HTTP/1.1 200')) reject(new Error(text.slice(0, 200)))
+      stream.lastId = /[\s\S]*^id: (.*)$/m.exec(text)?.[1] ?? stream.lastId
+      stream.confirmations += text.split('event: confirmed').length - 1
+      if (stream.confirmations > 0) resolve(stream)
+    })
+  })
+}
+
+/** The process's own memory when it does not grow any more, in bytes. */
+async function settledMemory({ pid }: Service): Promise<number> {
+  const rss = () => Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))![1]) * 1024
+  let last = rss()
+  for (let turns = 0; turns < 10; turns++) {
+    await sleep(1000)
+    const now = rss()
+    if (turns > 3 && Math.abs(now - last) < 512 * 1024) return now
+    last = now
+  }
+  return last
+}
+
+/** Milliseconds on a core, of a process's first thread, which is the one of JavaScript. */
+function cpuOf(pid: number): number {
+  return Number(readFileSync(`/proc/${pid}/schedstat`, 'utf8').split(' ')[0]) / 1e6
+}
