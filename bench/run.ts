@@ -1,7 +1,8 @@
 /**
  * `npm run bench`: the figures of docs/performance.md. Options: `--seconds N` for each measurement, `--pairs N`,
  * `--connections N`, `--keys N` for the large table, `--only TEXT` for the figures whose names hold it; `--only scale` for what large
- * tables cost (`bench/scale.ts`), which ends with 1 where it is more than it may be; `--only hash` for what hashes cost (`bench/hash.ts`).
+ * tables cost (`bench/scale.ts`), which ends with 1 where it is more than it may be; `--only hash` for what hashes cost (`bench/hash.ts`);
+ * `--only feeds` and `--only streams` for what it costs to follow changes (`bench/feeds.ts`, `bench/streams.ts`).
  */
 
 import { mkdirSync, writeFileSync } from 'node:fs'
