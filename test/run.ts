@@ -17,7 +17,7 @@ import { runFiles, testFiles } from './helpers/files.js'
 import { LOGINS, openAdmin, urlFor } from './helpers/server.js'
 
 /** Nothing that a test writes has to outlive it. */
-const FAST = ['fsync=off', 'synchronous_commit=off', 'full_page_writes=off', 'max_connections=300']
+const FAST = ['fsync=off', 'synchronous_commit=off', 'full_page_writes=off', 'max_connections=300', 'autovacuum=off']
 /** Longest wait for a container, whose image may have to be fetched first. */
 const CONTAINER_TIMEOUT_MS = 180_000
 
