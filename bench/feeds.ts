@@ -5,13 +5,13 @@
  */
 
 import { randomUUID } from 'node:crypto'
-import { readdirSync, readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import { Client } from 'pg'
 import { pino } from 'pino'
 import { Clock } from '../src/runtime/clock.js'
 import { Feed } from '../src/runtime/feed.js'
+import { familyCpu, findPostmaster } from './cpu.js'
 import { seedKeys } from './seed.js'
 import { createWorld, type BenchDatabase } from './world.js'
 
@@ -64,36 +64,14 @@ async function costOf({ urls, db }: BenchDatabase, replicas: number, rate: numbe
   // What connecting and planning cost is over.
   await sleep(1500)
   const postmaster = await findPostmaster(changing)
-  const before = { ms: cpuOf(postmaster), polls, beats: await beats() }
+  const before = { ms: familyCpu(postmaster), polls, beats: await beats() }
   const start = performance.now()
   for (let n = 0; performance.now() - start < seconds * 1000; n++) {
     if (rate > 0) await changing.query({ name: 'change', text: 'UPDATE keys SET name = $2 WHERE id = $1', values: [rows[n % rows.length]!.id, String(n)] })
     await sleep(Math.max(0, rate > 0 ? start + ((n + 1) * 1000) / rate - performance.now() : seconds * 1000))
   }
-  const cost = { ms: cpuOf(postmaster) - before.ms, polls: polls - before.polls, confirmations: (await beats()) - before.beats }
+  const cost = { ms: familyCpu(postmaster) - before.ms, polls: polls - before.polls, confirmations: (await beats()) - before.beats }
   await changing.end()
   await Promise.all(feeds.map((feed) => feed.stop()))
   return cost
-}
-
-async function findPostmaster(client: Client): Promise<number> {
-  const { rows } = await client.query<{ pid: number }>('SELECT pg_backend_pid() AS pid')
-  return parentOf(rows[0]!.pid)
-}
-
-function parentOf(pid: number): number {
-  return Number(readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]!.split(' ')[1])
-}
-
-/** Time on a core, in milliseconds, of a process and its children. */
-function cpuOf(parent: number): number {
-  const all = readdirSync('/proc').filter((name) => /^\d+$/.test(name)).map(Number)
-  const ns = all.map((pid) => {
-    try {
-      return pid === parent || parentOf(pid) === parent ? Number(readFileSync(`/proc/${pid}/schedstat`, 'utf8').split(' ')[0]) : 0
-    } catch {
-      return 0
-    }
-  })
-  return ns.reduce((sum, one) => sum + one, 0) / 1e6
 }
