@@ -52,7 +52,7 @@ export async function issueKey(parts: ControlParts, caller: Caller, request: Iss
   const term = termOfNew(request, config)
   return revealOnce(parts, caller, mecha, { idempotencyKey, request: { act: 'issue', request } }, async (minted, slot) => {
     const limit = config.MAX_ACTIVE_KEYS_PER_MECHA
-    const issued = await insertIssue(parts.db, { ...newKey(parts, caller, mecha, minted, request, term), is_claimed: isClaimed, most_keys: limit }, slot)
+    const issued = await insertIssue(parts.db, { is_claimed: isClaimed, most_keys: limit, ...newKey(parts, caller, mecha, minted, request, term) }, slot)
     if ('key' in issued || 'before' in issued) return issued
     throw refusalOf(issued, term, config, limit)
   })
@@ -89,8 +89,8 @@ export async function rotateKey(parts: ControlParts, caller: Caller, id: string,
     // A rotation may pass the limit while its overlap lasts; a chain of rotations cannot pass it without end.
     const limit = 2 * config.MAX_ACTIVE_KEYS_PER_MECHA
     const issued = await insertRotation(db, {
-      ...newKey(parts, caller, mecha, minted, { ...inheritable(old.key), ...request }, term), most_keys: limit, key_public_id: publicId('mecha', minted.id),
-      old_id: id, old_version: old.version, old_public_id: publicId('mecha', id), overlap_seconds: overlap,
+      old_id: id, old_version: old.version, old_public_id: publicId('mecha', id), overlap_seconds: overlap, most_keys: limit, key_public_id: publicId('mecha', minted.id),
+      ...newKey(parts, caller, mecha, minted, { ...inheritable(old.key), ...request }, term),
     }, slot)
     if ('key' in issued || 'before' in issued) return issued
     if ('endRefusedAt' in issued || issued.refused !== 'change') throw refusalOf(issued, term, config, limit)

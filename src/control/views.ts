@@ -8,7 +8,6 @@ import type { Cursor, KeyOrder, KeyRecord } from './store.js'
 
 export function keyView(row: KeyRecord, now: Date): KeyBody {
   return {
-    ...shared(row, now),
     id: publicId('mecha', row.id),
     mecha: row.mecha!,
     org_id: row.org_id!,
@@ -19,11 +18,13 @@ export function keyView(row: KeyRecord, now: Date): KeyBody {
     last_used_by: row.last_used_by && publicId('gateway', row.last_used_by),
     rotated_from: row.rotated_from && publicId('mecha', row.rotated_from),
     rotated_to: row.rotated_to && publicId('mecha', row.rotated_to),
+    // Last: V8 adds fields to what was spread before them one by one, which takes eight times as long.
+    ...shared(row, now),
   }
 }
 
 export function gatewayView(row: KeyRecord, now: Date): GatewayBodyOut {
-  return { ...shared(row, now), id: publicId('gateway', row.id), org_id: row.org_id!, name: row.name! }
+  return { id: publicId('gateway', row.id), org_id: row.org_id!, name: row.name!, ...shared(row, now) }
 }
 
 /** An event of an organization, which is of a key or of a gateway credential. */
