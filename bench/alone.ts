@@ -1,6 +1,6 @@
 /**
  * Parts of the service's work by themselves, with nothing around them: what no service that does this work exceeds.
- * Reads an order on standard input and writes how often per second the part was done.
+ * Reads an order on standard input and writes how often per second the part was done, and for how long on a core this process did it each time.
  */
 
 import { text } from 'node:stream/consumers'
@@ -26,6 +26,7 @@ const pool = new Pool({ ...(url && { connectionString: url }), max: 10 })
 
 const { work } = await { argon2, lookups, inserts }[part]()
 let done = 0
+const before = process.cpuUsage()
 const start = performance.now()
 const end = start + seconds * 1000
 await Promise.all(
@@ -33,7 +34,8 @@ await Promise.all(
     for (; performance.now() < end; done++) await work()
   }),
 )
-process.stdout.write(`${JSON.stringify({ rate: done / ((performance.now() - start) / 1000) })}\n`)
+const { user, system } = process.cpuUsage(before)
+process.stdout.write(`${JSON.stringify({ rate: done / ((performance.now() - start) / 1000), cpu_us: (user + system) / done })}\n`)
 await pool.end()
 
 async function argon2() {

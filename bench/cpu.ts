@@ -3,9 +3,14 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import type { Client } from 'pg'
 
-/** Of a process and its children, as PostgreSQL is. */
+/** The kernel counts what has ended in hundredths of a second (USER_HZ). */
+const MS_PER_TICK = 10
+
+/** Of a process and its children, as PostgreSQL is, those that have ended included. */
 export function familyCpu(parent: number): number {
-  return processes().filter((pid) => pid === parent || parentOf(pid) === parent).reduce((sum, pid) => sum + timeOf(`/proc/${pid}/schedstat`), 0)
+  const alive = processes().filter((pid) => pid === parent || statOf(pid)?.[1] === parent)
+  const [, , ended = 0, endedInKernel = 0] = [...(statOf(parent)?.slice(11) ?? [])]
+  return alive.reduce((sum, pid) => sum + timeOf(`/proc/${pid}/schedstat`), (ended + endedInKernel) * MS_PER_TICK)
 }
 
 /** Of the first thread of a process, which is the one that runs JavaScript. */
@@ -15,17 +20,16 @@ export function threadCpu(pid: number): number {
 
 export async function findPostmaster(client: Client): Promise<number> {
   const { rows } = await client.query<{ pid: number }>('SELECT pg_backend_pid() AS pid')
-  return parentOf(rows[0]!.pid)!
+  return statOf(rows[0]!.pid)![1]!
 }
 
 function processes(): number[] {
   return readdirSync('/proc').filter((name) => /^\d+$/.test(name)).map(Number)
 }
 
-/** `undefined`, and no time, of what has ended meanwhile. */
-function parentOf(pid: number): number | undefined {
-  const stat = read(`/proc/${pid}/stat`)
-  return stat === undefined ? undefined : Number(stat.split(') ')[1]!.split(' ')[1])
+/** What follows the name in `/proc/…/stat`: the state, the parent, and so on. `undefined`, and no time, of what has ended meanwhile. */
+function statOf(pid: number): number[] | undefined {
+  return read(`/proc/${pid}/stat`)?.replace(/^.*\) /s, '').split(' ').map(Number)
 }
 
 function timeOf(path: string): number {

@@ -40,7 +40,11 @@ async function measureIssue(world: World, plan: Plan): Promise<Result> {
         const costs = { thread_us: each('thread'), service_us: each('service'), postgres_us: each('postgres') }
         return { service_per_s: rate, ...costs, of_one_organization_per_s: (await generateLoad(order)).rate }
       },
-      async () => ({ alone_per_s: (await ask<{ rate: number }>('dist/bench/alone.js', { part: 'inserts', seconds, callers: connections, url: database.urls.owner } satisfies AloneOrder)).rate }),
+      async () => {
+        const before = familyCpu(postmaster)
+        const { rate, cpu_us } = await ask<{ rate: number; cpu_us: number }>('dist/bench/alone.js', { part: 'inserts', seconds, callers: connections, url: database.urls.owner } satisfies AloneOrder)
+        return { alone_per_s: rate, alone_us: cpu_us, alone_postgres_us: ((familyCpu(postmaster) - before) * 1000) / (rate * seconds) }
+      },
     )
   } finally {
     await client.end()
