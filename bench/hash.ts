@@ -1,6 +1,6 @@
 /**
- * `npm run bench -- --only hash`: what argon2id costs by its memory, at one pass: computed on the event loop a millisecond at a stretch, as
- * `src/auth/hasher.ts` does it, and by libuv's threads, sixteen at once. In time of a core, which other work on the machine changes little.
+ * `npm run bench -- --only hash`: what argon2id costs by its memory, at one pass: computed on the event loop a millisecond at a stretch, and by
+ * libuv's threads, sixteen at once, as `src/auth/hasher.ts` does it. In time of a core, which other work on the machine changes little.
  */
 
 import { hashSync, verify, verifySync } from '@node-rs/argon2'

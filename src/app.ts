@@ -140,7 +140,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     () => [...pools].flatMap(([plane, pool]) => (['active', 'idle'] as const).map((state) => ({ labels: { plane, state }, value: pool.connections()[state] }))), ['plane', 'state'])
   metrics.watch('mecha_keys_database_waiting', 'Statements that wait for a connection',
     () => [...pools].map(([plane, pool]) => ({ labels: { plane }, value: pool.connections().waiting })), ['plane'])
-  metrics.watch('mecha_keys_argon2_waiting', 'argon2 computations that wait for their turn', hasher.waiting)
+  metrics.watch('mecha_keys_argon2_waiting', 'argon2 computations that wait for a thread', hasher.waiting)
   /** As any plane's database tells it. */
   let newHashVersion: ReturnType<typeof hashVersion> | undefined
   const checks: Record<string, ReadinessCheck> = {}

@@ -6,7 +6,7 @@
  * (`docs/decisions/0028-hash-input.md`). A row says in `pepper_root` which of them its hash was made with.
  */
 
-import { hash, hashSync, verify, verifySync } from '@node-rs/argon2'
+import { hash, verify } from '@node-rs/argon2'
 import type { Root, Roots } from './roots.js'
 
 /** `Algorithm.Argon2id`; the package's const enum cannot be imported under `verbatimModuleSyntax`. */
@@ -60,24 +60,14 @@ export function findPepper(name: string, roots: Roots): Pepper | undefined {
   return undefined
 }
 
-/** An argon2id PHC string for storage, made by a thread of libuv's. */
+/** An argon2id PHC string for storage. */
 export function hashSecret(input: HashInput, pepper: Pepper, profile: HashProfile): Promise<string> {
-  return hash(bind(input, pepper), optionsOf(pepper, profile))
-}
-
-/** The same at once, on the thread that asks. */
-export function hashSecretSync(input: HashInput, pepper: Pepper, profile: HashProfile): string {
-  return hashSync(bind(input, pepper), optionsOf(pepper, profile))
+  return hash(bind(input, pepper), { ...HASH_PROFILES[profile], algorithm: ARGON2ID, secret: pepper.root.pepper })
 }
 
 /** Whether the secret belongs to the stored hash. The comparison inside is constant-time. */
 export function verifySecret(phc: string, input: HashInput, pepper: Pepper): Promise<boolean> {
   return verify(phc, bind(input, pepper), { secret: pepper.root.pepper })
-}
-
-/** The same at once, on the thread that asks. */
-export function verifySecretSync(phc: string, input: HashInput, pepper: Pepper): boolean {
-  return verifySync(phc, bind(input, pepper), { secret: pepper.root.pepper })
 }
 
 /** Whether a stored hash was made with other parameters than today's. */
@@ -90,10 +80,6 @@ export function isOutdated(phc: string, profile: HashProfile): boolean {
 export function costNumber(profile: HashProfile): number {
   const { memoryCost, timeCost } = HASH_PROFILES[profile]
   return timeCost * 2 ** 24 + memoryCost
-}
-
-function optionsOf({ root }: Pepper, profile: HashProfile) {
-  return { ...HASH_PROFILES[profile], algorithm: ARGON2ID, secret: root.pepper }
 }
 
 /** No part can hold a line feed, and the versions have different numbers of lines, so no two inputs share an encoding. */

@@ -35,31 +35,6 @@ t.test('what waits for argon2 leaves when its caller does, and takes nobody\'s p
   t.equal(await hasher.verify(hash, input, pepper), true)
 })
 
-t.test('what is computed on the event loop lets others have their turn, is bounded too, and leaves with its caller', async (t) => {
-  const root = deriveRoot(randomBytes(32).toString('hex'))
-  const input = { id: newId(), subject: 'sales^acmecorp', secret: 'x'.repeat(43) }
-  let done = 0
-  const hasher = createHasher({ profile: 'high-entropy', version: async () => 2, queueSize: 200, onDone: () => done++ })
-  const { hash, pepper_root } = await hasher.hash(input, root)
-  const pepper = findPepper(pepper_root, [root])!
-  const left = new AbortController()
-  const results = Promise.allSettled(Array.from({ length: 200 }, (_, i) => hasher.verify(hash, input, pepper, i < 50 ? left.signal : undefined)))
-  t.equal(hasher.waiting(), 200)
-  await t.rejects(hasher.verify(hash, input, pepper), { code: 'overloaded' })
-  left.abort()
-  t.equal(hasher.waiting(), 150)
-  const seen = new Set<number>()
-  while (hasher.waiting() > 0) {
-    seen.add(hasher.waiting())
-    await new Promise((resolve) => setImmediate(resolve))
-  }
-  t.ok(seen.size > 3, `other work had ${seen.size} turns in between`)
-  const outcomes = await results
-  t.equal(outcomes.filter(({ status }) => status === 'rejected').length, 50)
-  t.ok(outcomes.slice(50).every((outcome) => outcome.status === 'fulfilled' && outcome.value))
-  t.equal(done, 1 + 150, 'what nobody waits for is not computed')
-})
-
 t.test('a key whose caller hangs up while it is read is not hashed', async (t) => {
   const database = await createDatabase(t)
   const wire = await layWire(t, database.runtime)
