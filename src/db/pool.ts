@@ -104,11 +104,11 @@ class ImpatientClient extends Client {
   }
 }
 
-/** Begins a statement that is sent so often that to plan it is most of its cost. One name is one text. */
+/** Ends a statement that is sent so often that to plan it is much of its cost. One name is one text. */
 export function preparedAs(name: string): RawBuilder<unknown> {
   return sql.raw(`/* prepared ${name} */`)
 }
-const PREPARED = /^\s*\/\* prepared (\w+) \*\//
+const PREPARED = /\/\* prepared (\w+) \*\/$/
 
 class PreparingClient extends ImpatientClient {
   override query(...args: unknown[]): any {

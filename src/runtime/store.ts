@@ -38,11 +38,11 @@ type AsJson<Row> = { readonly [Column in keyof Row]: Row[Column] extends Date ? 
  */
 export async function findCredentials(db: Kysely<Database>, ids: readonly string[]): Promise<OfHistory & { readonly found: FoundCredential[] }> {
   const { rows } = await sql<OfHistory & { now: Date; found: (AsJson<CredentialRow> & { readonly used: boolean })[] }>`
-    ${preparedAs('find_credentials')} SELECT ${history} AS history, clock_timestamp() AS now, (
+    SELECT ${history} AS history, clock_timestamp() AS now, (
       SELECT coalesce(json_agg(key), '[]') FROM (
         SELECT id, kind, org_id, mecha, scopes, metadata, hash, pepper_root, enabled, created_at, expires_at, revoked_at, xmin::text::float8 AS version,
                coalesce((SELECT true FROM key_usage WHERE key_id = id), false) AS used
-        FROM keys WHERE id = ANY(${ids}::uuid[])) key) AS found`.execute(db)
+        FROM keys WHERE id = ANY(${ids}::uuid[])) key) AS found ${preparedAs('find_credentials')}`.execute(db)
   const { history: of, now, found } = rows[0]!
   return { history: of, found: found.map(({ used, ...row }) => ({ row: withInstants(row), used, now })) }
 }

@@ -19,7 +19,7 @@ t.test('what is marked is prepared, and nothing else', async (t) => {
     await sql`SELECT 1`.execute(db)
     const { rows } = await sql<{ name: string }>`SELECT name FROM pg_prepared_statements`.execute(db)
     t.same(rows, prepares ? [{ name: 'find_credentials' }] : [])
-    t.same((await sql<{ one: string }>`${preparedAs('other')} SELECT ${'x'}::text AS one`.execute(db)).rows, [{ one: 'x' }])
+    t.same((await sql<{ one: string }>`SELECT ${'x'}::text AS one ${preparedAs('other')}`.execute(db)).rows, [{ one: 'x' }])
   }
 })
 
