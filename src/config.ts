@@ -58,7 +58,7 @@ const SETTINGS = {
   DATABASE_POOL_SIZE: { about: 'Most connections open at once, for each plane', default: '10', parse: integer(1, 1000) },
   DATABASE_TIMEOUT: { about: 'Longest wait for a connection, a statement or a lock', default: '5s', ...upTo('1h') },
   DATABASE_DIRECT_URL: { about: 'The runtime login on a connection straight to PostgreSQL, for the change feed; needed where the other URLs lead to a pooler', secret: true, parse: postgresUrl },
-  PREPARED_STATEMENTS: { about: 'Whether the statement that verifies a key is planned once for each connection: `on`, `off`, or `auto`, which is on unless `DATABASE_DIRECT_URL` is set. A pooler in transaction mode has to know of them: PgBouncer does from 1.21 on, with `max_prepared_statements`', default: 'auto', parse: oneOf('auto', 'on', 'off') },
+  PREPARED_STATEMENTS: { about: 'Whether the statements that verify, issue and rotate a key are planned once for each connection: `on`, `off`, or `auto`, which is on unless `DATABASE_DIRECT_URL` is set. A pooler in transaction mode has to know of them: PgBouncer does from 1.21 on, with `max_prepared_statements`', default: 'auto', parse: oneOf('auto', 'on', 'off') },
   DATA_DIR: { about: 'Folder of the embedded PostgreSQL and of what it generates', default: '.data', parse: text },
 
   ROOT_SECRETS: { about: 'Root secrets, newest first, separated by commas or line feeds, each of 32 or more characters; the embedded default generates one', secret: true, parse: rootSecrets },

@@ -2,6 +2,7 @@
 
 import { CompiledQuery, sql, type ExpressionBuilder, type Kysely, type Transaction, type Updateable } from 'kysely'
 import { HISTORY } from '../db/history.js'
+import { preparedMark } from '../db/pool.js'
 import type { Database, EventRow, KeyRefusalsTable, KeyRow, KeysTable, Metadata, NewKeyRow } from '../db/tables.js'
 import { againAfterConflict } from '../db/transaction.js'
 import { parseHandle } from '../key/handle.js'
@@ -164,7 +165,7 @@ const ISSUE_ARGUMENTS = [...KEY_ARGUMENTS, 'is_claimed'] as const
 const ROTATION_ARGUMENTS = [...KEY_ARGUMENTS, 'old_id', 'old_version', 'old_public_id', 'key_public_id', 'overlap_seconds'] as const
 const REFUSALS: Readonly<Record<string, 'mecha' | 'limit' | 'change'>> = { MK404: 'mecha', MK409: 'limit', MK412: 'change' }
 
-const callOf = (name: string, args: readonly string[]) => `SELECT * FROM ${name}(${args.map((arg, i) => `${arg} => $${i + 1}`).join()})`
+const callOf = (name: string, args: readonly string[]) => `SELECT * FROM ${name}(${args.map((arg, i) => `${arg} => $${i + 1}`).join()}) ${preparedMark(name)}`
 const ISSUE = callOf('issue_key', ISSUE_ARGUMENTS)
 const ROTATE = callOf('rotate_key', ROTATION_ARGUMENTS)
 

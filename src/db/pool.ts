@@ -106,7 +106,12 @@ class ImpatientClient extends Client {
 
 /** Ends a statement that is sent so often that to plan it is much of its cost. One name is one text. */
 export function preparedAs(name: string): RawBuilder<unknown> {
-  return sql.raw(`/* prepared ${name} */`)
+  return sql.raw(preparedMark(name))
+}
+
+/** The same for a statement whose text is made once. */
+export function preparedMark(name: string): string {
+  return `/* prepared ${name} */`
 }
 const PREPARED = /\/\* prepared (\w+) \*\/$/
 
