@@ -1,11 +1,12 @@
-/** Test files, each run in a process of its own, and in the end one line that says what came of them. Known to the runner alone. */
+/** Test files, run in processes of their own, and in the end one line that says what came of them. Known to the runner alone. */
 
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readdirSync, statSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
-import { join, relative, resolve, sep } from 'node:path'
+import { dirname, join, relative, resolve, sep } from 'node:path'
 import { createInterface } from 'node:readline'
+import { pathToFileURL } from 'node:url'
 import { t } from 'tap'
 import { ConfigError } from '../../src/errors.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
@@ -20,6 +21,12 @@ const TIMEOUT_MS = 600_000
  */
 const OPTIONS = `NODE_OPTIONS=${process.env['NODE_OPTIONS'] ?? ''}`
 const TEST = '.test.ts'
+/**
+ * Folders of tests that ask a service in their own process and wait for little else: some of them run one after another in one process,
+ * for to load and to warm up the service is most of what each would cost.
+ */
+const TOGETHER = ['test/http', 'test/oauth']
+const MOST_TOGETHER = 4
 const LONG = '.long.test.ts'
 
 /**
@@ -74,18 +81,33 @@ export async function runFiles(files: readonly string[], environment: Readonly<R
   const reader = show()
   t.setTimeout(0)
   t.jobs = JOBS
-  t.plan(files.length)
+  const together = groupsOf(files)
+  t.plan(together.length)
   const incomplete: string[] = []
-  await Promise.all(files.map(async (file) => {
-    const args = [OPTIONS, process.execPath, '--enable-source-maps', join(PACKAGE_ROOT, 'dist', file.replace(/\.ts$/, '.js'))]
-    const results = await t.spawn('env', args, { at: null, stack: '', name: file, cwd: PACKAGE_ROOT, env: { ...process.env, ...environment, TAP_TIMEOUT: String(TIMEOUT_MS / 1000) }, buffered: true, timeout: TIMEOUT_MS })
-    if (!results?.ok && !(over.has(file) && red.has(file))) incomplete.push(file)
+  await Promise.all(together.map(async (group) => {
+    const name = group.join(' ')
+    const [last, ...before] = group.map((file) => join(PACKAGE_ROOT, 'dist', file.replace(/\.ts$/, '.js'))).reverse()
+    const args = [OPTIONS, process.execPath, '--enable-source-maps', ...before.reverse().flatMap((file) => ['--import', pathToFileURL(file).href]), last!]
+    const results = await t.spawn('env', args, { at: null, stack: '', name, cwd: PACKAGE_ROOT, env: { ...process.env, ...environment, TAP_TIMEOUT: String(TIMEOUT_MS / 1000) }, buffered: true, timeout: TIMEOUT_MS })
+    if (!results?.ok && !(over.has(name) && red.has(name))) incomplete.push(name)
   }))
   await reader
   const { passed, failed, skipped } = counts
   const missing = incomplete.length > 0 ? `; ${incomplete.length} of ${files.length} files did not load or end: ${incomplete.join(', ')}` : ''
   process.stdout.write(`\n${passed} passed, ${failed} failed, ${skipped} skipped${missing}\n`)
   return t.passing() && incomplete.length === 0
+}
+
+/** The files of each process, in the order of the first of each. */
+function groupsOf(files: readonly string[]): string[][] {
+  const groups: string[][] = []
+  for (const file of files) {
+    const isShort = TOGETHER.includes(dirname(file)) && !file.endsWith(LONG)
+    const open = isShort && groups.find((group) => dirname(group[0]!) === dirname(file) && !group[0]!.endsWith(LONG) && group.length < MOST_TOGETHER)
+    if (open) open.push(file)
+    else groups.push([file])
+  }
+  return groups
 }
 
 /** To a person, what tap makes of it; raw to everything else. */
