@@ -17,8 +17,8 @@ import { testEnvironment } from '../helpers/service.js'
 
 /** Keys that are issued and used in every way. */
 const KEYS = 20
-/** Requests of others after that, none of which carries a secret. */
-const OTHERS = 3000
+/** Requests of others after that, none of which carries a secret: enough to fill V8's young generation, in which what is freed stays until then. */
+const OTHERS = 6000
 /** Most copies of each that may be left, in memory of either kind. */
 const LEFT = 4
 
