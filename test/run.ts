@@ -5,16 +5,14 @@
  * whose names end in `.long.test.ts` and which `--long` runs.
  */
 
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { rmSync } from 'node:fs'
 import { startEmbedded } from '../src/db/embedded.js'
 import { migrate } from '../src/db/migrate.js'
 import { ensureLogin } from '../src/db/logins.js'
 import { openDatabase } from '../src/db/pool.js'
 import { ConfigError } from '../src/errors.js'
 import { runFiles, testFiles } from './helpers/files.js'
-import { LOGINS, openAdmin, urlFor } from './helpers/server.js'
+import { dataFolder, LOGINS, openAdmin, urlFor } from './helpers/server.js'
 
 /** Nothing that a test writes has to outlive it. */
 const FAST = ['fsync=off', 'synchronous_commit=off', 'full_page_writes=off', 'max_connections=300', 'autovacuum=off']
@@ -24,7 +22,7 @@ const CONTAINER_TIMEOUT_MS = 180_000
 const { files, server } = await begin().catch(giveUp)
 process.stdout.write(`PostgreSQL: ${server.what}\n`)
 /** Where test files leave what others need not make again. */
-const shared = mkdtempSync(join(tmpdir(), 'mecha-keys-tests-'))
+const shared = dataFolder()
 const template = `mecha_keys_template_${process.pid}`
 let isOk: boolean
 try {
@@ -76,7 +74,7 @@ async function startContainer(): Promise<Server | undefined> {
 }
 
 async function startEmbeddedForTests(): Promise<Server> {
-  const dataDir = mkdtempSync(join(tmpdir(), 'mecha-keys-test-'))
+  const dataDir = dataFolder()
   const database = await startEmbedded({ dataDir, flags: FAST })
   const stop = async () => {
     await database.stop()

@@ -11,8 +11,8 @@ import { t } from 'tap'
 import { ConfigError } from '../../src/errors.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
 
-/** More files than cores: most of what a test does is to wait. */
-const JOBS = availableParallelism() + 2
+/** More files than cores: much of what a test does is to wait. */
+const JOBS = availableParallelism() + 4
 /** Longest that a file may take, on a machine that does ten other things: a bound, and no expectation. */
 const TIMEOUT_MS = 600_000
 /**

@@ -1,8 +1,7 @@
 /** PostgreSQL servers of a test's own, with data that survives them, and copies that are promoted. */
 
 import { execFileSync } from 'node:child_process'
-import { appendFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { appendFileSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
@@ -13,6 +12,7 @@ import { migrate } from '../../src/db/migrate.js'
 import { openDatabase } from '../../src/db/pool.js'
 import type { TestDatabase } from './database.js'
 import { eventually } from './eventually.js'
+import { dataFolder } from './server.js'
 
 /** Longest wait for a server that another test file makes: a bound, and no expectation. */
 const PATIENCE_MS = 120_000
@@ -123,7 +123,7 @@ export async function kill(database: EmbeddedDatabase, folder: string): Promise<
 }
 
 export function emptyFolder(t: Test): string {
-  const folder = mkdtempSync(join(tmpdir(), 'mecha-keys-feed-'))
+  const folder = dataFolder()
   t.teardown(() => rmSync(folder, { recursive: true, force: true }))
   return folder
 }

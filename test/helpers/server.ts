@@ -1,5 +1,8 @@
 /** The PostgreSQL that the tests run on. Known to the runner too, so nothing here knows tap. */
 
+import { accessSync, constants, mkdtempSync, statfsSync } from 'node:fs'
+import { freemem, tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { Pool } from 'pg'
 
 /** The planes' logins on the test server. Made up, as the server is. */
@@ -19,4 +22,27 @@ export function urlFor(serverUrl: string, database: string, credentials?: string
 /** One connection as the server's superuser. It may still be closing when the server ends, which is no error here. */
 export function openAdmin(url: string): Pool {
   return new Pool({ connectionString: url, max: 1 }).on('error', () => {})
+}
+
+/** Where Linux keeps files in memory. */
+const MEMORY = '/dev/shm'
+/** Least room there, in bytes: the databases of a run take about half of it. */
+const ROOM = 4 * 2 ** 30
+
+/**
+ * A new folder for the data of servers that nothing has to outlive, in memory where there is room: a database is made of hundreds of
+ * files, and to make them on a disk is most of what it takes.
+ */
+export function dataFolder(): string {
+  return mkdtempSync(join(isRoomy(MEMORY) ? MEMORY : tmpdir(), 'mecha-keys-tests-'))
+}
+
+function isRoomy(folder: string): boolean {
+  try {
+    accessSync(folder, constants.W_OK)
+    const { bavail, bsize } = statfsSync(folder)
+    return Math.min(bavail * bsize, freemem()) >= ROOM
+  } catch {
+    return false
+  }
 }
