@@ -370,6 +370,8 @@ export class Feed {
       } finally {
         await this.#disconnect()
       }
+      // What woke the poll that failed is no reason not to wait: a database that is away would be asked for all the time.
+      this.#woken = false
       if (!this.#stopped && failures > 0) await this.#sleep(Math.min(25 * 2 ** failures, RECONNECT_MS))
     }
   }
@@ -399,7 +401,7 @@ export class Feed {
       keepAlive: true,
     })
     this.#client = client
-    const wake = () => this.#poke()
+    const wake = () => this.#client === client && this.#poke()
     client.on('notification', () => this.#pokeSoon()).on('error', wake).on('end', wake)
     await client.connect()
     await commitDurably(client)

@@ -1,5 +1,8 @@
 /** The change feed while the database, or the way to it, is not there. */
 
+import { once } from 'node:events'
+import { createServer, type AddressInfo } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import t from 'tap'
 import type { EmbeddedDatabase } from '../../src/db/embedded.js'
@@ -39,6 +42,21 @@ t.test('with the feed alone cut off, past the bound the database answers, and a 
   t.match(await ask(), { status: 200, body: { valid: true } })
   await revokeByHand()
   t.same((await ask()).body, { valid: false, code: 'revoked' })
+})
+
+t.test('a database that is away is asked for less and less, by the feed too', async (t) => {
+  let asked = 0
+  const nobody = createServer((socket) => (asked++, socket.on('error', () => {}).destroy())).listen(0, '127.0.0.1')
+  await once(nobody, 'listening')
+  t.teardown(() => nobody.close())
+  const database = await createDatabase(t)
+  const away = Object.assign(new URL(database.runtime), { port: (nobody.address() as AddressInfo).port }).href
+  await startService(t, { DATABASE_DIRECT_URL: away }, database)
+  await eventually(() => asked > 0)
+  const before = asked
+  await sleep(2000)
+  // After 50, 100, 200, 400 and 800 ms, and from then on each second.
+  t.ok(asked - before >= 2 && asked - before <= 6, `${asked - before} times in 2 s`)
 })
 
 for (const [how, end] of [['orderly', (database: EmbeddedDatabase) => database.stop()], ['by SIGKILL', kill]] as const)
