@@ -174,7 +174,7 @@ export class ChangeStream {
     let isOld = false
     const look = () => {
       const at = moment()
-      if (hasJumped(opened, at)) end.abort(new StreamLost('clock_jumped', 'service_unavailable', 'a clock of this machine has jumped'))
+      if (hasJumped(opened, at)) end.abort(jumped())
       // In half of the bound, so that there is time to have another one before anything is refused.
       else if (passed(heard, at) > maxStalenessMs / 2) end.abort(new StreamLost('silent', 'service_unreachable', 'the stream of changes is silent'))
       else if (passed(opened, at) > LIFE_MS) {
@@ -204,6 +204,8 @@ export class ChangeStream {
     } catch (error) {
       if (isOld) return
       if (end.signal.aborted) throw end.signal.reason
+      // However it ended: a machine that was suspended loses its connections as well.
+      if (hasJumped(opened, moment())) throw jumped()
       throw isOpen && !(error instanceof VerifierUnavailable) ? new StreamLost('broken', 'service_unreachable', 'the stream of changes broke', { cause: error }) : error
     } finally {
       clearInterval(timer)
@@ -274,6 +276,10 @@ function confirmationIn(data: string): Confirmation {
   const time = Date.parse(String(database_time))
   if (typeof confirmed_ms !== 'number' || !Number.isFinite(confirmed_ms) || Number.isNaN(time)) throw notUnderstood()
   return { confirmed_ms, database_time: time, history: typeof history === 'string' ? history : undefined }
+}
+
+function jumped(): StreamLost {
+  return new StreamLost('clock_jumped', 'service_unavailable', 'a clock of this machine has jumped')
 }
 
 function notUnderstood(cause?: unknown): StreamLost {

@@ -6,7 +6,7 @@ import { text } from 'node:stream/consumers'
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
 import { contractOf } from '../helpers/contract.js'
-import { createDatabase } from '../helpers/database.js'
+import { applied, createDatabase } from '../helpers/database.js'
 import { listen } from '../helpers/events.js'
 import { eventually } from '../helpers/eventually.js'
 import { fresh, startService, type Service } from '../helpers/service.js'
@@ -186,7 +186,9 @@ t.test('a gateway that is revoked loses its streams, and cannot come back', asyn
 
 t.test('a gateway whose time is over loses its streams', async (t) => {
   const { service, url, gateway } = await serving(t, { REVOCATION_MAX_STALENESS: '1s' })
-  await sql`UPDATE keys SET expires_at = clock_timestamp() + interval '1 second' WHERE kind = 'gateway'`.execute(service.database.db)
+  await sql`UPDATE keys SET expires_at = clock_timestamp() + interval '2 seconds' WHERE kind = 'gateway'`.execute(service.database.db)
+  // A change of its own row ends a stream as well.
+  await applied(service.database)
   const stream = await listen(t, url, gateway)
   t.equal(stream.status, 200)
   await eventually(() => stream.isOver())
