@@ -3,14 +3,20 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import type { Client } from 'pg'
 
-/** The kernel counts what has ended in hundredths of a second (USER_HZ). */
+/** The kernel counts what it adds up over threads and processes in hundredths of a second (USER_HZ). */
 const MS_PER_TICK = 10
 
 /** Of a process and its children, as PostgreSQL is, those that have ended included. */
 export function familyCpu(parent: number): number {
   const alive = processes().filter((pid) => pid === parent || statOf(pid)?.[1] === parent)
-  const [, , ended = 0, endedInKernel = 0] = [...(statOf(parent)?.slice(11) ?? [])]
+  const [, , ended = 0, endedInKernel = 0] = statOf(parent)?.slice(11) ?? []
   return alive.reduce((sum, pid) => sum + timeOf(`/proc/${pid}/schedstat`), (ended + endedInKernel) * MS_PER_TICK)
+}
+
+/** Of a process: all its threads, those that have ended included. */
+export function processCpu(pid: number): number {
+  const [user = 0, inKernel = 0] = statOf(pid)?.slice(11) ?? []
+  return (user + inKernel) * MS_PER_TICK
 }
 
 /** Of the first thread of a process, which is the one that runs JavaScript. */

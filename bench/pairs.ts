@@ -57,3 +57,9 @@ function medians(side: readonly Measurement[]): Measurement {
 function first(measured: Measurement): number {
   return Object.values(measured)[0]!
 }
+
+/** What several figures are of is made, or measured, when the first of them asks for it. */
+export function once<Args extends unknown[], T>(make: (...args: Args) => Promise<T>): (...args: Args) => Promise<T> {
+  let made: Promise<T> | undefined
+  return (...args) => (made ??= make(...args))
+}

@@ -9,9 +9,6 @@ import { text } from 'node:stream/consumers'
 import { PACKAGE_ROOT } from '../src/package-root.js'
 import type { Load, Order } from './load.js'
 
-/** The kernel tells times in hundredths of a second (USER_HZ). */
-const MS_PER_TICK = 10
-
 const children = new Set<ChildProcess>()
 
 /** Starts a script of the project, with nothing in its environment but what is said. */
@@ -66,12 +63,6 @@ export async function generateLoad(order: Order, { mayShed = false } = {}): Prom
 /** Resident memory of a process in MiB, as the kernel counts it. */
 export function rssOf(pid: number): number {
   return Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))![1]) / 1024
-}
-
-/** The processor's time that a process has taken so far, in milliseconds: all its threads, in the kernel too. */
-export function cpuOf(pid: number): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/^.*\) /s, '').split(' ')
-  return (Number(fields[11]) + Number(fields[12])) * MS_PER_TICK
 }
 
 /** Garbage collections on demand, for what weighs memory. */

@@ -3,10 +3,11 @@
  * that all is well, and what many of them ask when they come back at once.
  */
 
-import { readFileSync } from 'node:fs'
 import { connect, type Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
+import { threadCpu } from './cpu.js'
+import { rssOf } from './processes.js'
 import { createWorld, type Service } from './world.js'
 
 const STREAMS = 1000
@@ -30,7 +31,7 @@ export async function measureStreams(seconds: number): Promise<void> {
     const streams = await openAll(service, FIRST)
     const before = await settledMemory(service)
     streams.push(...(await openAll(service, STREAMS)))
-    const kB = ((await settledMemory(service)) - before) / STREAMS / 1024
+    const kB = (((await settledMemory(service)) - before) * 1024) / STREAMS
     const busy = await costOf(service, streams, seconds)
     process.stdout.write(`memory of a stream: ${kB.toFixed(1)} kB\n`)
     process.stdout.write(`a heartbeat: ${(((busy.ms - idle.ms) * 1000) / busy.confirmations).toFixed(1)} µs, of ${busy.confirmations}\n`)
@@ -40,9 +41,9 @@ export async function measureStreams(seconds: number): Promise<void> {
     const { key } = await service.call('POST', '/v1/keys', { mecha: 'missed^bench' })
     await service.call('POST', `/v1/keys/${key.id}/revoke`)
     await sql`SELECT pg_stat_statements_reset()`.execute(database.db)
-    const [start, cpu] = [performance.now(), cpuOf(service.pid)]
+    const [start, cpu] = [performance.now(), threadCpu(service.pid)]
     await Promise.all(gone.map(({ lastId }) => open(service, lastId)))
-    const [ms, took] = [performance.now() - start, cpuOf(service.pid) - cpu]
+    const [ms, took] = [performance.now() - start, threadCpu(service.pid) - cpu]
     const { rows } = await sql<{ calls: number }>`SELECT coalesce(sum(calls), 0)::int AS calls FROM pg_stat_statements WHERE query LIKE '%pg_locks%' AND query LIKE '%changes%'`.execute(database.db)
     process.stdout.write(`${gone.length} streams that come back: all confirmed after ${ms.toFixed(0)} ms, ${took.toFixed(0)} of the service on a core; ${rows[0]!.calls} queries\n`)
   } finally {
@@ -52,9 +53,9 @@ export async function measureStreams(seconds: number): Promise<void> {
 
 async function costOf({ pid }: Service, streams: readonly Stream[], seconds: number): Promise<{ ms: number; confirmations: number }> {
   const count = () => streams.reduce((sum, { confirmations }) => sum + confirmations, 0)
-  const before = { ms: cpuOf(pid), confirmations: count() }
+  const before = { ms: threadCpu(pid), confirmations: count() }
   await sleep(seconds * 1000)
-  return { ms: cpuOf(pid) - before.ms, confirmations: count() - before.confirmations }
+  return { ms: threadCpu(pid) - before.ms, confirmations: count() - before.confirmations }
 }
 
 async function openAll(service: Service, count: number): Promise<Stream[]> {
@@ -80,20 +81,14 @@ function open({ url, gateway }: Service, lastEventId?: string): Promise<Stream> 
   })
 }
 
-/** The process's own memory when it does not grow any more, in bytes. */
+/** The process's own memory when it does not grow any more, in MiB. */
 async function settledMemory({ pid }: Service): Promise<number> {
-  const rss = () => Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))![1]) * 1024
-  let last = rss()
+  let last = rssOf(pid)
   for (let turns = 0; turns < 10; turns++) {
     await sleep(1000)
-    const now = rss()
-    if (turns > 3 && Math.abs(now - last) < 512 * 1024) return now
+    const now = rssOf(pid)
+    if (turns > 3 && Math.abs(now - last) < 0.5) return now
     last = now
   }
   return last
-}
-
-/** Milliseconds on a core, of a process's first thread, which is the one of JavaScript. */
-function cpuOf(pid: number): number {
-  return Number(readFileSync(`/proc/${pid}/schedstat`, 'utf8').split(' ')[0]) / 1e6
 }

@@ -2,7 +2,7 @@
 
 import type { AloneOrder } from '../alone.js'
 import type { Order } from '../load.js'
-import { compare, type Figure, type Plan, type Result } from '../pairs.js'
+import { compare, once, type Figure, type Plan, type Result } from '../pairs.js'
 import { ask, generateLoad, rssOf } from '../processes.js'
 import { fillTable, seedKeys } from '../seed.js'
 import type { BenchDatabase, Service, World } from '../world.js'
@@ -109,9 +109,4 @@ function listOrder(service: Service, { connections, seconds }: Plan): Order {
 async function withService(world: World, database: BenchDatabase, settings: Record<string, string>, run: (service: Service) => Promise<Result>): Promise<Result> {
   const service = await world.service(database, settings)
   return run(service).finally(() => service.stop())
-}
-
-function once<Args extends unknown[], T>(make: (...args: Args) => Promise<T>): (...args: Args) => Promise<T> {
-  let made: Promise<T> | undefined
-  return (...args) => (made ??= make(...args))
 }

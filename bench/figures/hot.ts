@@ -3,9 +3,10 @@
 import { makeToken } from '../../src/key/token.js'
 import { deriveRoot } from '../../src/key/roots.js'
 import { newId } from '../../src/key/id.js'
+import { processCpu } from '../cpu.js'
 import type { Order } from '../load.js'
 import { compare, type Figure, type Measurement, type Plan, type Result } from '../pairs.js'
-import { cpuOf, generateLoad, report, start, stop } from '../processes.js'
+import { generateLoad, report, start, stop } from '../processes.js'
 import type { Service, World } from '../world.js'
 
 export function hotFigures(world: World): Figure[] {
@@ -91,9 +92,9 @@ async function expectVerdict(service: Service, key: string, expected: { valid: b
 /** The rate, and what a request takes of the process that answers, in microseconds of a core. */
 function costOf(name: string, order: Order, pid: number): () => Promise<Measurement> {
   return async () => {
-    const before = cpuOf(pid)
+    const before = processCpu(pid)
     const { rate } = await generateLoad(order)
-    return { [`${name}_per_s`]: rate, [`${name}_us`]: ((cpuOf(pid) - before) * 1000) / (rate * order.seconds) }
+    return { [`${name}_per_s`]: rate, [`${name}_us`]: ((processCpu(pid) - before) * 1000) / (rate * order.seconds) }
   }
 }
 

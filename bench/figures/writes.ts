@@ -4,9 +4,9 @@ import { once } from 'node:events'
 import { Agent, request } from 'node:http'
 import { Client } from 'pg'
 import type { AloneOrder } from '../alone.js'
-import { familyCpu, findPostmaster, threadCpu } from '../cpu.js'
+import { familyCpu, findPostmaster, processCpu, threadCpu } from '../cpu.js'
 import { compare, percentile, type Figure, type Plan, type Result } from '../pairs.js'
-import { ask, cpuOf, generateLoad } from '../processes.js'
+import { ask, generateLoad } from '../processes.js'
 import type { Service, World } from '../world.js'
 
 export function writeFigures(world: World): Figure[] {
@@ -29,7 +29,7 @@ async function measureIssue(world: World, plan: Plan): Promise<Result> {
     const postmaster = await findPostmaster(client)
     const order = { url: `${service.url}/v1/keys`, method: 'POST' as const, headers: service.operator, bodies: ['{"mecha":"m{n}^bench"}'], connections, seconds }
     const authorizations = await service.operatorsOf(ORGANIZATIONS)
-    const cpu = () => ({ thread: threadCpu(service.pid), service: cpuOf(service.pid), postgres: familyCpu(postmaster) })
+    const cpu = () => ({ thread: threadCpu(service.pid), service: processCpu(service.pid), postgres: familyCpu(postmaster) })
     return await compare(
       plan,
       async () => {
