@@ -248,7 +248,7 @@ export interface ListFilter {
 }
 
 /** Keys, with what is known of their use. */
-function selectKeys(db: Kysely<Database>) {
+function selectKeys(db: Pick<Kysely<Database>, 'selectFrom'>) {
   return db
     .selectFrom('keys')
     .leftJoin('key_usage', 'key_usage.key_id', 'keys.id')
@@ -285,13 +285,8 @@ export async function listKeys(db: Kysely<Database>, reach: Reach, filter: ListF
       .orderBy(by, 'desc').orderBy('id', 'desc').limit(limit))
     .map((ofOne) => db.selectFrom(ofOne.as('keys')).selectAll())
   const page = found.reduce((all, one) => all.unionAll(one)).orderBy(by, 'desc').orderBy('id', 'desc').limit(limit)
-  const keys = await db
-    .selectFrom(page.as('keys'))
-    .leftJoin('key_usage', 'key_usage.key_id', 'keys.id')
-    .leftJoin('key_refusals', 'key_refusals.key_id', 'keys.id')
-    .select([...KEY_COLUMNS, ...USE_COLUMNS])
-    .orderBy(by, 'desc').orderBy('id', 'desc')
-    .execute()
+  // Under the name of the table, whose place it takes.
+  const keys = await selectKeys(db.with('keys', () => page)).orderBy(by, 'desc').orderBy('id', 'desc').execute()
   return { keys, now }
 }
 
