@@ -57,7 +57,8 @@ const DOCS = `<!DOCTYPE html>
 /** Serves the contract: at `/openapi.json` for programs, and at `/docs` to read and to try. Nothing of it is loaded before somebody asks for it. */
 export function registerContract(app: FastifyInstance, planes: Planes): void {
   const hidden = { schema: { hide: true } }
-  app.get('/openapi.json', hidden, async (_request, reply) => reply.type('application/json; charset=utf-8').send(await contractOf(planes)))
+  let contract: string | undefined
+  app.get('/openapi.json', hidden, async (_request, reply) => reply.type('application/json; charset=utf-8').send((contract ??= await contractOf(planes))))
   app.get('/', hidden, async (_request, reply) => reply.redirect('/docs/'))
   void app.register(async (docs) => {
     docs.addHook('onRequest', (_request, reply, done) => {
