@@ -401,7 +401,7 @@ export class Feed {
       keepAlive: true,
     })
     this.#client = client
-    const wake = () => this.#client === client && this.#poke()
+    const wake = () => this.#poke()
     client.on('notification', () => this.#pokeSoon()).on('error', wake).on('end', wake)
     await client.connect()
     await commitDurably(client)
@@ -565,7 +565,11 @@ export class Feed {
     this.#client = undefined
     this.#page = undefined
     if (!client) return
-    client.removeAllListeners('notification').removeAllListeners('end')
+    // Whatever it still has to say wakes nobody.
+    for (const event of ['notification', 'error', 'end']) client.removeAllListeners(event)
+    client.on('error', () => {})
+    clearTimeout(this.#gathering)
+    this.#gathering = undefined
     await Promise.race([client.end().catch(() => {}), sleep(100, undefined, { ref: false })])
     socketOf(client).destroy()
   }
