@@ -86,8 +86,9 @@ export async function runFiles(files: readonly string[], environment: Readonly<R
   const incomplete: string[] = []
   await Promise.all(together.map(async (group) => {
     const name = group.join(' ')
-    const [last, ...before] = group.map((file) => join(PACKAGE_ROOT, 'dist', file.replace(/\.ts$/, '.js'))).reverse()
-    const args = [OPTIONS, process.execPath, '--enable-source-maps', ...before.reverse().flatMap((file) => ['--import', pathToFileURL(file).href]), last!]
+    const built = group.map((file) => join(PACKAGE_ROOT, 'dist', file.replace(/\.ts$/, '.js')))
+    const last = built.pop()!
+    const args = [OPTIONS, process.execPath, '--enable-source-maps', ...built.flatMap((file) => ['--import', pathToFileURL(file).href]), last]
     const results = await t.spawn('env', args, { at: null, stack: '', name, cwd: PACKAGE_ROOT, env: { ...process.env, ...environment, TAP_TIMEOUT: String(TIMEOUT_MS / 1000) }, buffered: true, timeout: TIMEOUT_MS })
     if (!results?.ok && !(over.has(name) && red.has(name))) incomplete.push(name)
   }))
