@@ -26,7 +26,7 @@ export function openAdmin(url: string): Pool {
 
 /** Where Linux keeps files in memory. */
 const MEMORY = '/dev/shm'
-/** Least room there, in bytes: the databases of a run take about half of it. */
+/** Least room there, in bytes. A run on two cores takes up to 0.5 GiB; one on more cores has more servers at a time. */
 const ROOM = 4 * 2 ** 30
 
 /**
