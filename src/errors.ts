@@ -101,8 +101,10 @@ export function invalidRequest(broken: readonly FieldError[]): Problem {
 
 /** More is asked for than can be done now. Nothing of it has been begun. What the database cancelled has the same code: see `db/outage.ts`. */
 export function overloaded(): Problem {
-  return new Problem('overloaded', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
+  return OVERLOADED
 }
+/** Made once: to make an error takes longer than to refuse for it, and who sheds has no time for that. */
+const OVERLOADED = new Problem('overloaded', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
 
 /** Nothing may be answered from the database until an operator has looked after it. */
 export function databaseRestored(): Problem {

@@ -86,6 +86,6 @@ export function loggedProblem(error: unknown, request: FastifyRequest): Problem 
   return problem
 }
 
-function isShed(error: unknown): boolean {
+export function isShed(error: unknown): error is Problem {
   return error instanceof Problem && error.code === 'overloaded'
 }

@@ -44,15 +44,19 @@ export class CredentialReader {
   }
 
   /**
-   * Reads a row in a statement that has not been sent yet.
+   * Reads a row in a statement that has not been sent yet. What is refused is refused without a promise: that is cheaper.
    *
    * @throws Problem `overloaded` when too many wait, `database_unavailable` when the database is silent
    */
-  async read(id: string): Promise<FoundCredential | undefined> {
+  read(id: string): Promise<FoundCredential | undefined> {
     if (this.#pending >= this.parts.limit) throw overloaded()
     const now = performance.now()
     for (const { at } of this.#sent)
       if (now - at > SILENCE_MS) throw new Problem('database_unavailable', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
+    return this.#load(id)
+  }
+
+  async #load(id: string): Promise<FoundCredential | undefined> {
     this.#pending++
     try {
       return await this.#loader.load(id)

@@ -4,6 +4,7 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyReply } from 'fastify'
 import type { Settings } from '../config.js'
 import type { ErrorCode } from '../errors.js'
+import { isShed } from '../http/problems.js'
 import { answer, responses } from '../http/schemas.js'
 import { answerOf } from './answer.js'
 import { authzRoutes } from './authz.js'
@@ -17,7 +18,7 @@ import { oauthRoutes } from './oauth/routes.js'
 import { revalidateRoutes, type RevalidateParts } from './revalidate.js'
 import { revokeTokenRoutes, type RevokeTokenParts } from './revoke-token.js'
 import { MAX_BATCH, VerifyAnswer, VerifyBatchAnswer, VerifyBatchBody, VerifyBody } from './schemas.js'
-import { createSender, type Headers, type Send } from './send.js'
+import { createSender, sendProblem, type Headers, type Send } from './send.js'
 import { usageRoutes } from './usage-routes.js'
 import type { UsageRecorder } from './usage.js'
 import type { Verdict, Verifier } from './verifier.js'
@@ -69,6 +70,11 @@ const JSON_TYPE: Headers = ['content-type', 'application/json; charset=utf-8']
 function verifyRoutes({ verifier, clock, feed }: RuntimeParts, send: Send): FastifyPluginAsyncTypebox {
   return async (app) => {
     requireGateway(app, verifier)
+    // All else is answered as everywhere.
+    app.setErrorHandler((error, _request, reply) => {
+      if (!isShed(error)) throw error
+      sendProblem(send, reply, error)
+    })
 
     function tell(reply: FastifyReply, verdict: Verdict): void {
       send(reply, JSON_TYPE, answerOf(verdict))

@@ -141,14 +141,14 @@ export function createVerifier(parts: VerifierParts) {
    * The key or the gateway credential that somebody holds, good or not: what its secret was proved against, now or before.
    * To hold it is no use of it. `undefined` when it was never issued here, or is none any more.
    */
-  async function proveHeld(presented: string, { signal }: Waiting): Promise<CachedKey | undefined> {
+  async function proveHeld(presented: string, caller: Waiting): Promise<CachedKey | undefined> {
     const text = bareToken(presented)
     const isFresh = feed.isFresh()
     const held = cache.find(text)
     if (isFresh && held && isCurrent(held)) return held
     const token = parseToken(text)
     if (!token || !isTaggedByUs(token, roots) || (isFresh && cache.isRefused(text))) return undefined
-    return (await withProven(token, signal, (proven) => proven ?? null))?.key
+    return (await withProven(token, caller, (proven) => proven ?? null))?.key
   }
 
   function check(presented: string, kind: CredentialKind, caller: Waiting, asker: Asker, demand: Demand): Verdict | Promise<Verdict> {
@@ -185,8 +185,8 @@ export function createVerifier(parts: VerifierParts) {
 
   /** The cold path: what is read goes together with what others read, and is decided by the database's clock. */
   function checkInDatabase(token: Token, kind: CredentialKind, caller: Waiting, asker: Asker, demand: Demand): Promise<Verdict> {
-    const { signal, claim = (row) => firstUses.join(row.hash, signal, () => claimOne(row, asker.id)) } = caller
-    return withProven<Verdict>(token, signal, async (proven, read) => {
+    const { claim = (row) => firstUses.join(row.hash, caller.signal, () => claimOne(row, asker.id)) } = caller
+    return withProven<Verdict>(token, caller, async (proven, read) => {
       if (!proven) return 'unknown'
       const { key, found } = proven
       // By the time that it is now: argon2 or a first use may have been waited for until the key's end.
@@ -205,9 +205,9 @@ export function createVerifier(parts: VerifierParts) {
   }
 
   /** Gives a key that was proved against its row, or nothing when there is none; again for as long as `use` gives nothing back. */
-  function withProven<T>(token: Token, signal: AbortSignal, use: (proven: Proven | undefined, read: Read) => T | undefined | Promise<T | undefined>): Promise<T> {
+  function withProven<T>(token: Token, caller: Waiting, use: (proven: Proven | undefined, read: Read) => T | undefined | Promise<T | undefined>): Promise<T> {
     return rows.withRow<T>(token.id, async (found, read) => {
-      const digest = found && (await prove(token, found.row, signal))
+      const digest = found && (await prove(token, found.row, caller))
       if (read.isOvertaken) return undefined
       if (!digest) cache.refuse(token)
       return use(digest ? { key: cache.keep(read, found, digest), found } : undefined, read)
@@ -231,7 +231,7 @@ export function createVerifier(parts: VerifierParts) {
   }
 
   /** The digest of a token that belongs to the row: by argon2, or by having been proved against the same hash before. */
-  async function prove(token: Token, row: CredentialRow, signal: AbortSignal): Promise<string | undefined> {
+  async function prove(token: Token, row: CredentialRow, caller: Waiting): Promise<string | undefined> {
     const before = cache.find(token.text)
     if (before && before.hash === row.hash && subjectOf(before) === subjectOf(row)) return before.digest
     const pepper = findPepper(row.pepper_root, roots)
@@ -239,7 +239,7 @@ export function createVerifier(parts: VerifierParts) {
     const digest = cache.digest(token)
     const input = inputOf(row, token)
     const name = [digest, row.hash, input.subject].join(' ')
-    return (await proofs.join(name, signal, (all) => hasher.verify(row.hash, input, pepper, all))) ? digest : undefined
+    return (await proofs.join(name, caller.signal, (all) => hasher.verify(row.hash, input, pepper, all))) ? digest : undefined
   }
 
   /**

@@ -9,7 +9,7 @@ import { newId } from '../../src/key/id.js'
 import { deriveRoot } from '../../src/key/roots.js'
 import { createDatabase, type TestDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
-import { fresh, startService, type Service } from '../helpers/service.js'
+import { fresh, startService, type Answer, type Service } from '../helpers/service.js'
 import { layWire } from '../helpers/wire.js'
 
 /** Slow enough for a queue to form. */
@@ -59,7 +59,14 @@ t.test('a full queue is said to be full, and nothing that was admitted is lost',
   const [served, shed] = [answers.filter(({ status }) => status === 200), answers.filter(({ status }) => status !== 200)]
   t.ok(served.length > 0 && shed.length > 0, `${served.length} served, ${shed.length} shed`)
   for (const { body } of served) t.equal(body.valid, true)
-  for (const answer of shed) t.match(answer, { status: 503, headers: { 'retry-after': '1' }, body: { code: 'overloaded' } })
+  const refused = await service.call('POST', '/v1/verify', { body: {} })
+  const names = ({ headers }: Answer) => Object.keys(headers).filter((name) => name !== 'www-authenticate' && name !== 'retry-after').sort()
+  for (const answer of shed) {
+    t.match(answer, { status: 503, headers: { 'retry-after': '1', 'cache-control': 'no-store', 'content-type': refused.headers['content-type'] }, body: { type: '/errors/overloaded', status: 503, code: 'overloaded' } })
+    t.same(names(answer), names(refused), 'as every other problem is answered')
+    t.match(service.logs(), new RegExp(`"request_id":"${String(answer.headers['x-request-id'])}".*"status":503.*"code":"overloaded"`))
+  }
+  t.equal(await metric(service, 'mecha_keys_refusals_total{code="overloaded"}'), shed.length)
   for (const key of keys) t.match(await service.verify(key, {}, gateway), { valid: true })
 })
 

@@ -3,17 +3,18 @@ import t from 'tap'
 import { newId } from '../../src/key/id.js'
 import { CredentialReader } from '../../src/runtime/reader.js'
 
-const settled = <T>(promise: Promise<T>) => promise.then(() => 'read' as const, (error: { code: string }) => error.code)
+const outcome = async (reader: CredentialReader) => reader.read(newId()).then(() => 'read')
+const settled = (reader: CredentialReader) => outcome(reader).catch((error: { code: string }) => error.code)
 
 t.test('a statement without an answer for a second is a database in trouble: who comes then is refused at once', async (t) => {
   let answer = () => {}
   const reader = new CredentialReader({ read: (_ids, whileSent) => whileSent(() => new Promise((resolve) => (answer = () => resolve([])))), statements: 2, limit: 10 })
-  const first = settled(reader.read(newId()))
+  const first = settled(reader)
   await sleep(1100)
-  t.equal(await settled(reader.read(newId())), 'database_unavailable')
+  t.equal(await settled(reader), 'database_unavailable')
   answer()
   t.equal(await first, 'read')
-  const next = settled(reader.read(newId()))
+  const next = settled(reader)
   await sleep(10)
   answer()
   t.equal(await next, 'read')
@@ -35,9 +36,9 @@ t.test('a read that waits for the feed to say which history counts, and is sent 
     },
     statements: 2, limit: 10,
   })
-  const first = settled(reader.read(newId()))
+  const first = settled(reader)
   await sleep(1100)
-  t.equal(await settled(reader.read(newId())), 'read')
+  t.equal(await settled(reader), 'read')
   goOn()
   t.equal(await first, 'read')
 })
