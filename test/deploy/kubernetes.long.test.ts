@@ -2,8 +2,8 @@
 
 import { execFileSync, spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { basename, join } from 'node:path'
+import { readdirSync, readFileSync, realpathSync, writeFileSync } from 'node:fs'
+import { basename, join, relative } from 'node:path'
 import { sql } from 'kysely'
 import t from 'tap'
 import { parse, parseAllDocuments } from 'yaml'
@@ -143,6 +143,28 @@ t.test('kubectl builds base and example, and Kubernetes\' schemas know every fie
       if (folder === 'example' && spec?.template) t.equal(spec.template.spec.containers[0].image, 'registry.example.com/mecha-keys:0.1.0')
     }
   }
+})
+
+t.test('with autoscale there are as many pods of the runtime plane as there is work for, and PostgreSQL has connections for all of them', { skip: lacksKubectl || (!isInstalled('kubernetes-validate') && 'kubernetes-validate is not installed') }, async (t) => {
+  const folder = temporaryFolder(t)
+  const from = (name: string) => relative(realpathSync(folder), join(FOLDER, name))
+  writeFileSync(join(folder, 'kustomization.yaml'), JSON.stringify({ ...example, resources: [from('base')], components: [from('autoscale')] }))
+  const built = kubectl('kustomize', folder)
+  const file = join(folder, 'built.yaml')
+  writeFileSync(file, built)
+  for (const release of RELEASES) t.equal(spawnSync('kubernetes-validate', ['--strict', '--kubernetes-version', release, file], { env: { PATH } }).status, 0, release)
+  const documents = parseAllDocuments(built).map((document) => document.toJS())
+  const [control, runtime] = PLANES.map((plane) => documents.find(({ kind, metadata }) => kind === 'Deployment' && metadata.name === `mecha-keys-${plane}`).spec)
+  const { spec, metadata } = documents.find(({ kind }) => kind === 'HorizontalPodAutoscaler')
+  t.match(metadata, { namespace: example.namespace, labels: { 'app.kubernetes.io/name': 'mecha-keys' } })
+  t.same(spec.scaleTargetRef, { apiVersion: 'apps/v1', kind: 'Deployment', name: 'mecha-keys-runtime' })
+  t.notOk('replicas' in runtime, 'nothing sets the number back')
+  t.equal(spec.minReplicas, named('Deployment', 'mecha-keys-runtime').spec.replicas)
+  t.equal(runtime.template.spec.containers[0].resources.requests.cpu, '1', 'what a process can use')
+  const pool = loadConfig({}).DATABASE_POOL_SIZE
+  const most = (spec.maxReplicas + runtime.strategy.rollingUpdate.maxSurge) * (pool + 1) + (control.replicas + control.strategy.rollingUpdate.maxSurge) * pool
+  // Three of a hundred are kept for superusers.
+  t.ok(most <= 97, `${most} connections`)
 })
 
 t.test("what stands in the manifests migrates an empty database and serves each plane, with the secrets that the page's commands make", { skip: lacksKubectl }, async (t) => {
