@@ -20,11 +20,13 @@ const REPLICAS = [1, 10, 40]
 const RATES = [0, 4, 50, 200]
 const BOUND_MS = 10_000
 
-interface Cost {
+export interface Cost {
   /** PostgreSQL's time on a core, in milliseconds. */
   readonly ms: number
   readonly polls: number
   readonly confirmations: number
+  /** Bytes added to PostgreSQL's log. */
+  readonly wal: number
 }
 
 export async function measureFeeds(seconds: number): Promise<void> {
@@ -33,11 +35,11 @@ export async function measureFeeds(seconds: number): Promise<void> {
     const database = await world.database('feeds')
     await seedKeys(database, world, 'feeds^bench', 1000)
     const bare = new Map<number, Cost>()
-    for (const rate of RATES) bare.set(rate, await costOf(database, 0, rate, seconds))
+    for (const rate of RATES) bare.set(rate, await costOfFeeds(database, 0, rate, seconds))
     process.stdout.write('| Replicas | Changes/s | PostgreSQL, ms a change | ms a second | ms a second and replica | Polls a second and replica | Confirmations |\n|---|---|---|---|---|---|---|\n')
     for (const replicas of REPLICAS)
       for (const rate of RATES) {
-        const cost = await costOf(database, replicas, rate, seconds)
+        const cost = await costOfFeeds(database, replicas, rate, seconds)
         const perSecond = (cost.ms - bare.get(rate)!.ms) / seconds
         const each = (count: number) => (count / seconds / replicas).toFixed(1)
         process.stdout.write(`| ${replicas} | ${rate} | ${rate > 0 ? (perSecond / rate).toFixed(2) : ''} | ${perSecond.toFixed(1)} | ${(perSecond / replicas).toFixed(2)} | ${each(cost.polls)} | ${each(cost.confirmations)} |\n`)
@@ -48,7 +50,7 @@ export async function measureFeeds(seconds: number): Promise<void> {
 }
 
 /** Starts so many replicas, changes keys at a rate for some time, and ends them. */
-async function costOf({ urls, db }: BenchDatabase, replicas: number, rate: number, seconds: number): Promise<Cost> {
+export async function costOfFeeds({ urls, db }: BenchDatabase, replicas: number, rate: number, seconds: number): Promise<Cost> {
   let polls = 0
   const log = pino({ level: 'silent' })
   const feeds = Array.from({ length: replicas }, () => new Feed({
@@ -61,16 +63,17 @@ async function costOf({ urls, db }: BenchDatabase, replicas: number, rate: numbe
   await changing.connect()
   const { rows } = await changing.query<{ id: string }>("SELECT id FROM keys WHERE kind = 'mecha'")
   const beats = async () => Number((await sql<{ sum: string | null }>`SELECT sum(beat) FROM replicas`.execute(db)).rows[0]!.sum)
+  const wal = async () => Number((await sql<{ at: string }>`SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::text AS at`.execute(db)).rows[0]!.at)
   // What connecting and planning cost is over.
   await sleep(1500)
   const postmaster = await findPostmaster(changing)
-  const before = { ms: familyCpu(postmaster), polls, beats: await beats() }
+  const before = { ms: familyCpu(postmaster), polls, beats: await beats(), wal: await wal() }
   const start = performance.now()
   for (let n = 0; performance.now() - start < seconds * 1000; n++) {
     if (rate > 0) await changing.query({ name: 'change', text: 'UPDATE keys SET name = $2 WHERE id = $1', values: [rows[n % rows.length]!.id, String(n)] })
     await sleep(Math.max(0, rate > 0 ? start + ((n + 1) * 1000) / rate - performance.now() : seconds * 1000))
   }
-  const cost = { ms: familyCpu(postmaster) - before.ms, polls: polls - before.polls, confirmations: (await beats()) - before.beats }
+  const cost = { ms: familyCpu(postmaster) - before.ms, polls: polls - before.polls, confirmations: (await beats()) - before.beats, wal: (await wal()) - before.wal }
   await changing.end()
   await Promise.all(feeds.map((feed) => feed.stop()))
   return cost

@@ -26,6 +26,7 @@ export interface Order {
 export interface Load {
   /** Answers with 2xx per second. */
   readonly rate: number
+  readonly seconds: number
   /** Milliseconds, of the answers with 2xx. */
   readonly p50: number
   readonly p99: number
@@ -81,6 +82,7 @@ const result = await new Promise<Awaited<Instance>>((resolve, reject) => {
 const loaded = process.cpuUsage(before)
 const load: Load = {
   rate: answers.good / result.duration,
+  seconds: result.duration,
   p50: microseconds.percentile(50) / 1000,
   p99: microseconds.percentile(99) / 1000,
   shed: answers.shed / result.duration,

@@ -2,7 +2,8 @@
  * `npm run bench`: the figures of docs/performance.md. Options: `--seconds N` for each measurement, `--pairs N`,
  * `--connections N`, `--keys N` for the large table, `--only TEXT` for the figures whose names hold it; `--only scale` for what large
  * tables cost (`bench/scale.ts`), which ends with 1 where it is more than it may be; `--only hash` for what hashes cost (`bench/hash.ts`);
- * `--only feeds` and `--only streams` for what it costs to follow changes (`bench/feeds.ts`, `bench/streams.ts`).
+ * `--only feeds` and `--only streams` for what it costs to follow changes (`bench/feeds.ts`, `bench/streams.ts`); `--only capacity` for the parts
+ * that docs/scaling.md adds up (`bench/capacity.ts`).
  */
 
 import { mkdirSync, writeFileSync } from 'node:fs'
@@ -15,6 +16,7 @@ import { hotFigures } from './figures/hot.js'
 import { sdkFigures } from './figures/sdk.js'
 import { startFigures } from './figures/start.js'
 import { writeFigures } from './figures/writes.js'
+import { measureCapacity } from './capacity.js'
 import { measureFeeds } from './feeds.js'
 import { measureHash } from './hash.js'
 import type { Figure, Plan, Result } from './pairs.js'
@@ -25,6 +27,7 @@ import { createWorld } from './world.js'
 type Row = Result & Pick<Figure, 'name' | 'goal'>
 
 const { plan, only } = readArguments(process.argv.slice(2))
+if (only === 'capacity') process.exit((await measureCapacity(plan), 0))
 if (only === 'feeds') process.exit((await measureFeeds(plan.seconds), 0))
 if (only === 'hash') process.exit((await measureHash(plan.seconds), 0))
 if (only === 'streams') process.exit((await measureStreams(plan.seconds), 0))

@@ -10,11 +10,12 @@ import { threadCpu } from './cpu.js'
 import { rssOf } from './processes.js'
 import { createWorld, type Service } from './world.js'
 
-const STREAMS = 1000
-/** Streams before the first reading: what a process takes once is not counted. */
-const FIRST = 1000
+/** How many are open at once, one after another. */
+const COUNTS = [10, 200, 1000, 2000]
+/** How many of them come back at once. */
+const BACK = 1000
 
-interface Stream {
+export interface Stream {
   readonly socket: Socket
   /** All that has come; it is read to its end and not kept. */
   lastId: string | undefined
@@ -27,16 +28,12 @@ export async function measureStreams(seconds: number): Promise<void> {
     const database = await world.database('streams')
     await sql`CREATE EXTENSION pg_stat_statements`.execute(database.db)
     const service = await world.service(database, { CHANGE_STREAMS_MAX: '4000', MAX_ACTIVE_KEYS_PER_MECHA: '1000' })
-    const idle = await costOf(service, [], seconds)
-    const streams = await openAll(service, FIRST)
-    const before = await settledMemory(service)
-    streams.push(...(await openAll(service, STREAMS)))
-    const kB = (((await settledMemory(service)) - before) * 1024) / STREAMS
-    const busy = await costOf(service, streams, seconds)
-    process.stdout.write(`memory of a stream: ${kB.toFixed(1)} kB\n`)
-    process.stdout.write(`a heartbeat: ${(((busy.ms - idle.ms) * 1000) / busy.confirmations).toFixed(1)} µs, of ${busy.confirmations}\n`)
+    process.stdout.write('| Streams | Memory, MiB | A heartbeat, µs | The service, ms a second |\n|---|---|---|---|\n')
+    const streams: Stream[] = []
+    for (const { count, mebibytes, heartbeat_us, ms_per_s } of await costOfStreams(service, COUNTS, seconds, streams))
+      process.stdout.write(`| ${count} | ${mebibytes.toFixed(1)} | ${heartbeat_us.toFixed(1)} | ${ms_per_s.toFixed(1)} |\n`)
 
-    const gone = streams.slice(0, STREAMS)
+    const gone = streams.slice(0, BACK)
     for (const { socket } of gone) socket.destroy()
     const { key } = await service.call('POST', '/v1/keys', { mecha: 'missed^bench' })
     await service.call('POST', `/v1/keys/${key.id}/revoke`)
@@ -51,7 +48,30 @@ export async function measureStreams(seconds: number): Promise<void> {
   }
 }
 
-async function costOf({ pid }: Service, streams: readonly Stream[], seconds: number): Promise<{ ms: number; confirmations: number }> {
+export interface StreamsCost {
+  readonly count: number
+  /** Memory of the process with so many. */
+  readonly mebibytes: number
+  /** Time on a core, of the thread that runs JavaScript: for each message that all is well, and of a second. What the process does without streams is not in it. */
+  readonly heartbeat_us: number
+  readonly ms_per_s: number
+}
+
+/** Opens streams until there are so many, and measures, for each of some numbers. */
+export async function costOfStreams(service: Service, counts: readonly number[], seconds: number, streams: Stream[] = []): Promise<StreamsCost[]> {
+  const idle = await timeOf(service, [], seconds)
+  const costs: StreamsCost[] = []
+  for (const count of counts) {
+    streams.push(...(await openAll(service, count - streams.length)))
+    const mebibytes = await settledMemory(service)
+    const busy = await timeOf(service, streams, seconds)
+    const ms = busy.ms - idle.ms
+    costs.push({ count, mebibytes, heartbeat_us: (ms * 1000) / busy.confirmations, ms_per_s: ms / seconds })
+  }
+  return costs
+}
+
+async function timeOf({ pid }: Service, streams: readonly Stream[], seconds: number): Promise<{ ms: number; confirmations: number }> {
   const count = () => streams.reduce((sum, { confirmations }) => sum + confirmations, 0)
   const before = { ms: threadCpu(pid), confirmations: count() }
   await sleep(seconds * 1000)
@@ -60,7 +80,7 @@ async function costOf({ pid }: Service, streams: readonly Stream[], seconds: num
 
 async function openAll(service: Service, count: number): Promise<Stream[]> {
   const streams: Stream[] = []
-  while (streams.length < count) streams.push(...(await Promise.all(Array.from({ length: 50 }, () => open(service)))))
+  while (streams.length < count) streams.push(...(await Promise.all(Array.from({ length: Math.min(50, count - streams.length) }, () => open(service)))))
   return streams
 }
 
