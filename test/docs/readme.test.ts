@@ -144,9 +144,8 @@ t.test('every npm script that the README names is there', async (t) => {
 })
 
 t.test('every file that a page names is there', async (t) => {
-  const folder = join(PACKAGE_ROOT, 'docs')
-  const docs = existsSync(folder) ? readdirSync(folder, { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.md')) : []
-  for (const page of ['README.md', ...docs.map((file) => join('docs', file))]) {
+  const pages = ['docs', 'deploy'].flatMap((folder) => readdirSync(join(PACKAGE_ROOT, folder), { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.md')).map((file) => join(folder, file)))
+  for (const page of ['README.md', ...pages]) {
     const targets = linksOf(readFileSync(join(PACKAGE_ROOT, page), 'utf8'))
     const broken = targets.filter((target) => !existsSync(join(PACKAGE_ROOT, dirname(page), target)))
     t.same(broken, [], `${page} links to what is there`)
