@@ -6,18 +6,23 @@
  */
 
 import { rmSync } from 'node:fs'
+import { sql, type Kysely } from 'kysely'
 import { startEmbedded } from '../src/db/embedded.js'
 import { migrate } from '../src/db/migrate.js'
 import { ensureLogin } from '../src/db/logins.js'
 import { openDatabase } from '../src/db/pool.js'
+import type { Database } from '../src/db/tables.js'
 import { ConfigError } from '../src/errors.js'
 import { runFiles, testFiles } from './helpers/files.js'
 import { dataFolder, LOGINS, openAdmin, urlFor } from './helpers/server.js'
 
-/** Nothing that a test writes has to outlive it. */
-const FAST = ['fsync=off', 'synchronous_commit=off', 'full_page_writes=off', 'max_connections=300', 'autovacuum=off']
+/** Nothing that a test writes has to outlive it, and the passwords of those who connect thousands of times are no secret. */
+const FAST = ['fsync=off', 'synchronous_commit=off', 'full_page_writes=off', 'max_connections=300', 'autovacuum=off', 'scram_iterations=1']
 /** Longest wait for a container, whose image may have to be fetched first. */
 const CONTAINER_TIMEOUT_MS = 180_000
+
+/** What the server is called that TEST_DATABASE_URL names: its settings are its owner's. */
+const GIVEN = 'TEST_DATABASE_URL'
 
 const { files, server } = await begin().catch(giveUp)
 process.stdout.write(`PostgreSQL: ${server.what}\n`)
@@ -48,7 +53,7 @@ async function begin(): Promise<{ files: string[]; server: Server }> {
 
 async function startPostgres(): Promise<Server> {
   const given = process.env['TEST_DATABASE_URL']
-  if (given) return { url: given, what: 'TEST_DATABASE_URL', stop: async () => {} }
+  if (given) return { url: given, what: GIVEN, stop: async () => {} }
   return (await startContainer()) ?? startEmbeddedForTests()
 }
 
@@ -95,7 +100,14 @@ async function makeTemplate(): Promise<void> {
   const db = openDatabase({ url: urlFor(server.url, template), size: 1, timeoutMs: 60_000, name: 'tests' })
   await migrate(db)
   for (const plane of ['control', 'runtime'] as const) await ensureLogin(db, plane, urlFor(server.url, template, LOGINS[plane]), 30_000)
+  if (server.what !== GIVEN) for (const url of [server.url, ...Object.values(LOGINS).map((login) => urlFor(server.url, template, login))]) await hashAnew(db, url)
   await db.destroy()
+}
+
+/** Lets the server hash a password itself, as often as its settings say. */
+async function hashAnew(db: Kysely<Database>, url: string): Promise<void> {
+  const { username, password } = new URL(url)
+  await sql`ALTER ROLE ${sql.id(username)} PASSWORD ${sql.lit(decodeURIComponent(password))}`.execute(db)
 }
 
 async function admin(statement: string): Promise<void> {

@@ -14,15 +14,17 @@ const COUNTED_CALLERS = 10_000
  * back by an hour, a caller that had reached the limit would stay refused for as long.
  */
 export class CallCounts {
-  readonly #counts = new LRUCache<string, { calls: number; readonly since: number }>({ max: COUNTED_CALLERS })
+  /** Made with the first call: it takes the room for all at once. */
+  #counts: LRUCache<string, { calls: number; readonly since: number }> | undefined
 
   /** Counts a call: how many there were by now, and in how many milliseconds they are forgotten. */
   count(caller: string): { calls: number; endsInMs: number } {
     const now = performance.now()
-    const before = this.#counts.get(caller)
+    const counts = (this.#counts ??= new LRUCache({ max: COUNTED_CALLERS }))
+    const before = counts.get(caller)
     const count = before && now - before.since < WINDOW_MS ? before : { calls: 0, since: now }
     count.calls++
-    this.#counts.set(caller, count)
+    counts.set(caller, count)
     return { calls: count.calls, endsInMs: WINDOW_MS - (now - count.since) }
   }
 }

@@ -1,9 +1,10 @@
 import t, { type Test } from 'tap'
+import { createDatabase } from '../helpers/database.js'
 import { startIssuer, type Claims } from '../helpers/issuer.js'
 import { startService, type Answer, type Service } from '../helpers/service.js'
 
 const issuer = await startIssuer(t)
-const service = await startService(t, { OIDC_ISSUER: issuer.url })
+const service = await startService(t, { OIDC_ISSUER: issuer.url }, await createDatabase(t))
 
 t.test('a token without an organization is refused', async (t) => {
   for (const org_id of [undefined, null, '', 42, true, ['acme'], { id: 'acme' }, 'ac me', 'acme\n', 'acmé', '\u0000', 'a'.repeat(129)])

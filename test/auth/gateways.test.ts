@@ -5,14 +5,14 @@ import { newId, publicId } from '../../src/key/id.js'
 import { rootsOf } from '../../src/key/roots.js'
 import { makeToken, parseToken } from '../../src/key/token.js'
 import { contractOf, operationsOf } from '../helpers/contract.js'
-import { applied } from '../helpers/database.js'
+import { applied, createDatabase } from '../helpers/database.js'
 import { listen } from '../helpers/events.js'
 import { costs } from '../helpers/metrics.js'
 import { ACCESS_TOKEN, EXCHANGE, exchanged, sendForm } from '../helpers/oauth.js'
 import { isSameAnswer, NOTHING } from '../helpers/refusals.js'
 import { fresh, startService, type Answer } from '../helpers/service.js'
 
-const service = await startService(t)
+const service = await startService(t, {}, await createDatabase(t))
 const { database, config } = service
 const roots = rootsOf(config.ROOT_SECRETS!)
 const globex = { org: 'globex' }

@@ -74,7 +74,7 @@ t.test('keys are fetched again when they are too old, so a removed key ends with
 t.test('a token that has been checked before ends with its issuer\'s key, and with its own end', { buffered: true }, async (t) => {
   const refused = ({ status }: Answer) => status === 401
   const { issuer, service } = await start(t, { OIDC_JWKS_MAX_AGE: '1s', OIDC_JWKS_COOLDOWN: '1s', OIDC_CLOCK_TOLERANCE: '1s' })
-  const [withdrawn, ending] = [await issuer.token(), await issuer.token({ exp: Math.floor(Date.now() / 1000) + 1 })]
+  const [withdrawn, ending] = [await issuer.token(), await issuer.token({ exp: Math.floor(Date.now() / 1000) + 3 })]
   for (const token of [withdrawn, ending]) t.equal((await list(service, token)).status, 200)
   t.equal((await list(service, withdrawn)).status, 200, 'again')
   issuer.keys.splice(0, 1, await makeKey())
@@ -82,7 +82,7 @@ t.test('a token that has been checked before ends with its issuer\'s key, and wi
   t.equal((await eventually(() => list(service, ending), refused)).status, 401)
 
   const builtin = await startService(t, { OIDC_CLOCK_TOLERANCE: '1s' }, database)
-  const short = await signOperatorToken(builtin.config, { org: 'acme', scopes: ['keys:read'], subject: 'alice', ttlSeconds: 1 })
+  const short = await signOperatorToken(builtin.config, { org: 'acme', scopes: ['keys:read'], subject: 'alice', ttlSeconds: 3 })
   t.equal((await list(builtin, short)).status, 200)
   t.equal((await eventually(() => list(builtin, short), refused)).status, 401)
 })

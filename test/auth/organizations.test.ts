@@ -1,8 +1,9 @@
 import t from 'tap'
+import { createDatabase } from '../helpers/database.js'
 import { isSameAnswer, NOTHING } from '../helpers/refusals.js'
 import { startService, type Answer, type CallOptions } from '../helpers/service.js'
 
-const service = await startService(t)
+const service = await startService(t, {}, await createDatabase(t))
 const globex = { org: 'globex', subject: 'gus' }
 const token = await service.token()
 const theirToken = await service.token(globex)

@@ -3,6 +3,7 @@ import t from 'tap'
 import { SCOPES, type Scope } from '../../src/auth/scopes.js'
 import { requireOperator } from '../../src/control/routes.js'
 import { contractOf } from '../helpers/contract.js'
+import { createDatabase } from '../helpers/database.js'
 import { NOTHING } from '../helpers/refusals.js'
 import { startService, type CallOptions, type Service } from '../helpers/service.js'
 
@@ -42,7 +43,7 @@ const BODY_OF: Record<string, object> = {
   takeNonce: { key_id: NOTHING.key, nonce: 'x'.repeat(16), expires_at: '2030-01-31T12:00:00Z' },
 }
 
-const service = await startService(t)
+const service = await startService(t, {}, await createDatabase(t))
 const all = routesOf()
 const routes = all.filter(({ isOpen }) => !isOpen)
 const control = routes.filter(({ plane }) => plane === 'control')

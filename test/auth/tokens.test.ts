@@ -2,6 +2,7 @@ import { createHmac, createPublicKey, type KeyObject } from 'node:crypto'
 import { decodeJwt, importPKCS8, SignJWT } from 'jose'
 import t, { type Test } from 'tap'
 import { loadConfig } from '../../src/config.js'
+import { createDatabase } from '../helpers/database.js'
 import { claimsOf, makeKey, sign, startIssuer, type Claims, type SigningKey } from '../helpers/issuer.js'
 import { startService, type Answer, type Service } from '../helpers/service.js'
 
@@ -9,7 +10,7 @@ const BUILTIN = 'mecha-keys:builtin'
 const [rsa, ec, ed, es384] = await Promise.all([makeKey('RS256'), makeKey('ES256'), makeKey('EdDSA'), makeKey('ES384')])
 
 const issuer = await startIssuer(t, [ec, rsa, ed, es384])
-const service = await startService(t, { OIDC_ISSUER: issuer.url })
+const service = await startService(t, { OIDC_ISSUER: issuer.url }, await createDatabase(t))
 
 t.test('a token of the OIDC issuer is accepted', async (t) => {
   for (const key of [rsa, ec, ed]) t.equal((await list(service, await issuer.token({}, key))).status, 200, key.alg)

@@ -217,11 +217,13 @@ t.test('a reader who names a time opens the partitions of that time alone, and n
   t.ok(opened(since).length < all.length - 4, `${opened(since).join()} of ${all.length}`)
   const between = await planOf({ since: new Date(Date.now() - 62 * day), until: new Date(Date.now() - 61 * day) })
   t.ok(opened(between).length <= 2, opened(between).join())
-  const hasRows = new Map<string, boolean>()
-  for (const name of all) hasRows.set(name, (await count(db, name)) > 0)
+  // A month that has just begun is a page, which is cheaper to scan than its index.
+  const isLarge = new Map<string, boolean>()
+  for (const name of all) isLarge.set(name, (await count(db, name)) > 1000)
+  t.ok([...isLarge.values()].filter(Boolean).length >= 6, `${[...isLarge].join(' ')}`)
   for (const plan of [since, between, await planOf({}), await planOf({ after: '20000' })]) {
     t.match(plan, /Index Scan/)
-    for (const [, name] of plan.matchAll(/Seq Scan on (\w+)/g)) t.notOk(hasRows.get(name!), `${name} is scanned, which is not empty:\n${plan}`)
+    for (const [, name] of plan.matchAll(/Seq Scan on (\w+)/g)) t.notOk(isLarge.get(name!), `${name} is scanned, which has many rows:\n${plan}`)
   }
 })
 

@@ -21,7 +21,8 @@ let ofThisFile: Promise<TestDatabase> | undefined
 
 /** The database of this test file, with nothing in it. Tests of one file run one after another, so they can share it. */
 export async function emptyDatabase(): Promise<TestDatabase> {
-  const database = await (ofThisFile ??= createDatabase(tap))
+  if (!ofThisFile) return (ofThisFile = createDatabase(tap))
+  const database = await ofThisFile
   // A service that is running takes its locks in an order of its own: what was in a deadlock with it is begun again.
   for (let attempts = 0; ; attempts++)
     try {

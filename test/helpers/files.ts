@@ -22,10 +22,11 @@ const TIMEOUT_MS = 600_000
 const OPTIONS = `NODE_OPTIONS=${process.env['NODE_OPTIONS'] ?? ''}`
 const TEST = '.test.ts'
 /**
- * Folders of tests that ask a service in their own process and wait for little else: some of them run one after another in one process,
- * for to load and to warm up the service is most of what each would cost.
+ * Folders whose tests mostly ask a service in their own process: some of their files run one after another in one process, for to load and
+ * to warm up the service is most of what each would cost. They share the database of `emptyDatabase`, so that what one of them starts
+ * outside of a test has a database of its own.
  */
-const TOGETHER = ['test/http', 'test/oauth']
+const TOGETHER = ['test/auth', 'test/db', 'test/feed', 'test/gateway', 'test/http', 'test/key', 'test/oauth']
 const MOST_TOGETHER = 4
 const LONG = '.long.test.ts'
 

@@ -61,7 +61,7 @@ export function testEnvironment(database: TestDatabase, environment: Environment
     RUNTIME_DATABASE_URL: database.runtime,
     ROOT_SECRETS: randomBytes(32).toString('base64url'),
     // Room for as many is made at the start.
-    CACHE_MAX_KEYS: '10000',
+    CACHE_MAX_KEYS: '1000',
     BUILTIN_ISSUER: 'on',
     BUILTIN_ISSUER_KEY: ISSUER_KEY,
     ...environment,
