@@ -6,6 +6,7 @@ import t from 'tap'
 import { settingsTable } from '../../src/config.js'
 import { freePort } from '../../src/db/free-port.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
+import { contractOf, operationsOf } from '../helpers/contract.js'
 import { createDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { start, type Running } from '../helpers/process.js'
@@ -148,6 +149,15 @@ t.test('the unit starts what the configuration sends requests to, with settings 
     const [, section] = CONFIGURATION.split(`\nbackend ${backend}\n`)
     t.same([...section!.split('\nbackend ')[0]!.matchAll(/^ {2}server \S+ (\S+)$/gm)].map(([, address]) => address), ADDRESSES, backend)
   }
+})
+
+t.test('what is asked of another process once more is all that changes nothing, and no more', async (t) => {
+  const repeated = /disable-l7-retry unless \{ path ([^}]+) \} or \{ path_beg ([^}]+) \}/.exec(CONFIGURATION)!
+  const [paths, beginnings] = [repeated[1]!.split(' '), repeated[2]!.split(' ')]
+  const ofRuntime = operationsOf(contractOf()).filter(({ path, operation }) => !operation['x-scope'] && /^\/(v1|\.well-known)\//.test(path)).map(({ path }) => path)
+  const isRepeated = (path: string) => paths.includes(path) || beginnings.some((beginning) => path.startsWith(beginning))
+  t.same([...new Set(ofRuntime.filter((path) => !isRepeated(path)))].sort(), ['/v1/nonces', '/v1/revoke-token', '/v1/token', '/v1/usage'])
+  t.same(paths.filter((path) => !ofRuntime.includes(path)), [])
 })
 
 /** What the unit puts into the environment, but for its port. */
