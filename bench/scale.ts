@@ -7,11 +7,14 @@
 import { randomUUID } from 'node:crypto'
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { sql, type Kysely } from 'kysely'
+import { Client } from 'pg'
 import { missingRootSecret, rootSecretsStatus } from '../src/control/root-secrets.js'
 import type { Database } from '../src/db/tables.js'
 import { PACKAGE_ROOT } from '../src/package-root.js'
 import { recordRefusals, recordUses } from '../src/runtime/usage-store.js'
+import { familyCpu, findPostmaster, processCpu } from './cpu.js'
 import { fillTable, seedKeys } from './seed.js'
 import { createWorld, ORGANIZATION, type BenchDatabase, type Service, type World } from './world.js'
 
@@ -47,6 +50,7 @@ export async function measureScale(keys: number): Promise<boolean> {
     // Rows that an earlier run wrote are read to see whether they count, until then.
     await sql`VACUUM keys`.execute(database.db)
     await sql`CREATE EXTENSION IF NOT EXISTS pg_stat_statements`.execute(database.db)
+    await exchangeAll(database.db)
     const service = await world.service(database, { CACHE_MAX_KEYS: '100', MAX_ACTIVE_KEYS_PER_MECHA: '1000' })
     process.stdout.write(`| Call, at ${keys} keys | Blocks, at most | Blocks | PostgreSQL's ms | The statement that reads most |\n|---|---|---|---|---|\n`)
     let isFlat = true
@@ -56,6 +60,7 @@ export async function measureScale(keys: number): Promise<boolean> {
       isFlat &&= !isOver
       process.stdout.write(`| ${name} | ${blocks} | ${isOver ? `**${cost.blocks}**` : cost.blocks} | ${cost.ms} | ${cost.blocks > 0 ? `\`${cost.statement}\`` : ''} |\n`)
     }
+    process.stdout.write(`\nthe status list of ${keys} exchanged keys, after a change: ${await statusListCost(database, service, keys)}\n`)
     return isFlat
   } finally {
     await world.end()
@@ -119,6 +124,7 @@ async function runtimeLines(database: BenchDatabase, world: World, service: Serv
   return [
     // Two hundred others are asked about in between, so that none is in memory.
     { name: 'cold verify', blocks: 25, act: (turn) => service.verify(known[turn]!) },
+    { name: 'a key that is disabled, and the status list', blocks: 150, act: async (turn) => (await disable(db, ids[turn]!)) && statusList(service) },
     { name: 'issue, first use', blocks: 180, act: async (turn) => service.verify((await issue(service, `used${turn}^bench`)).plaintext_key) },
     { name: 'times of use, of 1,000 keys', blocks: 16_000, act: () => recordUses(db, ids.map((id) => ({ id, usedAt: Date.now(), usedBy: null, org_id: null, isGathered: false }))) },
     { name: 'times of refusal, of 1,000 keys', blocks: 16_000, act: () => recordRefusals(db, ids.map((id) => ({ id, at: Date.now(), code: 'revoked' as const }))) },
@@ -126,6 +132,54 @@ async function runtimeLines(database: BenchDatabase, world: World, service: Serv
     { name: 'root-secrets status', blocks: 300 + Math.ceil(keys / 500), act: () => rootSecretsStatus(db, [world.root]) },
     { name: 'look for a root secret that is missing', blocks: 2500, act: () => missingRootSecret(db, [world.root]) },
   ]
+}
+
+async function disable(db: Kysely<Database>, id: string): Promise<unknown> {
+  const changed = await sql`UPDATE keys SET enabled = NOT enabled WHERE id = ${id}`.execute(db)
+  // Until replicas have heard of it, and may read again what they read last.
+  await sleep(400)
+  return changed
+}
+
+async function statusList({ url }: Service): Promise<string> {
+  // All of it is read once, and nobody is kept waiting for long.
+  for (let attempt = 0; attempt < 60; attempt++) {
+    const answer = await fetch(`${url}/.well-known/token-status`)
+    if (answer.ok) return answer.text()
+    await sleep(1000)
+  }
+  throw new Error('there is no status list')
+}
+
+/** Time on a core that a GET takes, of the service and of PostgreSQL. */
+async function statusListCost({ db, urls }: BenchDatabase, service: Service, keys: number): Promise<string> {
+  const client = new Client({ connectionString: urls.owner })
+  await client.connect()
+  const postmaster = await findPostmaster(client)
+  await client.end()
+  const { rows } = await sql<{ id: string }>`
+    SELECT id FROM keys TABLESAMPLE SYSTEM (${Math.min(100, (100 * 100 * TURNS) / keys)})
+    WHERE revoked_at IS NULL AND expires_at IS NULL AND EXISTS (SELECT FROM token_status WHERE key_id = id) LIMIT ${2 * TURNS}`.execute(db)
+  const [lists, spent] = [new Set<string>(), { service: 0, postgres: 0 }]
+  for (const { id } of rows) {
+    await disable(db, id)
+    const before = { service: processCpu(service.pid), postgres: familyCpu(postmaster) }
+    // Each is another one than all before.
+    const known = lists.size
+    while (lists.size === known) lists.add(await statusList(service))
+    spent.service += processCpu(service.pid) - before.service
+    spent.postgres += familyCpu(postmaster) - before.postgres
+  }
+  const each = (ms: number) => `${(ms / rows.length).toFixed(1)} ms`
+  return `${each(spent.service)} of the service and ${each(spent.postgres)} of PostgreSQL on a core, ${Math.round([...lists][0]!.length / 1000)} kB`
+}
+
+/** Gives each key an index of the status list, where none has one: a database of an earlier run has none. One in fifty is of a key that is gone. */
+async function exchangeAll(db: Kysely<Database>): Promise<void> {
+  await sql`
+    INSERT INTO token_status (idx, key_id) SELECT row_number() OVER (ORDER BY created_at) - 1, CASE WHEN random() < 0.02 THEN gen_random_uuid() ELSE id END FROM keys
+    WHERE kind = 'mecha' AND NOT EXISTS (SELECT FROM token_status) ORDER BY created_at LIMIT 4000000`.execute(db)
+  await sql`VACUUM ANALYZE token_status`.execute(db)
 }
 
 function issue(service: Service, mecha: string): Promise<{ key: { id: string }; plaintext_key: string }> {

@@ -46,7 +46,8 @@ import type { OAuthParts } from './runtime/oauth/parts.js'
 import { StatusPlaces } from './runtime/oauth/places.js'
 import * as oauthSchemas from './runtime/oauth/schemas.js'
 import { StatusList } from './runtime/oauth/status-list.js'
-import { findSigningKeys, findStatuses, findStatusPlace } from './runtime/oauth/store.js'
+import { Statuses } from './runtime/oauth/statuses.js'
+import { findSigningKeys, findStatusChanges, findStatuses, findStatusPlace } from './runtime/oauth/store.js'
 import { holdToOneHistory, type OfOneHistory } from './runtime/one-history.js'
 import { CredentialReader } from './runtime/reader.js'
 import { Revalidation } from './runtime/revalidation.js'
@@ -186,7 +187,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     const followers: Follower[] = [cache]
     const { feed, streams } = followChanges(db, followers, clock, () => cache.size)
     const ofOneHistory = holdToOneHistory({ feed, renewConnections: renew, log: app.log })
-    const oauth = oauthOf(db, ofOneHistory, clock)
+    const oauth = oauthOf(db, ofOneHistory, feed, clock)
     const reader = new CredentialReader({
       read: async (ids, whileSent) => (await ofOneHistory(() => whileSent(() => findCredentials(db, ids)))).found,
       statements: COLD_STATEMENTS,
@@ -288,11 +289,16 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
   }
 
   /** What signs, and what tells of the end of what was signed. */
-  function oauthOf(db: Kysely<Database>, ofOneHistory: OfOneHistory, clock: Clock): Omit<OAuthParts, 'verifier'> {
+  function oauthOf(db: Kysely<Database>, ofOneHistory: OfOneHistory, feed: Feed, clock: Clock): Omit<OAuthParts, 'verifier'> {
     const issuer = () => config.PUBLIC_URL ?? listeningUrl(app, config)
     const keyring = new Keyring({ read: () => ofOneHistory(() => findSigningKeys(db)), roots, reloadMs: SIGNING_KEYS_RELOAD_MS, clock, log: app.log })
-    const readStatuses = () => ofOneHistory(() => findStatuses(db))
-    const statusList = new StatusList({ read: readStatuses, keyring, issuer, maxStalenessMs: config.REVOCATION_MAX_STALENESS * 1000, clock })
+    const statuses = new Statuses({
+      findChanges: (since) => ofOneHistory(() => findStatusChanges(db, since)),
+      find: (from, below) => ofOneHistory(() => findStatuses(db, from, below)),
+      feed, afterMs: config.REVALIDATE_AFTER * 1000, log: app.log,
+    })
+    app.addHook('onClose', async () => statuses.stop())
+    const statusList = new StatusList({ statuses, keyring, issuer, maxStalenessMs: config.REVOCATION_MAX_STALENESS * 1000, timeoutMs: config.DATABASE_TIMEOUT * 1000, clock })
     const findPlace = async (id: string) => (await ofOneHistory(() => findStatusPlace(db, id))).place
     const places = new StatusPlaces(findPlace, config.CACHE_MAX_KEYS)
     return {

@@ -97,6 +97,8 @@ export interface TokenStatusTable {
   key_id: string | null
   /** When its key was erased; `null`: it was not. */
   key_erased_at: Generated<Date | null>
+  /** The transaction that gave it to its key. */
+  xid: Generated<string | null>
 }
 
 export interface NoncesTable {

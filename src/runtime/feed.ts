@@ -250,6 +250,14 @@ export class Feed {
     return at - this.#freshSince <= this.parts.maxStalenessMs && this.#confirmedJumps === this.parts.clock.jumps && !this.#isInDoubt
   }
 
+  /**
+   * The run of the server that this replica follows in; `undefined` while it does not. Two snapshots can be compared that were taken while
+   * the same run was followed: see {@link RUNS}.
+   */
+  get run(): number | undefined {
+    return this.#page && this.#run
+  }
+
   /** What the connection was lost by the last time, in no more words than a log line has for it. */
   get lostBy(): string | undefined {
     return this.#lostBy

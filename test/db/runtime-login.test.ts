@@ -34,7 +34,7 @@ function login(t: Test, { database }: Pick<Service, 'database'>): { runtime: Kys
 const RIGHTS: Record<string, readonly string[]> = {
   Read: [
     ...['keys', 'key_usage', 'key_refusals', 'signing_keys', 'token_status', 'nonces', 'changes', 'change_horizon', 'replicas', 'database_identity', 'kysely_migration'].map((table) => `SELECT ${table}`),
-    'USAGE public', ...['current_identity', 'current_timeline', 'current_history', 'restore_hold', 'writes_as_control', 'is_being_erased'].map((name) => `EXECUTE ${name}`),
+    'USAGE public', ...['current_identity', 'current_timeline', 'current_history', 'restore_hold', 'writes_as_control', 'is_being_erased', 'token_statuses_between', 'token_status_changes'].map((name) => `EXECUTE ${name}`),
     // It writes that this history is of the accepted database, where that is so.
     'EXECUTE verify_history',
   ],

@@ -4,19 +4,23 @@
  */
 
 import { createHash } from 'node:crypto'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { deflate, constants } from 'node:zlib'
+import { Problem } from '../../errors.js'
 import type { Clock } from '../clock.js'
 import { signJwt, type Keyring } from './keyring.js'
-import type { Statuses } from './store.js'
+import { BITS, type Statuses } from './statuses.js'
 
 export interface StatusListParts {
-  readonly read: () => Promise<Statuses>
+  readonly statuses: Statuses
   readonly keyring: Keyring
   /** `iss` of the list. */
   readonly issuer: () => string
   /** Longest time after which a change has to be in the list: `REVOCATION_MAX_STALENESS`. */
   readonly maxStalenessMs: number
+  /** Longest that anybody waits for the list. */
+  readonly timeoutMs: number
   readonly clock: Clock
 }
 
@@ -28,25 +32,35 @@ export interface StatusListToken {
   readonly maxAge: number
 }
 
-/** Bits of a status, and what they say (section 7.1 of the draft). 0 is VALID. */
-const BITS = 2
-const PER_BYTE = 8 / BITS
-const INVALID = 0b01
-const SUSPENDED = 0b10
-/** A list of fewer tells how many there are. */
-const LEAST_PLACES = 1024
+interface Held {
+  readonly token: StatusListToken
+  /** The statuses that it was made of, and when that began. */
+  readonly version: number
+  readonly madeAt: number
+  /** Since when they are known not to have changed; and how often the clock had jumped, and how many changes had been told, by then. */
+  readonly readAt: number
+  readonly jumps: number
+  readonly changes: number
+}
+
 /** Shortest time between two readings, however much changes. */
 const REBUILD_MS = 250
+/**
+ * Runs of equal bytes are all that there is to find in a list of statuses. To look for other repetitions makes it a twentieth smaller, and takes
+ * a hundred times as long.
+ */
+const COMPRESSION = { strategy: constants.Z_RLE, memLevel: constants.Z_MAX_MEMLEVEL }
 
-const compress = promisify(deflate)
+const compress = promisify<Buffer, typeof COMPRESSION, Buffer>(deflate)
 
 export const STATUS_LIST_PATH = '/.well-known/token-status'
 
 export class StatusList {
-  #held: { readonly token: StatusListToken; readonly readAt: number; readonly jumps: number; readonly changes: number } | undefined
-  #building: Promise<StatusListToken> | undefined
+  #held: Held | undefined
+  #making: Promise<StatusListToken> | undefined
   /** How many changes of keys the feed has told of. */
   #changes = 0
+  #compressed: { readonly version: number; readonly lst: string } | undefined
 
   constructor(private readonly parts: StatusListParts) {}
 
@@ -64,44 +78,52 @@ export class StatusList {
    * that the feed has told of, but for the shortest time between two readings.
    *
    * @throws what the database throws when the list has to be read and cannot be
+   * @throws Problem `database_unavailable` when that takes too long, as it may when all of it has to be read
    */
   current(): Promise<StatusListToken> {
     const held = this.#held
-    const { maxStalenessMs, clock } = this.parts
+    const { maxStalenessMs, timeoutMs, clock } = this.parts
     const at = clock.now()
-    const age = held && held.jumps === clock.jumps ? at - held.readAt : Infinity
-    const holds = held?.changes === this.#changes ? maxStalenessMs / 2 : Math.min(REBUILD_MS, maxStalenessMs / 4)
-    if (held && age < holds) return Promise.resolve(held.token)
-    this.#building ??= this.#build().finally(() => (this.#building = undefined))
-    return this.#building
+    if (held && this.#isRecent(held, at) && (held.changes === this.#changes || at - held.readAt < Math.min(REBUILD_MS, maxStalenessMs / 4))) return Promise.resolve(held.token)
+    this.#making ??= Promise.race([this.#make(), sleep(timeoutMs, undefined, { ref: false }).then(tooSlow)]).finally(() => (this.#making = undefined))
+    return this.#making
   }
 
-  async #build(): Promise<StatusListToken> {
-    const { read, keyring, issuer, maxStalenessMs, clock } = this.parts
-    const readAt = clock.now()
-    const { jumps } = clock
-    const changes = this.#changes
-    const [statuses, { signer }] = await Promise.all([read(), keyring.keys()])
-    const lst = (await compress(bitsOf(statuses), { level: constants.Z_BEST_COMPRESSION })).toString('base64url')
+  /** Reads what has changed, and makes a new list where any status did, or where the one that is held gets old. */
+  async #make(): Promise<StatusListToken> {
+    const { statuses, clock } = this.parts
+    const known = { readAt: clock.now(), jumps: clock.jumps, changes: this.#changes }
+    const { now } = await statuses.look()
+    const held = this.#held
+    const { version } = statuses
+    if (held && held.version === version && this.#isRecent(held, clock.now())) this.#held = { ...held, ...known }
+    else this.#held = { ...known, madeAt: known.readAt, version, token: await this.#sign(await this.#compress(version), now) }
+    return this.#held.token
+  }
+
+  #isRecent({ jumps, madeAt }: Held, at: number): boolean {
+    return jumps === this.parts.clock.jumps && at - madeAt < this.parts.maxStalenessMs / 2
+  }
+
+  async #compress(version: number): Promise<string> {
+    if (this.#compressed?.version !== version) this.#compressed = { version, lst: (await compress(this.parts.statuses.copy(), COMPRESSION)).toString('base64url') }
+    return this.#compressed.lst
+  }
+
+  async #sign(lst: string, now: Date): Promise<StatusListToken> {
+    const { keyring, issuer, maxStalenessMs } = this.parts
+    const { signer } = await keyring.keys()
     const seconds = Math.max(1, Math.ceil(maxStalenessMs / 1000))
-    const iat = Math.floor(statuses.now.getTime() / 1000)
+    const iat = Math.floor(now.getTime() / 1000)
     const iss = issuer()
     const jwt = await signJwt(signer, 'statuslist+jwt', {
       iss, sub: iss + STATUS_LIST_PATH, iat, exp: iat + 2 * seconds, ttl: seconds, status_list: { bits: BITS, lst },
     })
     const etag = `"${createHash('sha256').update(jwt).digest('base64url')}"`
-    const token = { jwt, etag, maxAge: Math.ceil(seconds / 2) }
-    this.#held = { token, readAt, jumps, changes }
-    return token
+    return { jwt, etag, maxAge: Math.ceil(seconds / 2) }
   }
 }
 
-/** Least significant bits first (section 4.1 of the draft). The length says the number of places to a power of two only. */
-function bitsOf({ places, invalid, suspended }: Statuses): Buffer {
-  let length = LEAST_PLACES
-  while (length < places) length *= 2
-  const bytes = Buffer.alloc(length / PER_BYTE)
-  for (const [status, all] of [[INVALID, invalid], [SUSPENDED, suspended]] as const)
-    for (const place of all) bytes[Math.floor(place / PER_BYTE)]! |= status << (BITS * (place % PER_BYTE))
-  return bytes
+function tooSlow(): never {
+  throw new Problem('database_unavailable', 'The status list is being read. Try again in a moment.', { headers: { 'retry-after': '1' } })
 }

@@ -1,8 +1,8 @@
 /** What exchange, introspection and the status list ask of the database. */
 
 import { sql, type Kysely } from 'kysely'
-import type { Database } from '../../db/tables.js'
 import { HISTORY } from '../../db/history.js'
+import type { Database } from '../../db/tables.js'
 import type { StoredSigningKey } from '../../key/signing.js'
 import type { OfHistory } from '../store.js'
 
@@ -30,26 +30,48 @@ export async function findStatusPlace(db: Kysely<Database>, keyId: string): Prom
   return rows[0]!
 }
 
-/** The places of keys that are not good, and how many places there are. */
-export interface Statuses extends OfHistory {
-  readonly places: number
-  /** Revoked, expired, or deleted by hand. */
-  readonly invalid: readonly number[]
-  /** Disabled: they can come back. */
-  readonly suspended: readonly number[]
+/** A status, as the draft has it in section 7.1: of a key that is good. */
+export const VALID = 0
+/** Revoked, expired, or the row is gone. */
+export const INVALID = 1
+/** Disabled: it can come back. */
+export const SUSPENDED = 2
+
+/** Where somebody stands who knows all statuses up to a point, and can read on from there. */
+export interface StatusPosition extends OfHistory {
+  /** Which transactions were over, as PostgreSQL writes it. */
+  readonly snapshot: string
+  /** The run of the server that the feed followed in before this was read; `null`: in none. */
+  readonly run: number | null
+  /** The database's clock. */
   readonly now: Date
 }
 
-export async function findStatuses(db: Kysely<Database>): Promise<Statuses> {
-  const { rows } = await sql<Statuses>`
-    WITH statuses AS MATERIALIZED (
-      SELECT idx, keys.id IS NULL OR revoked_at IS NOT NULL OR COALESCE(expires_at <= clock_timestamp(), false) AS over, enabled
-      FROM token_status LEFT JOIN keys ON keys.id = token_status.key_id
-      WHERE token_status.key_id IS NOT NULL
-    )
-    SELECT ${history} AS history, (SELECT COALESCE(max(idx) + 1, 0) FROM token_status) AS places,
-           ARRAY(SELECT idx FROM statuses WHERE over) AS invalid,
-           ARRAY(SELECT idx FROM statuses WHERE NOT over AND NOT enabled) AS suspended,
-           clock_timestamp() AS now`.execute(db)
+/** Indexes of the status list, and the status of each. */
+export interface Statuses {
+  readonly indexes: readonly number[]
+  /** {@link VALID}, {@link INVALID} or {@link SUSPENDED}. */
+  readonly statuses: readonly number[]
+}
+
+export interface StatusChanges extends Statuses, Omit<StatusPosition, 'run'> {
+  /** How many indexes there are, free ones included. */
+  readonly places: number
+  /** False where something may be missing of what has changed since. */
+  readonly isComplete: boolean
+}
+
+/** The statuses that may have changed since a position. Without one, none: only where to read on from. */
+export async function findStatusChanges(db: Kysely<Database>, since: StatusPosition | undefined): Promise<StatusChanges> {
+  const { rows } = await sql<Omit<StatusChanges, 'isComplete'> & { is_complete: boolean }>`
+    SELECT ${history} AS history, pg_current_snapshot()::text AS snapshot, found.*
+    FROM token_status_changes(${since?.snapshot ?? null}::pg_snapshot, ${since?.now ?? null}::timestamptz, ${since?.run ?? null}::integer) AS found`.execute(db)
+  const { is_complete: isComplete, ...found } = rows[0]!
+  return { ...found, isComplete }
+}
+
+/** The statuses of indexes from one on and below another that are not {@link VALID}. */
+export async function findStatuses(db: Kysely<Database>, from: number, below: number): Promise<OfHistory & Statuses> {
+  const { rows } = await sql<OfHistory & Statuses>`SELECT ${history} AS history, found.* FROM token_statuses_between(${from}, ${below}) AS found`.execute(db)
   return rows[0]!
 }
