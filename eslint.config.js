@@ -1,4 +1,5 @@
 import js from '@eslint/js'
+import stylistic from '@stylistic/eslint-plugin'
 import tseslint from 'typescript-eslint'
 
 /**
@@ -32,9 +33,31 @@ const wallRules = Object.entries(walls).map(([folder, forbidden]) => ({
   },
 }))
 
+/**
+ * How the code is set, which `eslint . --fix` does. Lines may be long and break where their meaning does, so no rule
+ * says where a list is broken.
+ */
+const style = {
+  files: ['**/*.ts', '**/*.js', '**/*.mjs'],
+  plugins: { '@stylistic': stylistic },
+  rules: {
+    ...stylistic.configs.customize({ indent: 2, quotes: 'single', semi: false, braceStyle: '1tbs', arrowParens: true, jsx: false }).rules,
+    '@stylistic/list-style': 'off',
+    '@stylistic/max-statements-per-line': 'off',
+    '@stylistic/quote-props': 'off',
+    // A `for` without a last part ends in `; )`.
+    '@stylistic/space-in-parens': 'off',
+    '@stylistic/quotes': ['error', 'single', { avoidEscape: true, allowTemplateLiterals: 'always' }],
+    '@stylistic/operator-linebreak': ['error', 'before', { overrides: { '=': 'after' } }],
+    '@stylistic/member-delimiter-style': ['error', { multiline: { delimiter: 'none' }, singleline: { delimiter: 'semi', requireLast: false } }],
+    '@stylistic/generator-star-spacing': ['error', { before: false, after: true, method: { before: true, after: false } }],
+  },
+}
+
 export default tseslint.config(
   { ignores: ['dist/', 'node_modules/', '.tap/', '.data/', '.programs/', 'test/clients/', 'sdk/gateway/'] },
   js.configs.recommended,
+  style,
   {
     files: ['**/*.ts'],
     extends: [tseslint.configs.recommendedTypeChecked],

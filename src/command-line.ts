@@ -50,7 +50,7 @@ program
 
 const gateway = program.command('gateway').description('gateway credentials, straight in the database')
 const ofWhom = () => [
-  new Option('--org <org>', "the organization whose keys the gateway may verify").conflicts('allOrganizations'),
+  new Option('--org <org>', 'the organization whose keys the gateway may verify').conflicts('allOrganizations'),
   new Option('--all-organizations', 'a gateway that may verify the keys of every organization'),
 ]
 withOptions(gateway.command('create').requiredOption('--name <name>').option('--json'), ofWhom()).action(lazily(async () => (await database()).runGatewayCreate))
@@ -70,7 +70,7 @@ trail
   .option('--json')
   .action(lazily(async () => (await events()).runEventsExpire))
 
-const crew = program.command('crew').description("which organization a crew is reserved for, straight in the database, as its owner")
+const crew = program.command('crew').description('which organization a crew is reserved for, straight in the database, as its owner')
 crew
   .command('reserve')
   .description('from now on nobody else takes a handle in it')

@@ -63,8 +63,8 @@ async function halfARequest(t: Test, url: string, token: string) {
   const closed = once(socket, 'close')
   await once(socket, 'connect')
   // What is answered to the first request on this connection says that the second one's beginning has arrived with it.
-  socket.write('GET /livez HTTP/1.1\r\nHost: x\r\n\r\n' +
-    `POST /v1/keys HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${token}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n${body.slice(0, 10)}`)
+  socket.write('GET /livez HTTP/1.1\r\nHost: x\r\n\r\n'
+    + `POST /v1/keys HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${token}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n${body.slice(0, 10)}`)
   while (!answer.includes('"alive":true')) await once(socket, 'data')
   answer = ''
   return {

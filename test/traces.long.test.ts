@@ -220,4 +220,3 @@ async function halfARequest(t: Test, url: string, authorization: string, body: o
     },
   }
 }
-

@@ -139,6 +139,7 @@ class TruthfulDialect extends PostgresDialect {
     super(config)
     this.#config = config
   }
+
   override createDriver(): PostgresDriver {
     return new TruthfulDriver(this.#config)
   }

@@ -229,8 +229,8 @@ function isVerdict(body: unknown): body is Verdict {
   if (verdict?.['valid'] === false) return typeof verdict['code'] === 'string'
   const mecha = verdict?.['mecha'] as Partial<Record<string, unknown>> | null | undefined
   return (
-    verdict?.['valid'] === true && typeof verdict['key_id'] === 'string' && typeof mecha?.['handle'] === 'string' &&
-    typeof verdict['org_id'] === 'string' && Array.isArray(verdict['scopes']) && isTimeOrNull(verdict['expires_at'])
+    verdict?.['valid'] === true && typeof verdict['key_id'] === 'string' && typeof mecha?.['handle'] === 'string'
+    && typeof verdict['org_id'] === 'string' && Array.isArray(verdict['scopes']) && isTimeOrNull(verdict['expires_at'])
   )
 }
 

@@ -31,12 +31,15 @@ class RequestLogger {
     private readonly bindings: Bindings,
     private readonly options: ChildLoggerOptions,
   ) {}
+
   get level(): string {
     return this.parent.level
   }
+
   own(): FastifyBaseLogger {
     return (this.#child ??= this.parent.child(this.bindings, this.options))
   }
+
   child(bindings: Bindings, options?: ChildLoggerOptions): FastifyBaseLogger {
     return this.own().child(bindings, options)
   }

@@ -39,7 +39,7 @@ t.test('and no attempt changed any of it', async (t) => {
   t.same(events.map(({ type }: { type: string }) => type), ['key.issued', 'gateway.created'])
 })
 
-t.test("the ended keys of another organization answer as its living ones", async (t) => {
+t.test('the ended keys of another organization answer as its living ones', async (t) => {
   const { key: revoked } = await service.issue({ mecha: 'ended^globexcrew' }, globex)
   await service.call('POST', `/v1/keys/${revoked.id}/revoke`, { token: theirToken })
   const nothing = await ask('GET', `/v1/keys/${NOTHING.key}`)

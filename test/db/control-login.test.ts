@@ -175,7 +175,7 @@ t.test('a key is made living and not rotated; rows that are only locked do not c
     'UPDATE mechas SET created_at = created_at', "INSERT INTO crews (crew, org_id) VALUES ('mine', 'acme')", "UPDATE crews SET org_id = 'acme'", 'DELETE FROM crews', "INSERT INTO mechas (handle, org_id, created_at) VALUES ('a^b', 'c', now())",
     'UPDATE idempotency_keys SET expires_at = now()', 'DELETE FROM idempotency_keys',
     `INSERT INTO idempotency_keys VALUES ('\\x00', '\\x00', '${id}', now() + interval '1 day')`,
-    "UPDATE replicas SET snapshot = snapshot", 'DELETE FROM replicas', 'DELETE FROM changes',
+    'UPDATE replicas SET snapshot = snapshot', 'DELETE FROM replicas', 'DELETE FROM changes',
   ])
     await t.rejects(write(statement), DENIED, statement)
   for (const table of ['mechas', 'idempotency_keys', 'keys']) await t.resolves(write(`SELECT FROM ${table} FOR UPDATE`), table)

@@ -234,7 +234,7 @@ t.test('the runtime role can verify, note use and renew a hash, and nothing else
     ...['id', 'mecha', 'org_id', 'kind', 'scopes', 'metadata', 'enabled', 'expires_at', 'revoked_at', 'revoked_by', 'tag_root', 'rotated_to', 'created_at'].map((column) => `UPDATE keys SET ${column} = ${column}`),
     'SELECT * FROM events', "INSERT INTO events (at, type, key_id, kind, actor, request_id, address) VALUES (now(), 'x', gen_random_uuid(), 'mecha', 'x', 'x', 'x')",
     'SELECT * FROM mechas', 'SELECT * FROM idempotency_keys', "INSERT INTO mechas (handle, org_id) VALUES ('a^b', 'c')",
-    "UPDATE nonces SET key_id = key_id", 'SELECT * FROM nonce_sweeps', 'UPDATE nonce_sweeps SET swept_until = now()', 'UPDATE nonces SET digest = digest', 'TRUNCATE nonces',
+    'UPDATE nonces SET key_id = key_id', 'SELECT * FROM nonce_sweeps', 'UPDATE nonce_sweeps SET swept_until = now()', 'UPDATE nonces SET digest = digest', 'TRUNCATE nonces',
     'UPDATE key_usage SET first_used_at = first_used_at', 'DELETE FROM key_usage',
     'UPDATE key_refusals SET key_id = key_id', 'DELETE FROM key_refusals', 'TRUNCATE key_refusals',
     'INSERT INTO signing_keys SELECT * FROM signing_keys', 'UPDATE signing_keys SET sealed = sealed', 'UPDATE signing_keys SET signs_from = signs_from', 'DELETE FROM signing_keys', 'TRUNCATE signing_keys',
@@ -280,4 +280,3 @@ t.test('who finds a function or a table under another name before ours cannot ma
   t.equal((await owner.selectFrom('events').selectAll().where('type', '=', 'key.revoked').execute()).length, 1)
   t.match((await sql`SELECT count(*)::int AS mine FROM pg_temp.events`.execute(runtime)).rows, [{ mine: 0 }])
 })
-

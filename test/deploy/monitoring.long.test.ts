@@ -47,7 +47,7 @@ t.test('every alert has a runbook of its name, and says where it is', async (t) 
   t.same([...tested].sort(), alerts.map(({ alert }) => alert).sort(), 'and each is tried')
 })
 
-t.test("promtool takes the alerts, and their unit tests pass", { skip: !isInstalled('promtool') && 'promtool is not installed' }, async (t) => {
+t.test('promtool takes the alerts, and their unit tests pass', { skip: !isInstalled('promtool') && 'promtool is not installed' }, async (t) => {
   for (const args of [['check', 'rules', 'alerts.yml'], ['test', 'rules', 'alerts.test.yml']]) {
     const { status, stdout, stderr } = spawnSync('promtool', args, { cwd: FOLDER, env: { PATH }, encoding: 'utf8' })
     t.equal(status, 0, args.join(' '), { said: `${stdout}${stderr}` })

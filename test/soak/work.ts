@@ -302,4 +302,3 @@ function pickReplica({ cluster: { replicas }, random }: Work): Replica {
 function nameOf({ replicas }: Cluster, replica: Replica): string {
   return `replica ${replicas.indexOf(replica)}`
 }
-
