@@ -133,9 +133,11 @@ t.test('who asks through HAProxy notices nothing of a process that is killed, on
 
   async function verify(url: string, key: string): Promise<string> {
     const headers = { authorization: `Bearer ${credential}`, 'content-type': 'application/json' }
-    const response = await fetch(`${url}/v1/verify`, { method: 'POST', headers, body: JSON.stringify({ key }) })
-    const text = await response.text()
-    if (response.status !== 200) return `${response.status} ${text}`
+    const { status, text } = await fetch(`${url}/v1/verify`, { method: 'POST', headers, body: JSON.stringify({ key }) }).then(
+      async (response) => ({ status: response.status, text: await response.text() }),
+      (error: Error) => ({ status: 0, text: String(error.cause) }),
+    )
+    if (status !== 200) return `${status} ${text}`
     const { valid, code } = JSON.parse(text) as { valid: boolean; code?: string }
     return valid ? 'valid' : code!
   }
