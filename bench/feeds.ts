@@ -54,7 +54,7 @@ export async function costOfFeeds({ urls, db }: BenchDatabase, replicas: number,
   let polls = 0
   const log = pino({ level: 'silent' })
   const feeds = Array.from({ length: replicas }, () => new Feed({
-    url: urls.runtime, replicaId: randomUUID(), pollMs: 1000, timeoutMs: 5000, maxStalenessMs: BOUND_MS, retentionMs: 3_600_000, hashCost: 0,
+    url: urls.runtime, replicaId: randomUUID(), pollMs: 1000, quietPollMs: () => BOUND_MS / 4, timeoutMs: 5000, maxStalenessMs: BOUND_MS, retentionMs: 3_600_000, hashCost: 0,
     onChanges: async () => {}, onReset: () => {}, onConfirmed: () => {}, onOld: () => {}, onPolled: () => void polls++, clock: new Clock(), log,
   }))
   for (const feed of feeds) feed.start()

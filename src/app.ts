@@ -97,6 +97,8 @@ export interface App {
 
 /** How long changes are kept for a replica that is cut off; one that was away for longer starts anew. */
 const FEED_RETENTION_MS = 3_600_000
+/** Longest time between two polls of the feed while no gateway follows: a quarter of the default bound. */
+const QUIET_POLL_MS = 2500
 /** Statements of the cold path under way at once. More would only be smaller. */
 const COLD_STATEMENTS = 2
 /** Changes that are applied at a stretch: some milliseconds. */
@@ -315,6 +317,8 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
       url: config[feedSetting()]!,
       replicaId: randomUUID(),
       pollMs,
+      // Where there are streams, their gateways wait for word once a second.
+      quietPollMs: () => (streams.size > 0 ? pollMs : Math.min(QUIET_POLL_MS, staleness / 4)),
       timeoutMs: Math.min(config.DATABASE_TIMEOUT * 1000, staleness),
       maxStalenessMs: staleness,
       hashCost: costNumber(config.HASH_PROFILE),

@@ -12,6 +12,14 @@
  */
 export const HISTORY = 'current_history()'
 
+/** The same in line, for a statement that is planned once a connection: to call a function costs it more than all that is asked here. */
+export const HISTORY_IN_LINE = `(
+    SELECT CASE WHEN verified_in = this.history AND lost_at IS NULL AND NOT pg_is_in_recovery() THEN
+             CASE WHEN timeline = left(pg_walfile_name(pg_current_wal_lsn()), 8) THEN this.history ELSE ${HISTORY} END
+           ELSE ${HISTORY} END
+    FROM (SELECT concat_ws(' ', extract(epoch FROM pg_postmaster_start_time()), pg_relation_filepath('keys'), pg_relation_filepath('changes')) AS history OFFSET 0) this
+    LEFT JOIN database_identity ON true)`
+
 /** Whether a history is of a database that went back: nothing of it may be answered (`db/identity.ts`). */
 export function isHeld(history: string): boolean {
   return history.includes(' held:')

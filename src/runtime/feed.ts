@@ -21,7 +21,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyBaseLogger } from 'fastify'
 import { Client } from 'pg'
 import { COST_LOCK, RUN_LOCK } from '../db/followers.js'
-import { HISTORY, isHeld } from '../db/history.js'
+import { HISTORY, HISTORY_IN_LINE, isHeld } from '../db/history.js'
 import { causeOf, isReadOnly } from '../db/outage.js'
 import { commitDurably, SERVER_TIMEOUTS } from '../db/pool.js'
 import type { CredentialKind } from '../key/id.js'
@@ -46,6 +46,8 @@ export interface FeedParts {
   readonly url: string
   /** Longest time between two polls. */
   readonly pollMs: number
+  /** The same while nothing is notified, where notifications come straight from PostgreSQL: nobody may wait for word that all is well. */
+  readonly quietPollMs?: () => number
   /** Longest wait for a connection or an answer. */
   readonly timeoutMs: number
   /** How long a confirmation holds: see {@link Feed.isFresh}. */
@@ -112,22 +114,22 @@ const POSITION = /^([\w-]{11})\.([0-9a-z]{1,6})\.([0-9a-z]{1,10})\.(\d{1,20}:\d{
 /** Longest wait for a poll that is to say which history is the feed's. */
 const DOUBT_MS = 1000
 /** What is notified within this after a poll was sent is polled together. A change that comes alone is polled at once. */
-const GATHER_MS = 30
+const GATHER_MS = 50
 /** How many times within the bound a replica confirms that nothing was new. */
 const CONFIRMATIONS_IN_BOUND = 4
 
 /**
  * What changed that a snapshot did not see: by transactions that began after it, and by those that it saw under way. An index look-up
  * for each, so that an old transaction that is still open, in whatever database of the server, makes nobody read again what has
- * changed since it began. Whose each key is, is looked up by the primary key: a join could be planned as a walk through all keys.
+ * changed since it began. Whose each key is, is looked up by the primary key: without its OFFSET, the join could be planned as a walk through all keys.
  */
 const changedSince = (snapshot: string) => `
-  SELECT coalesce(json_agg(json_build_object('id', key_id, 'kind', (SELECT kind FROM keys WHERE id = key_id), 'org_id', (SELECT org_id FROM keys WHERE id = key_id))), '[]')
+  SELECT coalesce(json_agg(json_build_object('id', key_id, 'kind', kind, 'org_id', org_id)), '[]')
   FROM (
     (SELECT key_id FROM changes WHERE xid >= pg_snapshot_xmax(${snapshot}) ORDER BY xid LIMIT ${MAX_CHANGED + 1})
     UNION ALL (SELECT key_id FROM changes WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip(${snapshot}))))
     LIMIT ${MAX_CHANGED + 1}
-  ) unseen`
+  ) unseen LEFT JOIN LATERAL (SELECT kind, org_id FROM keys WHERE id = key_id OFFSET 0) whose ON true`
 
 /** Whether changes may have been removed that a snapshot did not see. */
 const isSwept = (snapshot: string) => `coalesce((SELECT swept_below > pg_snapshot_xmin(${snapshot}) FROM change_horizon), true)`
@@ -142,12 +144,16 @@ export const PLAN_ONCE = 'SET plan_cache_mode = force_generic_plan; SET enable_s
 /** What the client was told by who answers it at the other end is its own process, where no pooler is in between. */
 const BACKEND = 'SELECT pg_backend_pid() AS pid'
 
-/** One statement, so that what is found and what was seen are of one snapshot. */
+/**
+ * One statement, so that what is found and what was seen are of one snapshot. Where it is to confirm as well, what it confirms is what the
+ * poll before saw, which has been applied; the number of confirmations that it reads is the one before.
+ */
 export const POLL: NamedStatement = {
   name: 'poll',
   text: `
-  SELECT pg_current_snapshot()::text AS snapshot, clock_timestamp() AS now, ${HISTORY} AS history, ${isSwept('$1::pg_snapshot')} AS is_swept,
-         current_setting('transaction_read_only')::boolean AS is_read_only, CASE WHEN $3 THEN current_timeline() END AS timeline, (SELECT beat FROM replicas WHERE id = $2) AS beat, (${changedSince('$1::pg_snapshot')}) AS changed`,
+  SELECT pg_current_snapshot()::text AS snapshot, clock_timestamp() AS now, ${HISTORY_IN_LINE} AS history, ${isSwept('$1::pg_snapshot')} AS is_swept,
+         current_setting('transaction_read_only')::boolean AS is_read_only, CASE WHEN $3 THEN current_timeline() END AS timeline, (SELECT beat FROM replicas WHERE id = $2) AS beat, (${changedSince('$1::pg_snapshot')}) AS changed,
+         CASE WHEN $4 THEN confirm_feed($2, $5, $1, $6, $7) END`,
 }
 
 /** Runs of this server that somebody follows at this moment. Locks are gone with a crash, and are not on a standby. */
@@ -312,6 +318,11 @@ export class Feed {
     await Promise.race([polled, sleep(DOUBT_MS, undefined, { ref: false })])
   }
 
+  /** Polls soon, and not only when it is time to. */
+  poll(): void {
+    this.#pokeSoon()
+  }
+
   /** What has been told so far, for {@link missedSince} of any replica; `undefined` before the first poll. */
   get position(): string | undefined {
     return this.#page && this.#positionAfter(this.#page)
@@ -436,7 +447,11 @@ export class Feed {
       const sentJumps = clock.jumps
       this.#sentAt = sentAt
       const last: Page | undefined = this.#page
-      const page = await this.#poll(last)
+      // Asked for or not, a confirmation of what is new follows.
+      const isConfirming = last !== undefined && !isHeld(last.history) && !isAskedFor && this.#isSilentForLong(sentAt)
+      const polled = await this.#poll(last, isConfirming, sentAt, sentJumps)
+      const { page } = polled
+      let { isCounted } = polled
       const isHeldBefore = last !== undefined && isHeld(last.history)
       const isNews = await this.#take(page, last, last !== undefined && sentAt - this.#polledAt < retentionMs)
       this.#polledAt = sentAt
@@ -449,13 +464,11 @@ export class Feed {
         isAskedFor = await this.#sleep(this.parts.pollMs)
         continue
       }
-      if (isNews || isAskedFor || this.#isConfirmationDue(page, sentAt, sentJumps)) {
-        const isCounted = await this.#confirm(page, sentJumps)
-        if (isNews || page.timeline !== this.#known?.timeline || this.#counted!.beat < this.#known.beat) this.#known = { timeline: page.timeline, beat: this.#counted!.beat }
-        isAskedFor = false
-        // Until just now receipts did not wait for this replica, so this poll may be from before one: only the next vouches.
-        if (!isCounted) continue
-      }
+      if (isNews || isAskedFor || this.#isConfirmationDue(page, sentAt, sentJumps)) isCounted = (await this.#confirm(page, sentJumps)) && isCounted
+      if (isNews || page.timeline !== this.#known?.timeline || this.#counted!.beat < this.#known.beat) this.#known = { timeline: page.timeline, beat: this.#counted!.beat }
+      isAskedFor = false
+      // Until just now receipts did not wait for this replica, so this poll may be from before one: only the next vouches.
+      if (!isCounted) continue
       // Not before that is written: a receipt counts on it that who has been silent for the bound is not fresh.
       this.#databaseTime = page.now.getTime()
       this.#confirmedAt = sentAt
@@ -470,21 +483,27 @@ export class Feed {
         this.parts.onOld(old.snapshot)
         old = undefined
       }
-      isAskedFor = await this.#sleep(this.parts.pollMs)
+      isAskedFor = await this.#sleep(this.#pollMs)
     }
   }
 
+  get #pollMs(): number {
+    const { pollMs, quietPollMs } = this.parts
+    return (this.#isDirect && quietPollMs?.()) || pollMs
+  }
+
+  /** Whether a confirmation would be late at the next poll: receipts wait for this replica by its row, and only as long as that moves. */
+  #isSilentForLong(at: number): boolean {
+    return this.#counted === undefined || at + this.#pollMs - this.#counted.at > this.parts.maxStalenessMs / CONFIRMATIONS_IN_BOUND
+  }
+
   /**
-   * Whether a confirmation is to be written though nothing was new: receipts wait for this replica by its row, and only as long as that
-   * moves. Where the row is not as it was written last, or nobody knows how long ago that was, it is written as well; and where nothing
-   * can be written, for that has to be known.
+   * Whether a confirmation is to be written though nothing was new. Where the row is not as it was written last, or nobody knows how long
+   * ago that was, it is written as well; and where nothing can be written, for that has to be known.
    */
   #isConfirmationDue(page: Page, sentAt: number, sentJumps: number): boolean {
-    const { pollMs, maxStalenessMs } = this.parts
-    const { beat, at, jumps } = this.#counted ?? {}
-    if (at === undefined || Number(page.beat) !== beat || jumps !== sentJumps || page.timeline !== this.#known?.timeline || page.is_read_only) return true
-    // At the next poll it would be late.
-    return sentAt + pollMs - at > maxStalenessMs / CONFIRMATIONS_IN_BOUND
+    const { beat, jumps } = this.#counted ?? {}
+    return beat === undefined || Number(page.beat) !== beat || jumps !== sentJumps || page.timeline !== this.#known?.timeline || page.is_read_only || this.#isSilentForLong(sentAt)
   }
 
   /**
@@ -494,14 +513,29 @@ export class Feed {
    * @returns whether receipts waited for this replica all the time since its confirmation before
    */
   async #confirm(page: Page, sentJumps: number): Promise<boolean> {
-    const { clock, replicaId, maxStalenessMs } = this.parts
+    const at = this.parts.clock.now()
+    await this.#query(CONFIRM, this.#confirmationOf(page))
+    return this.#hasConfirmed(page.beat, at, sentJumps)
+  }
+
+  /** What {@link CONFIRM} takes. */
+  #confirmationOf({ snapshot, history }: Page): unknown[] {
+    const { replicaId, maxStalenessMs } = this.parts
+    return [replicaId, this.#secret, snapshot, history, Math.ceil(maxStalenessMs)]
+  }
+
+  /**
+   * @param beat what the row said before
+   * @param at when the confirmation was sent
+   * @returns whether receipts waited for this replica all the time since its confirmation before
+   */
+  #hasConfirmed(beat: string | null, at: number, sentJumps: number): boolean {
+    const { clock, maxStalenessMs } = this.parts
     const before = this.#counted
-    const at = clock.now()
-    await this.#query(CONFIRM, [replicaId, this.#secret, page.snapshot, page.history, Math.ceil(maxStalenessMs)])
     const writtenAt = clock.now()
     this.#isReadOnly = false
-    this.#counted = { at, jumps: sentJumps, beat: Number(page.beat ?? 0) + 1 }
-    return page.beat !== null && before !== undefined && before.jumps === clock.jumps && writtenAt - before.at <= maxStalenessMs
+    this.#counted = { at, jumps: sentJumps, beat: Number(beat ?? 0) + 1 }
+    return beat !== null && before !== undefined && before.jumps === clock.jumps && writtenAt - before.at <= maxStalenessMs
   }
 
   #tellHold(isOver: boolean): void {
@@ -534,14 +568,22 @@ export class Feed {
     return true
   }
 
-  /** The first poll of a connection asks for nothing: it is followed by a reset. A server that takes writes stays in its timeline. */
-  async #poll(last: Page | undefined): Promise<Page> {
+  /**
+   * The first poll of a connection asks for nothing: it is followed by a reset. A server that takes writes stays in its timeline.
+   *
+   * @param isConfirming whether what the poll before saw is confirmed as well, in the same statement
+   * @returns what it found, and whether receipts waited for this replica until it had confirmed, if it did
+   */
+  async #poll(last: Page | undefined, isConfirming: boolean, at: number, sentJumps: number): Promise<{ readonly page: Page; readonly isCounted: boolean }> {
     const sentAt = performance.now()
     const known = last?.timeline ?? null
-    const { rows } = await this.#query<Page>(POLL, [last?.snapshot ?? null, this.parts.replicaId, known === null])
+    const [replicaId, secret, snapshot = null, history = null, bound] = last ? this.#confirmationOf(last) : [this.parts.replicaId]
+    const { rows } = await this.#query<Page>(POLL, [snapshot, replicaId, known === null, isConfirming, secret ?? null, history, bound ?? null])
     const page = { ...rows[0]!, timeline: known ?? rows[0]!.timeline }
     this.parts.onPolled?.((performance.now() - sentAt) / 1000, page.changed.length)
-    return page
+    if (!isConfirming) return { page, isCounted: true }
+    const isCounted = this.#hasConfirmed(page.beat, at, sentJumps)
+    return { page: { ...page, beat: String(this.#counted!.beat) }, isCounted }
   }
 
   #query<Row extends object>(statement: string | NamedStatement, values: unknown[] = []) {

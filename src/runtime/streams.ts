@@ -14,7 +14,7 @@ import type { Change, Feed } from './feed.js'
 import { inSlices } from './slices.js'
 
 export interface StreamsParts {
-  readonly feed: Pick<Feed, 'position' | 'confirmedAt' | 'historyToken' | 'now' | 'isFresh'>
+  readonly feed: Pick<Feed, 'position' | 'confirmedAt' | 'historyToken' | 'now' | 'isFresh' | 'poll'>
   readonly clock: Clock
   /** Most streams at once. One gateway may have half of them. */
   readonly max: number
@@ -97,6 +97,8 @@ export class ChangeStreams {
     const stream = { gateway, raw, openedAt: this.parts.clock.now() }
     raw.on('close', () => this.#streams.delete(stream)).on('error', () => {})
     this.#streams.add(stream)
+    // While nobody waited for word, the feed may have been silent for longer.
+    if (this.#streams.size === 1) this.parts.feed.poll()
     // The connection ends with the stream: one that is idle after it would keep a process from ending.
     raw.writeHead(200, { ...headers, 'content-type': 'text/event-stream; charset=utf-8', 'cache-control': 'no-store', 'x-accel-buffering': 'no', connection: 'close' })
     this.#write(stream, `retry: ${RETRY_MS}\n\n`)

@@ -32,7 +32,7 @@ t.test('work in slices lets everything else have its turn, and follows what grow
 
 t.test('400 streams are told in slices, with the same bytes; one that begins meanwhile is told too', async (t) => {
   const clock = new Clock()
-  const feed = { position: 'a.b.c.1:1:', confirmedAt: 0, now: () => 0, isFresh: () => true, historyToken: 'a' }
+  const feed = { position: 'a.b.c.1:1:', confirmedAt: 0, now: () => 0, isFresh: () => true, historyToken: 'a', poll: () => {} }
   const streams = new ChangeStreams({ feed, clock, max: 1000, heartbeatMs: 1000 })
   t.teardown(() => streams.end())
   const turns = countTurns(t)
@@ -60,8 +60,9 @@ t.test('that all is well is written once for all streams, but for how long ago e
       reads++
       return 'a.b.c.1:1:'
     },
-    confirmedAt: 0, now: () => 0, isFresh: () => true, historyToken: 'a',
+    confirmedAt: 0, now: () => 0, isFresh: () => true, historyToken: 'a', poll: () => void polls++,
   }
+  let polls = 0
   let at = 0
   const streams = new ChangeStreams({ feed, clock: new Clock({ monotonic: () => at, wall: () => at }), max: 1000, heartbeatMs: 1000 })
   t.teardown(() => streams.end())
@@ -72,6 +73,7 @@ t.test('that all is well is written once for all streams, but for how long ago e
     streams.open({ id: newId(), org_id: 'acme', expires_at: null }, raw, {}, [])
     raw.write = ((chunk: unknown) => written.push(String(chunk)) > 0) as typeof raw.write
   }
+  t.equal(polls, 1, 'the feed may have been silent until the first came')
   const told = async (confirmedAt: number, history = 'a') => {
     Object.assign(feed, { confirmedAt, historyToken: history })
     at += 1000
