@@ -222,11 +222,11 @@ async function follow(t: Test, database: TestDatabase, parts: Partial<FeedParts>
 
 /** A `query` that takes down the names of prepared statements. */
 function countingNames(sent: string[]) {
-  const { query } = Client.prototype
+  const query = Reflect.get(Client.prototype, 'query') as (this: Client, ...parameters: unknown[]) => unknown
   return function (this: Client, ...parameters: unknown[]) {
     const { name } = (parameters[0] ?? {}) as { name?: string }
     if (name) sent.push(name)
-    return (query as (...parameters: unknown[]) => unknown).apply(this, parameters)
+    return query.apply(this, parameters)
   }
 }
 
