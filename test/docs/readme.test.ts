@@ -145,7 +145,7 @@ t.test('every npm script that the README names is there', async (t) => {
 
 t.test('every file that a page names is there', async (t) => {
   const pages = ['docs', 'deploy'].flatMap((folder) => readdirSync(join(PACKAGE_ROOT, folder), { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.md')).map((file) => join(folder, file)))
-  for (const page of ['README.md', ...pages]) {
+  for (const page of ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'SECURITY.md', ...pages]) {
     const targets = linksOf(readFileSync(join(PACKAGE_ROOT, page), 'utf8'))
     const broken = targets.filter((target) => !existsSync(join(PACKAGE_ROOT, dirname(page), target)))
     t.same(broken, [], `${page} links to what is there`)
