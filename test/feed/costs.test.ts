@@ -56,7 +56,7 @@ t.test('changes that come one after another are polled together, and none of the
   }
   await eventually(() => ids.every((id) => told.has(id)))
   const polls = counts.polls - before
-  t.ok(polls <= (performance.now() - start) / 50 + 2, `${polls} polls for ${ids.length} changes`)
+  t.ok(polls <= (performance.now() - start) / 40 + 2, `${polls} polls for ${ids.length} changes`)
 })
 
 t.test('while nothing is new, a replica writes its row as often as receipts need, and vouches no longer than they wait for it', async (t) => {
