@@ -29,7 +29,7 @@ COPY openapi openapi
 # What Node.js compiles of the program, which halves a start. It is kept for one user id, and read alone from here on.
 RUN install -d -o node -g node node_modules/.cache/mecha-keys
 USER node
-RUN node dist/src/main.js --version && node --input-type=module --eval "import { enableCompileCache, flushCompileCache } from 'node:module'; enableCompileCache('/app/node_modules/.cache/mecha-keys'); await import('/app/dist/src/commands/serve.js'); flushCompileCache()"
+RUN node dist/src/main.js --version && node --input-type=module --eval "import { enableCompileCache, flushCompileCache } from 'node:module'; enableCompileCache('/app/node_modules/.cache/mecha-keys'); await import('/app/dist/src/cli/serve.js'); flushCompileCache()"
 USER root
 RUN chown -R root:root node_modules/.cache
 # A volume mounted here takes over this ownership; docker-compose.yml keeps generated secrets so.

@@ -3,31 +3,35 @@ import stylistic from '@stylistic/eslint-plugin'
 import tseslint from 'typescript-eslint'
 
 /**
- * The walls: what a folder of `src/` may not import. Imports point one way,
- * `control, runtime → auth → http → key, db → config, errors`, and the two planes never import each other.
+ * The walls: what each folder of `src/` may import of the others. Imports point one way, and the two planes never import each other. Neither
+ * does the service import the gateway SDK, nor the SDK the service: both speak `protocol/`.
  */
 const walls = {
-  key: ['control', 'runtime', 'auth', 'http', 'db', 'config', 'errors', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
-  db: ['control', 'runtime', 'auth', 'http', 'config', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
-  http: ['control', 'runtime', 'auth', 'config', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
-  auth: ['control', 'runtime', 'http', 'db', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
-  control: ['runtime', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
-  runtime: ['control', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
-  tracing: ['control', 'runtime', 'auth', 'http', 'config', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk'],
-  // What gateways run: it knows the service by its HTTP interface alone.
-  gateway: ['key', 'control', 'runtime', 'auth', 'http', 'db', 'config', 'errors', 'app', 'server', 'main', 'commands', 'local', 'client', 'walk', 'package-root'],
+  protocol: [],
+  'gateway-sdk': ['protocol'],
+  credentials: ['errors', 'protocol'],
+  db: ['credentials', 'errors', 'package-root'],
+  tracing: ['db'],
+  http: ['credentials', 'db', 'errors', 'package-root', 'protocol'],
+  control: ['config', 'credentials', 'db', 'errors', 'http', 'protocol'],
+  runtime: ['clock', 'config', 'credentials', 'db', 'errors', 'http', 'protocol'],
+  server: ['clock', 'config', 'control', 'credentials', 'db', 'errors', 'http', 'package-root', 'protocol', 'runtime', 'tracing'],
+  cli: ['config', 'control', 'credentials', 'db', 'errors', 'package-root', 'protocol', 'server'],
 }
 
-const wallRules = Object.entries(walls).map(([folder, forbidden]) => ({
+/** An import that leaves its folder, and goes to none of those that are allowed. */
+const wallRules = Object.entries(walls).map(([folder, allowed]) => ({
   files: [`src/${folder}/**/*.ts`],
   rules: {
     'no-restricted-imports': [
       'error',
       {
-        patterns: forbidden.map((name) => ({
-          regex: `^(\\.\\./)+${name}(/|\\.js$)`,
-          message: folder === 'gateway' ? 'The gateway SDK imports nothing of the service.' : `src/${folder} stands below src/${name}.`,
-        })),
+        patterns: [
+          {
+            regex: `^(\\.\\./)+(?=(config|clock|errors|main|package-root|${Object.keys(walls).join('|')})(/|\\.js$))(?!(${[folder, ...allowed].join('|')})(/|\\.js$))`,
+            message: `src/${folder} may import ${allowed.length === 0 ? 'nothing else' : allowed.join(', ')}.`,
+          },
+        ],
       },
     ],
   },
@@ -55,7 +59,7 @@ const style = {
 }
 
 export default tseslint.config(
-  { ignores: ['dist/', 'node_modules/', '.tap/', '.data/', '.programs/', 'test/clients/', 'sdk/gateway/'] },
+  { ignores: ['**/dist/', 'node_modules/', '.tap/', '.data/', '.programs/', 'test/clients/'] },
   js.configs.recommended,
   style,
   {
@@ -77,7 +81,7 @@ export default tseslint.config(
   },
   {
     files: ['src/**/*.ts'],
-    ignores: ['src/config.ts', 'src/db/postgres-keeper.ts'],
+    ignores: ['src/config.ts', 'src/db/embedded/postgres-supervisor.ts'],
     rules: {
       'no-restricted-syntax': [
         'error',

@@ -5,9 +5,9 @@
 
 import { text } from 'node:stream/consumers'
 import { Pool } from 'pg'
-import { hashSecret, nameOfPepper, verifySecret, type Pepper } from '../src/key/hash.js'
-import { newId } from '../src/key/id.js'
-import { deriveRoot } from '../src/key/roots.js'
+import { hashSecret, nameOfPepper, verifySecret, type Pepper } from '../src/credentials/hash.js'
+import { newId } from '../src/credentials/id.js'
+import { deriveRoot } from '../src/credentials/roots.js'
 
 export interface AloneOrder {
   readonly part: 'argon2' | 'lookups' | 'inserts'

@@ -4,7 +4,7 @@
  */
 
 import { text } from 'node:stream/consumers'
-import { createVerifier } from '../src/gateway/index.js'
+import { createVerifier } from '../src/gateway-sdk/index.js'
 
 export interface GatewayOrder {
   readonly url: string

@@ -1,6 +1,6 @@
 /**
  * `npm run bench -- --only hash`: what argon2id costs by its memory, at one pass: computed on the event loop a millisecond at a stretch, and by
- * libuv's threads, sixteen at once, as `src/auth/hasher.ts` does it. In time of a core, which other work on the machine changes little.
+ * libuv's threads, sixteen at once, as `src/credentials/hash-queue.ts` does it. In time of a core, which other work on the machine changes little.
  */
 
 import { hashSync, verify, verifySync } from '@node-rs/argon2'

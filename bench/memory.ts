@@ -6,9 +6,9 @@
 import { text } from 'node:stream/consumers'
 import { sql } from 'kysely'
 import { openDatabase } from '../src/db/pool.js'
-import { deriveRoot } from '../src/key/roots.js'
-import { makeToken } from '../src/key/token.js'
-import { KeyCache } from '../src/runtime/cache.js'
+import { deriveRoot } from '../src/credentials/roots.js'
+import { makeToken } from '../src/credentials/token.js'
+import { KeyCache } from '../src/runtime/verify/credential-cache.js'
 import { findCredentials } from '../src/runtime/store.js'
 
 const { url, count } = JSON.parse(await text(process.stdin)) as { url: string; count: number }

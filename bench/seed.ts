@@ -1,10 +1,10 @@
 /** Keys straight into the table: real ones, whose plaintexts are known, and rows that only make it large. */
 
 import { sql } from 'kysely'
-import { hashSecret, nameOfPepper, type Pepper } from '../src/key/hash.js'
-import { newId } from '../src/key/id.js'
-import type { Root } from '../src/key/roots.js'
-import { makeToken } from '../src/key/token.js'
+import { hashSecret, nameOfPepper, type Pepper } from '../src/credentials/hash.js'
+import { newId } from '../src/credentials/id.js'
+import type { Root } from '../src/credentials/roots.js'
+import { makeToken } from '../src/credentials/token.js'
 import { ORGANIZATION, type BenchDatabase, type World } from './world.js'
 
 const BATCH = 200

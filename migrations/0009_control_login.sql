@@ -169,7 +169,7 @@ CREATE CONSTRAINT TRIGGER idempotency_keys_name_new_keys AFTER INSERT ON idempot
 
 -- ── Signing keys ──
 
--- The times are LEAD and KEEP of src/key/signing.ts. A test holds them together.
+-- The times are LEAD and KEEP of src/credentials/signing-key.ts. A test holds them together.
 CREATE FUNCTION signing_keys_are_announced() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
   -- Whoever checks signatures must have a key before it signs, unless there is none that signs in the meantime.

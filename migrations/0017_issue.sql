@@ -44,7 +44,7 @@ $$;
 -- With the owner's rights, for which the triggers of migration 0009 do not fire: what they look up for each row, this function does. The
 -- event is of the key that it has made, by the same actor, at the same time, which is the clock's.
 --
--- What it refuses, `src/control/issue.ts` has the words for. MK404: the Mecha is not to be had. MK409: it has as many keys as it may have.
+-- What it refuses, `src/control/keys/issue.ts` has the words for. MK404: the Mecha is not to be had. MK409: it has as many keys as it may have.
 -- MK400: a key that is made now cannot have that end; the detail says in milliseconds when now is.
 CREATE FUNCTION issue_key(
   key_id uuid, key_hash text, key_tag_root text, key_pepper_root text,

@@ -2,7 +2,7 @@
 -- migration 0009 by themselves.
 
 -- Makes a key's successor, and ends the key with its overlap or, if that is sooner, when it would have ended. Whether it may be rotated, and
--- what its successor inherits, the service decides by what it has read of the key (`rotateKey` in `src/control/issue.ts`): here it is still
+-- what its successor inherits, the service decides by what it has read of the key (`rotateKey` in `src/control/keys/issue.ts`): here it is still
 -- that version, and has not expired since. MK412: it is not, and has to be read again. The rest is as in `issue_key`.
 CREATE FUNCTION rotate_key(
   old_id uuid, old_version xid, old_public_id text, overlap_seconds double precision,

@@ -7,7 +7,7 @@ import { PACKAGE_ROOT } from './package-root.js'
 
 cacheCompiledCode()
 silenceEd25519()
-await import('./command-line.js')
+await import('./cli/command-line.js')
 
 /**
  * Lets Node.js keep what it compiles, from 22.1 on. In a folder of the installation's own: whoever can write to it can write the program,

@@ -7,7 +7,7 @@
 
 import { rmSync } from 'node:fs'
 import { sql, type Kysely } from 'kysely'
-import { startEmbedded } from '../src/db/embedded.js'
+import { startEmbedded } from '../src/db/embedded/embedded.js'
 import { migrate } from '../src/db/migrate.js'
 import { ensureLogin } from '../src/db/logins.js'
 import { openDatabase } from '../src/db/pool.js'

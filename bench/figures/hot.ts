@@ -1,8 +1,8 @@
 /** What is answered from memory, or refused before anything is looked up. */
 
-import { makeToken } from '../../src/key/token.js'
-import { deriveRoot } from '../../src/key/roots.js'
-import { newId } from '../../src/key/id.js'
+import { makeToken } from '../../src/credentials/token.js'
+import { deriveRoot } from '../../src/credentials/roots.js'
+import { newId } from '../../src/credentials/id.js'
 import { processCpu } from '../cpu.js'
 import type { Order } from '../load.js'
 import { compare, type Figure, type Measurement, type Plan, type Result } from '../pairs.js'

@@ -1,6 +1,6 @@
 /** The service over HTTP, for scripts: what the commands `issue`, `list`, `revoke` and `verify` are made of. */
 
-import type { Settings } from './config.js'
+import type { Settings } from '../config.js'
 
 const TIMEOUT_MS = 10_000
 

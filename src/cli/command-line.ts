@@ -4,23 +4,23 @@
  */
 
 import { Command, InvalidArgumentError, Option } from 'commander'
-import { SCOPES } from './auth/scopes.js'
+import { SCOPES } from '../control/operators/scopes.js'
 import { Refused, Unreachable } from './client.js'
-import { EXIT, userName } from './commands/shared.js'
-import { databaseFailure } from './db/outage.js'
-import { ConfigError, Problem } from './errors.js'
-import { SIGNING_ALGORITHMS } from './key/signing.js'
-import { redactTokens } from './key/token.js'
-import { VERSION } from './package-root.js'
+import { EXIT, userName } from './shared.js'
+import { databaseFailure } from '../db/outage.js'
+import { ConfigError, Problem } from '../errors.js'
+import { SIGNING_ALGORITHMS } from '../credentials/signing-key.js'
+import { redactTokens } from '../credentials/token.js'
+import { VERSION } from '../package-root.js'
 
-const serve = () => import('./commands/serve.js')
-const database = () => import('./commands/database.js')
-const events = () => import('./commands/events.js')
-const restore = () => import('./commands/restore.js')
-const crews = () => import('./commands/crews.js')
-const organizations = () => import('./commands/organizations.js')
-const client = () => import('./commands/client.js')
-const offline = () => import('./commands/offline.js')
+const serve = () => import('./serve.js')
+const database = () => import('./database.js')
+const events = () => import('./events.js')
+const restore = () => import('./restore.js')
+const crews = () => import('./crew.js')
+const organizations = () => import('./organization.js')
+const client = () => import('./keys.js')
+const offline = () => import('./offline.js')
 
 const program = new Command('mecha-keys')
   .description('Issues, lists, rotates, revokes and verifies Mecha keys. Settings come from the environment: see the README.')

@@ -1,10 +1,10 @@
 /** `crew`: which organization a crew is reserved for, as the owner of the tables. */
 
 import { InvalidArgumentError } from 'commander'
-import { releaseCrew, reserveCrew, type Reservation } from '../control/crews.js'
+import { releaseCrew, reserveCrew, type Reservation } from '../control/crews/reserve.js'
 import { listCrews } from '../control/store.js'
 import { ORGANIZATION, ORGANIZATION_RULE } from '../config.js'
-import { CREW, CREW_RULE } from '../key/handle.js'
+import { CREW, CREW_RULE } from '../credentials/handle.js'
 import { asOwner, commandLine } from './database.js'
 import { EXIT, print } from './shared.js'
 

@@ -1,10 +1,10 @@
 /** Commands that go through HTTP, for scripts: `issue`, `list`, `revoke`, `verify`. */
 
 import { InvalidArgumentError } from 'commander'
-import { call } from '../client.js'
+import { call } from './client.js'
 import { loadConfig, processEnvironment, type Settings } from '../config.js'
 import { ConfigError } from '../errors.js'
-import { parseToken } from '../key/token.js'
+import { parseToken } from '../credentials/token.js'
 import { EXIT, presentedKey, print } from './shared.js'
 
 export async function runIssue(mecha: string, options: { name?: string; scope?: string[]; expiresIn?: number; idempotencyKey?: string; json?: true }): Promise<void> {

@@ -3,9 +3,9 @@
 import { generateKeyPairSync, randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
-import type { Environment } from './config.js'
-import { requireEmbedded, startEmbedded, type EmbeddedDatabase } from './db/embedded.js'
-import { ConfigError } from './errors.js'
+import type { Environment } from '../config.js'
+import { requireEmbedded, startEmbedded, type EmbeddedDatabase } from '../db/embedded/embedded.js'
+import { ConfigError } from '../errors.js'
 
 /** Whether no database is named at all: one that is named is never passed over for the embedded one. */
 export function isLocal(environment: Environment): boolean {

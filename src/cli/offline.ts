@@ -1,12 +1,12 @@
 /** Commands that need neither the service nor a database: `config`, `operator-token`, `inspect`. */
 
 import { InvalidArgumentError } from 'commander'
-import { signOperatorToken } from '../auth/operators.js'
-import { SCOPES, type Scope } from '../auth/scopes.js'
+import { signOperatorToken } from '../control/operators/authenticate.js'
+import { SCOPES, type Scope } from '../control/operators/scopes.js'
 import { describeConfig, loadConfig, processEnvironment, suspectNames } from '../config.js'
-import { publicId } from '../key/id.js'
-import { parseToken } from '../key/token.js'
-import { isLocal, withLocalFiles } from '../local.js'
+import { publicId } from '../credentials/id.js'
+import { parseToken } from '../credentials/token.js'
+import { isLocal, withLocalFiles } from './local.js'
 import { EXIT, presentedKey, print } from './shared.js'
 
 export async function runConfig({ json }: { json?: true }): Promise<void> {

@@ -2,7 +2,7 @@
 
 import { InvalidArgumentError } from 'commander'
 import { ORGANIZATION, ORGANIZATION_RULE } from '../config.js'
-import { eraseOrganization, planErasure, type Plan, type Unfinished } from '../control/erase/organization.js'
+import { eraseOrganization, planErasure, type Plan, type Unfinished } from '../control/organizations/erase.js'
 import { asOwner, commandLine } from './database.js'
 import { EXIT, print } from './shared.js'
 

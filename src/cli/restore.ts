@@ -2,7 +2,7 @@
 
 import { InvalidArgumentError } from 'commander'
 import { replayTrail, restoreAuthor, waiveReplay } from '../control/restore/replay.js'
-import { readTrail } from '../control/trail/file.js'
+import { readTrail } from '../control/audit/file.js'
 import { asOwner } from './database.js'
 import { print, userName } from './shared.js'
 

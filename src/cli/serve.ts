@@ -1,13 +1,13 @@
 /** `serve`: the deployment's service, or the embedded default with a quickstart to paste. */
 
-import { signOperatorToken } from '../auth/operators.js'
-import { SCOPES } from '../auth/scopes.js'
-import { call } from '../client.js'
+import { signOperatorToken } from '../control/operators/authenticate.js'
+import { SCOPES } from '../control/operators/scopes.js'
+import { call } from './client.js'
 import { loadConfig, processEnvironment, type Settings } from '../config.js'
-import { createGateway } from '../control/gateways.js'
-import { isLocal, keptSecret, startLocal, withLocalFiles } from '../local.js'
-import { renderQuickstart } from '../quickstart.js'
-import { serve } from '../server.js'
+import { createGateway } from '../control/gateways/create.js'
+import { isLocal, keptSecret, startLocal, withLocalFiles } from './local.js'
+import { renderQuickstart } from './quickstart.js'
+import { serve } from '../server/serve.js'
 import { commandLine, migrateDatabase, withControlParts } from './database.js'
 import { userName } from './shared.js'
 

@@ -1,13 +1,13 @@
 /** What the control plane's services are given. */
 
 import type { Kysely, Transaction } from 'kysely'
-import type { Hasher } from '../auth/hasher.js'
-import type { Operator } from '../auth/operators.js'
+import type { Hasher } from '../credentials/hash-queue.js'
+import type { Operator } from './operators/authenticate.js'
 import type { Settings } from '../config.js'
 import type { Database, Metadata } from '../db/tables.js'
-import type { CredentialKind } from '../key/id.js'
-import type { Roots } from '../key/roots.js'
-import { makeToken } from '../key/token.js'
+import type { CredentialKind } from '../credentials/id.js'
+import type { Roots } from '../credentials/roots.js'
+import { makeToken } from '../credentials/token.js'
 import { insertEvents, type Secret } from './store.js'
 
 export interface ControlParts {

@@ -2,28 +2,28 @@
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import type { Operator, OperatorAuthenticator } from '../auth/operators.js'
-import type { Scope } from '../auth/scopes.js'
+import type { Operator, OperatorAuthenticator } from './operators/authenticate.js'
+import type { Scope } from './operators/scopes.js'
 import { databaseFailure } from '../db/outage.js'
 import { invalid, notFound, Problem, type ErrorCode } from '../errors.js'
-import { boundRequests } from '../http/bound.js'
+import { boundRequests } from '../http/concurrency-limit.js'
 import { answer, HandleSchema, responses } from '../http/schemas.js'
 import { Type } from '../http/type.js'
 import { refuseSecretsAndUnstorable } from '../http/validation.js'
-import { parsePublicId, publicId, type CredentialKind } from '../key/id.js'
-import { createGateway } from './gateways.js'
-import { issueKey, rotateKey, type Revealed } from './issue.js'
-import type { Caller, ControlParts } from './parts.js'
-import { preferredWait, Receipts, type Propagation } from './propagation.js'
-import { revoke, revokeAllOfMecha } from './revoke.js'
+import { parsePublicId, publicId, type CredentialKind } from '../credentials/id.js'
+import { createGateway } from './gateways/create.js'
+import { issueKey, rotateKey, type Revealed } from './keys/issue.js'
+import type { Caller, ControlParts } from './deps.js'
+import { preferredWait, Receipts, type Propagation } from './receipts/receipts.js'
+import { revoke, revokeAllOfMecha } from './keys/revoke.js'
 import {
   EventPage, EventsQuery, GatewayBody, GatewayIdSchema, GatewayListQuery, GatewayPage,
   IdempotencyHeaders, IssueBody, KeyIdSchema, KeyPage, KillSwitchAnswer, ListQuery, PreferHeaders,
   RevealedGateway, RevealedKey, RevokeBody, RotateBody, RotateHeaders, UpdateBody,
 } from './schemas.js'
 import { findKey, findLatelyRevoked, listEvents, listKeys, orderOfKeys, readClock, type ListFilter } from './store.js'
-import { updateKeyDetails } from './update.js'
-import { decodeCursor, encodeCursor, eventView, gatewayView, keyView } from './views.js'
+import { updateKeyDetails } from './keys/update.js'
+import { decodeCursor, encodeCursor, eventView, gatewayView, keyView } from './keys/views.js'
 
 declare module 'fastify' {
   interface FastifyRequest {

@@ -2,11 +2,11 @@ import type { Static } from 'typebox'
 import { HandleSchema, MetadataSchema, nullable, nullableText, nullableTime, ScopesSchema, TimeSchema } from '../http/schemas.js'
 import type { KeyRefusalsTable } from '../db/tables.js'
 import { Type } from '../http/type.js'
-import { ID_PATTERN } from '../key/id.js'
-import type { KeyStatus } from '../key/status.js'
-import { EVENT_TYPES } from './parts.js'
-import { MAX_WAIT, type Propagation } from './propagation.js'
-import { MAX_LISTED } from './revoke.js'
+import { ID_PATTERN } from '../credentials/id.js'
+import type { KeyStatus } from '../credentials/status.js'
+import { EVENT_TYPES } from './deps.js'
+import { MAX_WAIT, type Propagation } from './receipts/receipts.js'
+import { MAX_LISTED } from './keys/revoke.js'
 
 /** Text on one line, for people: no control characters. */
 const line = (maxLength: number, description: string) =>

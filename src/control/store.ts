@@ -5,9 +5,9 @@ import { HISTORY } from '../db/history.js'
 import { preparedMark } from '../db/pool.js'
 import type { Database, EventRow, KeyRefusalsTable, KeyRow, KeysTable, Metadata, NewKeyRow } from '../db/tables.js'
 import { againAfterConflict } from '../db/transaction.js'
-import { parseHandle } from '../key/handle.js'
-import type { CredentialKind } from '../key/id.js'
-import type { KeyStatus } from '../key/status.js'
+import { parseHandle } from '../credentials/handle.js'
+import type { CredentialKind } from '../credentials/id.js'
+import type { KeyStatus } from '../credentials/status.js'
 
 /** What an operator can reach: their organization, and within it some crews or all. */
 export interface Reach {
@@ -512,7 +512,7 @@ function isLiving(now: Date) {
   return (eb: Keys) => eb.and([eb('revoked_at', 'is', null), eb.or([eb('expires_at', 'is', null), eb('expires_at', '>', now)])])
 }
 
-/** `statusAt` of `key/status.ts`, in SQL that the indexes understand. Tests hold the two together. */
+/** `statusAt` of `credentials/status.ts`, in SQL that the indexes understand. Tests hold the two together. */
 function hasStatus(status: KeyStatus, now: Date) {
   return (eb: Keys) => {
     if (status === 'revoked') return eb('revoked_at', 'is not', null)

@@ -1,8 +1,8 @@
 /** argon2 behind a bounded queue: when it is full, more work is refused and never piled up. */
 
 import { abandoned, overloaded } from '../errors.js'
-import { hashSecret, nameOfPepper, verifySecret, type HashInput, type HashProfile, type Pepper } from '../key/hash.js'
-import type { Root } from '../key/roots.js'
+import { hashSecret, nameOfPepper, verifySecret, type HashInput, type HashProfile, type Pepper } from './hash.js'
+import type { Root } from './roots.js'
 
 export interface HasherParts {
   readonly profile: HashProfile

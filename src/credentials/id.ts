@@ -30,7 +30,7 @@ export function encodeId(uuid: string): string {
   const hex = uuid.replaceAll('-', '')
   const parts = [base32(parseInt(hex.slice(0, HEAD_HEX), 16), HEAD)]
   for (let at = HEAD_HEX; at < hex.length; at += CHUNK_HEX) parts.push(base32(parseInt(hex.slice(at, at + CHUNK_HEX), 16), CHUNK))
-  // Joined and not added up: a sum of strings keeps its parts, and these are kept by the thousand (`runtime/cache.ts`).
+  // Joined and not added up: a sum of strings keeps its parts, and these are kept by the thousand (`runtime/verify/credential-cache.ts`).
   return parts.join('')
 }
 

@@ -1,7 +1,7 @@
 /** Root secrets, and the four keys that each of them gives (HKDF-SHA-256, RFC 5869). */
 
 import { hkdfSync } from 'node:crypto'
-import { createMac, type Mac } from './mac.js'
+import { createMac, type Mac } from './hmac.js'
 
 /** Characters: more than any key has. */
 const LONGEST_TAGGED = 160

@@ -1,7 +1,7 @@
 /** Which version of argon2's input a new hash may have while replicas of the previous release are served beside this one. */
 
 import { sql, type Kysely } from 'kysely'
-import type { Pepper } from '../key/hash.js'
+import type { Pepper } from '../credentials/hash.js'
 import type { Database } from './tables.js'
 
 /** How soon it is asked again whether the last replica of the previous release is gone. */

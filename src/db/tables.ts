@@ -1,8 +1,8 @@
 /** The tables as Kysely sees them. `migrations/` is what makes them. */
 
 import type { ColumnType, Generated, Insertable, Selectable } from 'kysely'
-import type { CredentialKind } from '../key/id.js'
-import type { SigningAlgorithm } from '../key/signing.js'
+import type { CredentialKind } from '../credentials/id.js'
+import type { SigningAlgorithm } from '../credentials/signing-key.js'
 
 export type Json = null | boolean | number | string | Json[] | { [key: string]: Json }
 export type Metadata = { [key: string]: Json }

@@ -7,8 +7,8 @@
  */
 
 import { moment, passed, type Moment } from './clock.js'
-import type { Held, HeldKeys } from './held.js'
-import type { Version } from './service.js'
+import type { Held, HeldKeys } from './cache.js'
+import type { Version } from './client.js'
 
 export interface ComparisonParts {
   readonly held: HeldKeys

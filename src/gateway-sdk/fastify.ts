@@ -7,7 +7,7 @@
 
 import { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import { authenticate, authenticateSigned, presentedKey, readBody } from './authenticate.js'
+import { authenticate, authenticateSigned, presentedKey, readBody } from './node-http.js'
 import { bodyTooLarge, type Refusal } from './refusals.js'
 import type { Demand, Valid } from './verdict.js'
 import type { Verifier } from './verifier.js'

@@ -3,8 +3,8 @@
  * alone, and imports nothing of it.
  */
 
-export { authenticateRequest, authenticateSignedRequest, authenticateUpgrade, keepVouched, presentedKey, type CloseReason, type SignedOptions, type UpgradeOptions } from './authenticate.js'
-export { isNonce, isSignatureOf, parseTimestamp, signRequest, type SignedRequest } from './signature.js'
+export { authenticateRequest, authenticateSignedRequest, authenticateUpgrade, keepVouched, presentedKey, type CloseReason, type SignedOptions, type UpgradeOptions } from './node-http.js'
+export { isNonce, isSignatureOf, parseTimestamp, signRequest, type SignedRequest } from '../protocol/signature.js'
 export type { SignatureRefusal, SignedRequestParts, SignedVerdict } from './signed.js'
 export { StreamLost, VerifierUnavailable, type Demand, type RefusalCode, type Refused, type StreamLossReason, type UnavailableCode, type Valid, type Verdict } from './verdict.js'
 export { createVerifier, type Verifier, type VerifierOptions, type VerifierState } from './verifier.js'

@@ -6,7 +6,7 @@
  */
 
 import type { IncomingHttpHeaders } from 'node:http'
-import { isNonce, isSignatureOf, parseTimestamp } from './signature.js'
+import { isNonce, isSignatureOf, parseTimestamp } from '../protocol/signature.js'
 import { VerifierUnavailable, type Demand, type RefusalCode, type Valid, type Verdict } from './verdict.js'
 
 export interface SignedRequestParts {

@@ -1,7 +1,7 @@
 /** Who wants to know when a key is no longer vouched for: open sockets, above all. */
 
 import { moment, passed, type Moment } from './clock.js'
-import type { Held } from './held.js'
+import type { Held } from './cache.js'
 import { callListener, type Report } from './report.js'
 
 /** Why a key is no longer vouched for. */

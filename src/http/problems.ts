@@ -3,7 +3,7 @@
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { causeOf, databaseFailure, isReadOnly } from '../db/outage.js'
 import { invalidRequest, Problem, type ErrorCode } from '../errors.js'
-import { brokenRules, fieldError } from './broken-rules.js'
+import { brokenRules, fieldError } from './validation-errors.js'
 import { Type } from './type.js'
 
 declare module 'fastify' {

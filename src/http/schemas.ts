@@ -3,7 +3,7 @@
 import type { Static, TSchema } from 'typebox'
 import type { Metadata } from '../db/tables.js'
 import { CATALOGUE, type ErrorCode } from '../errors.js'
-import { HANDLE_PATTERN, HANDLE_RULE } from '../key/handle.js'
+import { HANDLE_PATTERN, HANDLE_RULE } from '../credentials/handle.js'
 import { Type } from './type.js'
 
 export const HandleSchema = Type.String({

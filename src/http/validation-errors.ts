@@ -2,7 +2,7 @@
 
 import type { FastifyRequest } from 'fastify'
 import type { FieldError } from '../errors.js'
-import { redactTokens } from '../key/token.js'
+import { redactTokens } from '../credentials/token.js'
 
 /** As Ajv tells of a broken rule. */
 export interface AjvError {

@@ -6,8 +6,8 @@ import addFormats from 'ajv-formats'
 import fastJsonStringify, { type Schema } from 'fast-json-stringify'
 import type { FastifyInstance, FastifySchemaCompiler, FastifySchemaValidationError, FastifySerializerCompiler } from 'fastify'
 import { invalid, invalidRequest, Problem, type FieldError } from '../errors.js'
-import { containsToken } from '../key/token.js'
-import { brokenRules, fieldName, type AjvError, type Validate } from './broken-rules.js'
+import { containsToken } from '../credentials/token.js'
+import { brokenRules, fieldName, type AjvError, type Validate } from './validation-errors.js'
 
 /** Our own words in schemas that say nothing of values: a secret field, and a rule in words for errors. */
 const KEYWORDS = ['x-secret', 'x-rule', 'example']

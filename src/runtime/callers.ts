@@ -1,8 +1,8 @@
 /** Who calls the runtime plane, and whether they still wait: for all of its routes. */
 
 import type { FastifyInstance, FastifyReply } from 'fastify'
-import { authenticateGateway, type Gateway, type GatewayVerifier } from '../auth/gateways.js'
-import type { Verifier } from './verifier.js'
+import { authenticateGateway, type Gateway, type GatewayVerifier } from './gateway-auth.js'
+import type { Verifier } from './verify/verifier.js'
 
 declare module 'fastify' {
   interface FastifyRequest {

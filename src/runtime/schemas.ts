@@ -1,8 +1,8 @@
-import { NONCE_PATTERN, NONCE_RULE } from '../gateway/signature.js'
+import { NONCE_PATTERN, NONCE_RULE } from '../protocol/signature.js'
 import { HandleSchema, MetadataSchema, nullableTime, ScopesSchema } from '../http/schemas.js'
 import { Type } from '../http/type.js'
-import { ID_PATTERN } from '../key/id.js'
-import type { RefusalCode } from '../key/verdict.js'
+import { ID_PATTERN } from '../credentials/id.js'
+import type { RefusalCode } from '../credentials/verdict.js'
 
 export const REFUSALS: RefusalCode[] = ['malformed', 'unknown', 'revoked', 'expired', 'disabled', 'mecha_mismatch', 'insufficient_scope']
 

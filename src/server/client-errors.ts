@@ -5,7 +5,7 @@ import type { Socket } from 'node:net'
 import type { ConnectionError } from 'fastify'
 import { Problem, type ErrorCode } from '../errors.js'
 import { incompleteRequest, responsesUnderWay } from './connections.js'
-import { PROBLEM_JSON } from './problems.js'
+import { PROBLEM_JSON } from '../http/problems.js'
 
 /** A problem as a client may be told it that asked for a target; the target is empty where none can be read. */
 export type ProblemFor = (problem: Problem, target: string) => Problem

@@ -2,8 +2,8 @@
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
-import { responses } from './schemas.js'
-import { Type } from './type.js'
+import { responses } from '../http/schemas.js'
+import { Type } from '../http/type.js'
 
 /** One thing that has to be right before traffic is welcome: resolves to what is wrong, or to nothing. */
 export type ReadinessCheck = () => Promise<string | undefined>

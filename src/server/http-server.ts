@@ -6,9 +6,9 @@ import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance, t
 import type { Tracing } from '../tracing/tracing.js'
 import { refuseClient, type ProblemFor } from './client-errors.js'
 import { admitRequest, endConnectionsOnClose } from './connections.js'
-import { logRequests, requestLogger } from './logging.js'
-import { answerProblem, toProblem } from './problems.js'
-import type { Compilers } from './validation.js'
+import { logRequests, requestLogger } from './request-log.js'
+import { answerProblem, toProblem } from '../http/problems.js'
+import type { Compilers } from '../http/validation.js'
 
 export interface ServerOptions {
   readonly logger: FastifyBaseLogger

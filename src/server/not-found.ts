@@ -2,7 +2,7 @@
 
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { Problem } from '../errors.js'
-import { answerProblem } from './problems.js'
+import { answerProblem } from '../http/problems.js'
 
 /**
  * Must be called before the routes are registered.

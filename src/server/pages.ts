@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url'
 import type { FastifyInstance } from 'fastify'
 import { ERROR_CODES, Problem } from '../errors.js'
 import { PACKAGE_ROOT } from '../package-root.js'
-import { preferredType } from './headers.js'
+import { preferredType } from '../http/headers.js'
 
 const FAVICON = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" rx="3" fill="#1f2933"/><path d="M4 12V4l4 5 4-5v8" fill="none" stroke="#fff" stroke-width="2"/></svg>'
 const STYLE = [

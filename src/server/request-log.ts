@@ -3,9 +3,9 @@
 import type { FastifyBaseLogger, FastifyInstance, FastifyRequest } from 'fastify'
 import { pino, type Bindings, type ChildLoggerOptions, type DestinationStream, type Logger } from 'pino'
 import type { Problem } from '../errors.js'
-import { publicId } from '../key/id.js'
-import { redactTokens } from '../key/token.js'
-import { SECRET_HEADERS } from './headers.js'
+import { publicId } from '../credentials/id.js'
+import { redactTokens } from '../credentials/token.js'
+import { SECRET_HEADERS } from '../http/headers.js'
 
 /** Names of all properties marked `x-secret: true` anywhere below the given schemas. */
 export function secretFields(schemas: readonly unknown[]): string[] {

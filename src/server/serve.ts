@@ -5,10 +5,10 @@ import { lstat, unlink } from 'node:fs/promises'
 import { connect } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyInstance } from 'fastify'
-import { buildApp, type AppParts } from './app.js'
-import { suspectNames, type Environment, type Settings } from './config.js'
-import { endOnSignals } from './ending.js'
-import { ConfigError } from './errors.js'
+import { buildApp, type AppParts } from './compose.js'
+import { suspectNames, type Environment, type Settings } from '../config.js'
+import { endOnSignals } from './shutdown.js'
+import { ConfigError } from '../errors.js'
 
 export interface ServeOptions extends AppParts {
   /** For a look at names that are none of ours. */

@@ -3,11 +3,11 @@ import { createServer, type AddressInfo } from 'node:net'
 import { once } from 'node:events'
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
-import { createDatabase } from './helpers/database.js'
-import { eventually } from './helpers/eventually.js'
-import { urlFor } from './helpers/server.js'
-import { run, start, type Ended } from './helpers/process.js'
-import { startService, testEnvironment } from './helpers/service.js'
+import { createDatabase } from '../helpers/database.js'
+import { eventually } from '../helpers/eventually.js'
+import { urlFor } from '../helpers/server.js'
+import { run, start, type Ended } from '../helpers/process.js'
+import { startService, testEnvironment } from '../helpers/service.js'
 
 /** A service as it is deployed: one process on a database that others have set up. */
 const database = await createDatabase(t)

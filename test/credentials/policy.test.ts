@@ -1,11 +1,11 @@
 import { randomBytes } from 'node:crypto'
 import t from 'tap'
-import { checkedExpiry, endOfNew, termOfNew, type ExpiryRequest } from '../../src/control/expiry.js'
-import { HANDLE_PATTERN } from '../../src/key/handle.js'
-import { findPepper, gatewaySubject, hashSecret, HASH_PROFILES, isOutdated, nameOfPepper, verifySecret } from '../../src/key/hash.js'
-import { deriveRoot, rootsOf } from '../../src/key/roots.js'
-import { rotationRefusal, statusAt } from '../../src/key/status.js'
-import { refusalOf } from '../../src/key/verdict.js'
+import { checkedExpiry, endOfNew, termOfNew, type ExpiryRequest } from '../../src/control/keys/expiry.js'
+import { HANDLE_PATTERN } from '../../src/credentials/handle.js'
+import { findPepper, gatewaySubject, hashSecret, HASH_PROFILES, isOutdated, nameOfPepper, verifySecret } from '../../src/credentials/hash.js'
+import { deriveRoot, rootsOf } from '../../src/credentials/roots.js'
+import { rotationRefusal, statusAt } from '../../src/credentials/status.js'
+import { refusalOf } from '../../src/credentials/verdict.js'
 
 const now = new Date('2030-01-01T00:00:00.000Z')
 const later = new Date(now.getTime() + 1000)

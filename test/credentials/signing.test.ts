@@ -2,9 +2,9 @@ import { randomBytes } from 'node:crypto'
 import fc from 'fast-check'
 import { calculateJwkThumbprint, exportJWK, jwtVerify, SignJWT } from 'jose'
 import t from 'tap'
-import { deriveRoot, rootsOf } from '../../src/key/roots.js'
-import { seal, unseal } from '../../src/key/seal.js'
-import { endedBy, JWKS_MAX_AGE, KEEP, LEAD, makeSigningKey, MAX_KEYS_AGE, MAX_TOKEN_TTL, openSigningKey, resealSigningKey, signerAt, SIGNING_ALGORITHMS } from '../../src/key/signing.js'
+import { deriveRoot, rootsOf } from '../../src/credentials/roots.js'
+import { seal, unseal } from '../../src/credentials/seal.js'
+import { endedBy, JWKS_MAX_AGE, KEEP, LEAD, makeSigningKey, MAX_KEYS_AGE, MAX_TOKEN_TTL, openSigningKey, resealSigningKey, signerAt, SIGNING_ALGORITHMS } from '../../src/credentials/signing-key.js'
 
 const [one, other] = [randomBytes(32).toString('hex'), randomBytes(32).toString('hex')]
 const root = deriveRoot(one)

@@ -1,10 +1,10 @@
 import { createHmac, randomBytes } from 'node:crypto'
 import fc from 'fast-check'
 import t from 'tap'
-import { decodeId, encodeId, newId, parsePublicId, publicId } from '../../src/key/id.js'
-import { createMac } from '../../src/key/mac.js'
-import { deriveRoot, type Roots } from '../../src/key/roots.js'
-import { containsToken, isTaggedByUs, makeToken, parseToken, PREFIX, redactTokens } from '../../src/key/token.js'
+import { decodeId, encodeId, newId, parsePublicId, publicId } from '../../src/credentials/id.js'
+import { createMac } from '../../src/credentials/hmac.js'
+import { deriveRoot, type Roots } from '../../src/credentials/roots.js'
+import { containsToken, isTaggedByUs, makeToken, parseToken, PREFIX, redactTokens } from '../../src/credentials/token.js'
 
 const root = deriveRoot(randomBytes(32).toString('hex'))
 const other = deriveRoot(randomBytes(32).toString('hex'))

@@ -6,8 +6,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
-import { eventually } from './helpers/eventually.js'
-import { start, type Running } from './helpers/process.js'
+import { eventually } from '../helpers/eventually.js'
+import { start, type Running } from '../helpers/process.js'
 
 const GONE_WITHIN_MS = 30_000
 

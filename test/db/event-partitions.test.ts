@@ -4,11 +4,11 @@ import { sql, type Kysely } from 'kysely'
 import t, { type Test } from 'tap'
 import { replayTrail, restoreAuthor } from '../../src/control/restore/replay.js'
 import { insertEvents, listEvents } from '../../src/control/store.js'
-import { expireEvents } from '../../src/control/trail/partitions.js'
+import { expireEvents } from '../../src/control/audit/partitions.js'
 import { migrate } from '../../src/db/migrate.js'
 import { openDatabase } from '../../src/db/pool.js'
 import type { Database } from '../../src/db/tables.js'
-import { newId, publicId } from '../../src/key/id.js'
+import { newId, publicId } from '../../src/credentials/id.js'
 import { createDatabase, type TestDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { migrateBefore } from '../helpers/migrations.js'
@@ -234,7 +234,7 @@ t.test('a replay does not take for undone what the database has dropped', async 
   await sql`INSERT INTO mechas VALUES ('sales^acmecorp', 'acme')`.execute(db)
   await sql`INSERT INTO keys (id, kind, org_id, mecha, hash, tag_root, pepper_root, created_at, created_by)
     VALUES (${id}, 'mecha', 'acme', 'sales^acmecorp', ${`$argon2id$v=19$m=1024,t=1,p=1$${'A'.repeat(22)}$${'A'.repeat(43)}`}, 'r', 'r', now(), 'test')`.execute(db)
-  const { publicId } = await import('../../src/key/id.js')
+  const { publicId } = await import('../../src/credentials/id.js')
   const old = { id: '1', at: new Date(Date.now() - 200 * 86_400_000).toISOString(), org_id: 'acme', key_id: publicId('mecha', id), mecha: 'sales^acmecorp', actor: 'x', request_id: 'x', address: 'x' }
   const file = async function* () {
     yield [

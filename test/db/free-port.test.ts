@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { promisify } from 'node:util'
 import t from 'tap'
-import { freePort } from '../../src/db/free-port.js'
+import { freePort } from '../../src/db/embedded/free-port.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
 
 t.test('a port is given once, to one of all processes that ask', async (t) => {

@@ -1,6 +1,6 @@
 import { sql, type Kysely } from 'kysely'
 import t, { type Test } from 'tap'
-import { freePort } from '../../src/db/free-port.js'
+import { freePort } from '../../src/db/embedded/free-port.js'
 import { causeOf, databaseFailure, isConflict, isReadOnly } from '../../src/db/outage.js'
 import { openDatabase } from '../../src/db/pool.js'
 import type { Database } from '../../src/db/tables.js'

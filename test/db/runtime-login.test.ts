@@ -8,11 +8,11 @@ import { sql, type Kysely } from 'kysely'
 import t, { type Test } from 'tap'
 import { openDatabase } from '../../src/db/pool.js'
 import type { Database } from '../../src/db/tables.js'
-import { hashSecret } from '../../src/key/hash.js'
-import { parsePublicId } from '../../src/key/id.js'
-import { rootsOf } from '../../src/key/roots.js'
-import { openSigningKey } from '../../src/key/signing.js'
-import { makeToken } from '../../src/key/token.js'
+import { hashSecret } from '../../src/credentials/hash.js'
+import { parsePublicId } from '../../src/credentials/id.js'
+import { rootsOf } from '../../src/credentials/roots.js'
+import { openSigningKey } from '../../src/credentials/signing-key.js'
+import { makeToken } from '../../src/credentials/token.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
 import { applied, createDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
@@ -44,7 +44,7 @@ const RIGHTS: Record<string, readonly string[]> = {
   'Take or forget nonces': ['EXECUTE take_nonce', 'INSERT nonces', 'UPDATE nonces.expires_at', 'DELETE nonces', 'EXECUTE token_status_place'],
   'Keep receipts from being complete': ['EXECUTE confirm_feed', 'EXECUTE leave_feed', 'INSERT replicas', 'UPDATE replicas', 'DELETE replicas'],
   'Say that the database lost what it had known': ['EXECUTE recall_feed'],
-  // It removes what everybody has applied, and makes others begin anew: `test/feed/history.test.ts`.
+  // It removes what everybody has applied, and makes others begin anew: `test/runtime/changes/history.test.ts`.
   'Make others wait': ['EXECUTE sweep_changes'],
 }
 

@@ -5,7 +5,7 @@ import { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from
 import { basename, join } from 'node:path'
 import t from 'tap'
 import { parse } from 'yaml'
-import { freePort } from '../../src/db/free-port.js'
+import { freePort } from '../../src/db/embedded/free-port.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
 import { createDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'

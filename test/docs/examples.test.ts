@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap'
-import type { Scope } from '../../src/auth/scopes.js'
+import type { Scope } from '../../src/control/operators/scopes.js'
 import { compilerOf, contractOf, operationsOf, successOf, type Entry } from '../helpers/contract.js'
 import { introspect } from '../helpers/oauth.js'
 import { NOTHING } from '../helpers/refusals.js'
@@ -14,7 +14,7 @@ t.test('every example of the contract is answered as the contract says', async (
 
   for (const entry of operations) {
     const { name, path, method, operation } = entry
-    // A stream has no end: test/gateway/changes.test.ts listens to it.
+    // A stream has no end: test/runtime/changes/sse.test.ts listens to it.
     if (operation.operationId !== 'followChanges') t.test(name, async (t) => {
       const status = successOf(operation)
       const answer = await send(service, entry, await credentialsFor(service, entry))

@@ -2,11 +2,11 @@ import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { createRemoteJWKSet, jwtVerify } from 'jose'
 import t, { type Test } from 'tap'
-import { signOperatorToken } from '../../src/auth/operators.js'
-import { SCOPES } from '../../src/auth/scopes.js'
+import { signOperatorToken } from '../../src/control/operators/authenticate.js'
+import { SCOPES } from '../../src/control/operators/scopes.js'
 import { loadConfig } from '../../src/config.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
-import { QUICKSTART, renderQuickstart } from '../../src/quickstart.js'
+import { QUICKSTART, renderQuickstart } from '../../src/cli/quickstart.js'
 import { contractOf, operationsOf } from '../helpers/contract.js'
 import { createDatabase } from '../helpers/database.js'
 import { start } from '../helpers/process.js'
@@ -146,9 +146,11 @@ t.test('every npm script that the README names is there', async (t) => {
 t.test('every file that a page names is there', async (t) => {
   const pages = ['docs', 'deploy'].flatMap((folder) => readdirSync(join(PACKAGE_ROOT, folder), { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.md')).map((file) => join(folder, file)))
   for (const page of ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'SECURITY.md', ...pages]) {
-    const targets = linksOf(readFileSync(join(PACKAGE_ROOT, page), 'utf8'))
-    const broken = targets.filter((target) => !existsSync(join(PACKAGE_ROOT, dirname(page), target)))
+    const text = readFileSync(join(PACKAGE_ROOT, page), 'utf8')
+    const broken = linksOf(text).filter((target) => !existsSync(join(PACKAGE_ROOT, dirname(page), target)))
     t.same(broken, [], `${page} links to what is there`)
+    const named = [...text.matchAll(/`((?:src|test|bench(?!\/results)|migrations(?!\/NNNN))\/[\w./-]+)`/g)].map((match) => match[1]!)
+    t.same(named.filter((path) => !existsSync(join(PACKAGE_ROOT, path))), [], `${page} names what is there`)
   }
 })
 

@@ -2,7 +2,7 @@
 
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import type { StreamLost } from '../../src/gateway/index.js'
+import type { StreamLost } from '../../src/gateway-sdk/index.js'
 import { eventually } from '../helpers/eventually.js'
 import { held, isHeld, outcome, serve, split, startGateway, verifierFor } from '../helpers/gateway.js'
 import { wallClock, withoutFaketime } from '../helpers/wall-clock.js'

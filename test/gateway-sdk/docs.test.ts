@@ -43,7 +43,7 @@ t.test("the first program on the SDK's page runs, as a package that imports it b
 })
 
 t.test('the SDK imports nothing of the service, nor of any other package but two', async (t) => {
-  const { stdout } = await promisify(execFile)('grep', ['-rhoE', "(from|import\\()\\s*'[^']+'", join(PACKAGE_ROOT, 'dist', 'src', 'gateway'), '--include=*.js'])
-  const imported = new Set([...stdout.matchAll(/'([^']+)'/g)].map((match) => match[1]!).filter((name) => !/^(\.\/|node:|mecha-keys\/)/.test(name)))
+  const { stdout } = await promisify(execFile)('grep', ['-rhoE', "(from|import\\()\\s*'[^']+'", join(PACKAGE_ROOT, 'dist', 'src', 'gateway-sdk'), join(PACKAGE_ROOT, 'dist', 'src', 'protocol'), '--include=*.js'])
+  const imported = new Set([...stdout.matchAll(/'([^']+)'/g)].map((match) => match[1]!).filter((name) => !/^(\.\/|\.\.\/protocol\/|node:|mecha-keys\/)/.test(name)))
   t.same([...imported].sort(), ['eventsource-parser', 'lru-cache'])
 })

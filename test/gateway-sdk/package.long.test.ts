@@ -39,12 +39,12 @@ t.test('the package of the SDK works in an empty project', async (t) => {
 
   const packed = await npm('pack', '--json', '--pack-destination', project, join(PACKAGE_ROOT, 'sdk'))
   const [{ filename, files, unpackedSize }] = JSON.parse(packed) as [{ filename: string; files: { path: string }[]; unpackedSize: number }]
-  const modules = readdirSync(join(PACKAGE_ROOT, 'src', 'gateway')).map((file) => file.replace(/\.ts$/, ''))
-  const expected = ['README.md', 'package.json', ...modules.flatMap((name) => [`gateway/${name}.js`, `gateway/${name}.d.ts`])]
-  t.same(files.map(({ path }) => path).sort(), expected.sort(), 'what was compiled of src/gateway, and nothing else')
+  const modules = ['gateway-sdk', 'protocol'].flatMap((folder) => readdirSync(join(PACKAGE_ROOT, 'src', folder)).map((file) => `${folder}/${file.replace(/\.ts$/, '')}`))
+  const expected = ['README.md', 'package.json', ...modules.flatMap((name) => [`dist/${name}.js`, `dist/${name}.d.ts`])]
+  t.same(files.map(({ path }) => path).sort(), expected.sort(), 'what was compiled of the SDK and the protocol, and nothing else')
   t.ok(unpackedSize < 200_000, `${unpackedSize} bytes`)
   const text = expected.map((path) => readFileSync(join(PACKAGE_ROOT, 'sdk', path), 'utf8')).join('\n')
-  t.notMatch(text, /sourceMappingURL|from '\.\.\//, 'no map that is not there, nothing from outside of its folder')
+  t.notMatch(text, /sourceMappingURL|from '\.\.\/(?!protocol\/)/, 'no map that is not there, nothing of the service')
 
   // A registry would have given what it depends on. Here it is packed from what the service has of it.
   const others = await Promise.all(Object.keys(SDK.dependencies).map((name) => npm('pack', '--json', '--ignore-scripts', '--pack-destination', project, join(PACKAGE_ROOT, 'node_modules', name))))

@@ -2,7 +2,7 @@
 
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
-import { freePort } from '../../src/db/free-port.js'
+import { freePort } from '../../src/db/embedded/free-port.js'
 import { createDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { listen } from '../helpers/events.js'

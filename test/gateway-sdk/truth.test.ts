@@ -3,7 +3,7 @@
 import { randomBytes } from 'node:crypto'
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
-import type { End } from '../../src/gateway/index.js'
+import type { End } from '../../src/gateway-sdk/index.js'
 import type { TestDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
 import { held, isHeld, outcome, serve, split, verifierFor, type Served } from '../helpers/gateway.js'

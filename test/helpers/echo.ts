@@ -6,7 +6,7 @@ import { createServer, type IncomingMessage } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { text } from 'node:stream/consumers'
 import type { Test } from 'tap'
-import { authenticateUpgrade, type Verifier } from '../../src/gateway/index.js'
+import { authenticateUpgrade, type Verifier } from '../../src/gateway-sdk/index.js'
 
 /** A request as it arrived. */
 export interface Arrived {

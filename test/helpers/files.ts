@@ -26,7 +26,10 @@ const TEST = '.test.ts'
  * to warm up the service is most of what each would cost. They share the database of `emptyDatabase`, so that what one of them starts
  * outside of a test has a database of its own.
  */
-const TOGETHER = ['test/auth', 'test/db', 'test/feed', 'test/gateway', 'test/http', 'test/key', 'test/oauth']
+const TOGETHER = [
+  'test/control/audit', 'test/control/gateways', 'test/control/keys', 'test/control/operators', 'test/control/receipts', 'test/control/signing-keys', 'test/credentials', 'test/db',
+  'test/runtime', 'test/runtime/authz', 'test/runtime/changes', 'test/runtime/nonces', 'test/runtime/oauth', 'test/runtime/verify', 'test/server',
+]
 const MOST_TOGETHER = 4
 const LONG = '.long.test.ts'
 

@@ -8,7 +8,7 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { createInterface } from 'node:readline'
 import { writeHeapSnapshot } from 'node:v8'
-import { authenticateRequest, authenticateUpgrade, createVerifier } from '../../src/gateway/index.js'
+import { authenticateRequest, authenticateUpgrade, createVerifier } from '../../src/gateway-sdk/index.js'
 import { isFromMemory, outcome } from './verdicts.js'
 
 const [url = '', credential = '', maxStalenessMs = ''] = process.argv.slice(2)

@@ -3,7 +3,7 @@
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Test } from 'tap'
-import { freePort } from '../../src/db/free-port.js'
+import { freePort } from '../../src/db/embedded/free-port.js'
 import { runProgram, temporaryFolder } from './programs.js'
 
 const TELL = `<?php

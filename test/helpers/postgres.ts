@@ -7,7 +7,7 @@ import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { Client } from 'pg'
 import type { Test } from 'tap'
-import { freePort } from '../../src/db/free-port.js'
+import { freePort } from '../../src/db/embedded/free-port.js'
 
 /** Where Debian's package `postgresql` has its programs: a folder for each version. */
 const DEBIAN = '/usr/lib/postgresql'

@@ -1,6 +1,6 @@
 /** What a gateway's verifier says of a key, and whether from memory. Imports no test framework: a gateway's own process uses it too. */
 
-import type { Verdict, Verifier } from '../../src/gateway/index.js'
+import type { Verdict, Verifier } from '../../src/gateway-sdk/index.js'
 
 /** Whether the verifier answers for a key from memory; if not, it asks. */
 export async function isFromMemory(verifier: Verifier, key: string): Promise<boolean> {

@@ -2,7 +2,7 @@
 
 import fc from 'fast-check'
 import t from 'tap'
-import { parsePublicId } from '../../src/key/id.js'
+import { parsePublicId } from '../../src/credentials/id.js'
 import { applied } from '../helpers/database.js'
 import { startService, type Service } from '../helpers/service.js'
 

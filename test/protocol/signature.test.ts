@@ -3,7 +3,7 @@
 import { createHmac, randomUUID, webcrypto } from 'node:crypto'
 import fc from 'fast-check'
 import t from 'tap'
-import { isNonce, isSignatureOf, NONCE_PATTERN, parseTimestamp, signRequest, type SignedRequest } from '../../src/gateway/signature.js'
+import { isNonce, isSignatureOf, NONCE_PATTERN, parseTimestamp, signRequest, type SignedRequest } from '../../src/protocol/signature.js'
 
 /** No key, and nothing that could be taken for one: HMAC takes any text. */
 const KEY = 'no-key-but-the-text-under-which-these-vectors-are-signed'

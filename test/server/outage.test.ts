@@ -1,8 +1,8 @@
 import t, { type Test } from 'tap'
-import { applied, createDatabase, type TestDatabase } from './helpers/database.js'
-import { eventually } from './helpers/eventually.js'
-import { startService, type Answer, type Service } from './helpers/service.js'
-import { layWire, type Wire } from './helpers/wire.js'
+import { applied, createDatabase, type TestDatabase } from '../helpers/database.js'
+import { eventually } from '../helpers/eventually.js'
+import { startService, type Answer, type Service } from '../helpers/service.js'
+import { layWire, type Wire } from '../helpers/wire.js'
 
 /** The bound on any one answer: DATABASE_TIMEOUT is a second, and a client's own time-out comes a second later. */
 const HUNG_MS = 10_000

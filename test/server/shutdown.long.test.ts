@@ -5,9 +5,9 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { PACKAGE_ROOT } from '../src/package-root.js'
-import { LAST_STEPS_MS } from '../src/server.js'
-import { startCommand, type Running } from './helpers/process.js'
+import { PACKAGE_ROOT } from '../../src/package-root.js'
+import { LAST_STEPS_MS } from '../../src/server/serve.js'
+import { startCommand, type Running } from '../helpers/process.js'
 
 const MAIN = join(PACKAGE_ROOT, 'dist', 'src', 'main.js')
 /** The time that a loaded machine takes to start what takes no time. */

@@ -1,18 +1,18 @@
-/** How a process ends: what may keep it from that, and what is done before. `ending.long.test.ts` has what only root can arrange. */
+/** How a process ends: what may keep it from that, and what is done before. `shutdown.long.test.ts` has what only root can arrange. */
 
 import { once } from 'node:events'
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
-import { signOperatorToken } from '../src/auth/operators.js'
-import { loadConfig } from '../src/config.js'
-import { PACKAGE_ROOT } from '../src/package-root.js'
-import { LAST_STEPS_MS } from '../src/server.js'
-import { createDatabase } from './helpers/database.js'
-import { eventually } from './helpers/eventually.js'
-import { start, startCommand } from './helpers/process.js'
-import { testEnvironment } from './helpers/service.js'
+import { signOperatorToken } from '../../src/control/operators/authenticate.js'
+import { loadConfig } from '../../src/config.js'
+import { PACKAGE_ROOT } from '../../src/package-root.js'
+import { LAST_STEPS_MS } from '../../src/server/serve.js'
+import { createDatabase } from '../helpers/database.js'
+import { eventually } from '../helpers/eventually.js'
+import { start, startCommand } from '../helpers/process.js'
+import { testEnvironment } from '../helpers/service.js'
 
 const MAIN = join(PACKAGE_ROOT, 'dist', 'src', 'main.js')
 /** The time that a loaded machine takes to start what takes no time. */

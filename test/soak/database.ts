@@ -7,7 +7,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { Client } from 'pg'
-import { startEmbedded, type EmbeddedDatabase } from '../../src/db/embedded.js'
+import { startEmbedded, type EmbeddedDatabase } from '../../src/db/embedded/embedded.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
 
 const run = promisify(execFile)

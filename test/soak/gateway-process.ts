@@ -1,7 +1,7 @@
 /** A gateway with the SDK: for each key on standard input one line of what verify comes to. */
 
 import { createInterface } from 'node:readline'
-import { createVerifier, VerifierUnavailable } from '../../src/gateway/index.js'
+import { createVerifier, VerifierUnavailable } from '../../src/gateway-sdk/index.js'
 
 const [url = '', credential = '', maxStalenessMs = ''] = process.argv.slice(2)
 const verifier = createVerifier({ url, credential, maxStalenessMs: Number(maxStalenessMs), timeoutMs: 1000 })

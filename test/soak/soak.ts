@@ -1,7 +1,7 @@
 /** Random work on replicas and gateways while what they stand on is taken away, and what the record says of it in the end. */
 
 import { setTimeout as sleep } from 'node:timers/promises'
-import { parsePublicId } from '../../src/key/id.js'
+import { parsePublicId } from '../../src/credentials/id.js'
 import { randomOf } from './chance.js'
 import { BOUND_MS, Checker } from './checker.js'
 import { GATEWAYS, startCluster } from './cluster.js'

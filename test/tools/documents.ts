@@ -1,7 +1,7 @@
 /** What of the documentation is generated, as text: for the generator, and for the tests that hold it against what is committed. */
 
 import { stringify } from 'yaml'
-import { buildApp } from '../../src/app.js'
+import { buildApp } from '../../src/server/compose.js'
 import { loadConfig, settingsTable } from '../../src/config.js'
 import { describeRoutes } from './openapi.js'
 

@@ -1,14 +1,14 @@
 /**
  * The contract: made from the routes' own schemas, so that it cannot say anything else than they do. It is made when one of them changes
- * and not when the service starts, which serves what was made (`src/http/pages.ts`).
+ * and not when the service starts, which serves what was made (`src/server/pages.ts`).
  */
 
 import { isDeepStrictEqual } from 'node:util'
 import swagger from '@fastify/swagger'
 import type { FastifyInstance } from 'fastify'
 import { Problem, type ErrorCode } from '../../src/errors.js'
-import { HANDLE_RULE } from '../../src/key/handle.js'
-import { oauthError } from '../../src/http/oauth.js'
+import { HANDLE_RULE } from '../../src/credentials/handle.js'
+import { oauthError } from '../../src/http/oauth-errors.js'
 import { VERSION } from '../../src/package-root.js'
 
 const DESCRIPTION = [

@@ -11,8 +11,8 @@ import type { Kysely } from 'kysely'
 import { isDatabaseOutage } from '../../db/outage.js'
 import type { Database, EventRow } from '../../db/tables.js'
 import { ConfigError } from '../../errors.js'
-import { publicId, type CredentialKind } from '../../key/id.js'
-import { findEvents, findHorizon, findWriters } from './store.js'
+import { publicId, type CredentialKind } from '../../credentials/id.js'
+import { findEvents, findHorizon, findWriters } from './follow-store.js'
 
 /** An event as a line: what `/v1/events` shows, and whose it is. */
 export interface TrailEvent {

@@ -1,10 +1,10 @@
 /** Reserving crews for organizations, as the owner of the tables: who may take a handle that nobody has. */
 
 import type { Kysely } from 'kysely'
-import type { Database } from '../db/tables.js'
-import { inTransaction } from '../db/transaction.js'
-import type { Author } from './parts.js'
-import { countMechasOfOthers, deleteCrew, findCrew, insertCrew, insertEvents, lockNewMechas, readClock, type CrewRecord } from './store.js'
+import type { Database } from '../../db/tables.js'
+import { inTransaction } from '../../db/transaction.js'
+import type { Author } from '../deps.js'
+import { countMechasOfOthers, deleteCrew, findCrew, insertCrew, insertEvents, lockNewMechas, readClock, type CrewRecord } from '../store.js'
 
 export interface Reservation {
   readonly crew: string

@@ -1,11 +1,11 @@
 /** Gateway credentials: the same machine as Mecha keys, with another prefix and an organization for a subject. */
 
-import { inTransaction } from '../db/transaction.js'
-import { gatewaySubject } from '../key/hash.js'
-import { newId } from '../key/id.js'
-import type { Revealed } from './issue.js'
-import { audit, mint, type ControlParts, type GatewayCaller } from './parts.js'
-import { insertKey, readClock } from './store.js'
+import { inTransaction } from '../../db/transaction.js'
+import { gatewaySubject } from '../../credentials/hash.js'
+import { newId } from '../../credentials/id.js'
+import type { Revealed } from '../keys/issue.js'
+import { audit, mint, type ControlParts, type GatewayCaller } from '../deps.js'
+import { insertKey, readClock } from '../store.js'
 
 /**
  * Creates the credential of a gateway, and reveals it.

@@ -1,7 +1,7 @@
 /** When a key ends: what was asked for, what the policy allows. Pure. */
 
-import type { Settings } from '../config.js'
-import { invalid, type Problem } from '../errors.js'
+import type { Settings } from '../../config.js'
+import { invalid, type Problem } from '../../errors.js'
 
 export interface ExpiryRequest {
   /** Seconds from now. */

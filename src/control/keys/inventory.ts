@@ -1,9 +1,9 @@
 /** What there is, for metrics: keys by status, and how old the signing key is. Asked at most once a minute, and only when somebody looks. */
 
 import { sql, type Kysely } from 'kysely'
-import { SAMPLE_PERCENT } from '../db/sample.js'
-import type { Database } from '../db/tables.js'
-import type { KeyStatus } from '../key/status.js'
+import { SAMPLE_PERCENT } from '../../db/sample.js'
+import type { Database } from '../../db/tables.js'
+import type { KeyStatus } from '../../credentials/status.js'
 
 export interface Inventory {
   readonly keys: Readonly<Record<KeyStatus, number>>

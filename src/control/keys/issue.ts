@@ -1,19 +1,19 @@
 /** Issuing and rotating: the two acts that reveal a plaintext, each at most once for each key that it makes. */
 
 import { createHash } from 'node:crypto'
-import type { Settings } from '../config.js'
-import type { Metadata } from '../db/tables.js'
-import { inTransaction } from '../db/transaction.js'
-import { invalid, notFound, Problem } from '../errors.js'
-import { parseHandle } from '../key/handle.js'
-import { newId, publicId } from '../key/id.js'
-import { rotationRefusal, statusAt } from '../key/status.js'
+import type { Settings } from '../../config.js'
+import type { Metadata } from '../../db/tables.js'
+import { inTransaction } from '../../db/transaction.js'
+import { invalid, notFound, Problem } from '../../errors.js'
+import { parseHandle } from '../../credentials/handle.js'
+import { newId, publicId } from '../../credentials/id.js'
+import { rotationRefusal, statusAt } from '../../credentials/status.js'
 import { endOfNew, termOfNew, type ExpiryRequest, type Term } from './expiry.js'
-import { audit, mint, type Caller, type ControlParts, type Minted } from './parts.js'
+import { audit, mint, type Caller, type ControlParts, type Minted } from '../deps.js'
 import {
   findKeyVersion, findMadeBefore, insertIssue, insertRotation, lockKey, readClock, replaceSecret,
   type Issued, type KeyRecord, type MadeBefore, type Slot,
-} from './store.js'
+} from '../store.js'
 
 export interface IssueRequest extends ExpiryRequest {
   readonly mecha: string

@@ -1,11 +1,11 @@
 /** Revocation: final, idempotent, recorded. */
 
-import { databaseFailure } from '../db/outage.js'
-import { inTransaction } from '../db/transaction.js'
-import { notFound } from '../errors.js'
-import type { CredentialKind } from '../key/id.js'
-import { audit, type Author, type Caller, type ControlParts, type GatewayCaller } from './parts.js'
-import { countLivingKeys, findKey, lockMecha, readClock, revokeKey, revokeKeysOfMecha, type KeyRecord } from './store.js'
+import { databaseFailure } from '../../db/outage.js'
+import { inTransaction } from '../../db/transaction.js'
+import { notFound } from '../../errors.js'
+import type { CredentialKind } from '../../credentials/id.js'
+import { audit, type Author, type Caller, type ControlParts, type GatewayCaller } from '../deps.js'
+import { countLivingKeys, findKey, lockMecha, readClock, revokeKey, revokeKeysOfMecha, type KeyRecord } from '../store.js'
 
 /**
  * Revokes a key or a gateway credential. A second revocation changes nothing: the first one's time and reason stay.

@@ -1,9 +1,9 @@
 /** Which root secrets are still needed, before one is dropped. */
 
 import { sql, type Kysely } from 'kysely'
-import { SAMPLE_PERCENT } from '../db/sample.js'
-import type { Database } from '../db/tables.js'
-import type { Roots } from '../key/roots.js'
+import { SAMPLE_PERCENT } from '../../db/sample.js'
+import type { Database } from '../../db/tables.js'
+import type { Roots } from '../../credentials/roots.js'
 
 export interface RootStatus {
   /** Public name of the root secret, as rows carry it. */

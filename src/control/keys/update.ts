@@ -1,12 +1,12 @@
 /** Changing what an operator may change of a key that has not ended. */
 
-import type { Metadata } from '../db/tables.js'
-import { inTransaction } from '../db/transaction.js'
-import { invalid, notFound, Problem } from '../errors.js'
-import { statusAt } from '../key/status.js'
+import type { Metadata } from '../../db/tables.js'
+import { inTransaction } from '../../db/transaction.js'
+import { invalid, notFound, Problem } from '../../errors.js'
+import { statusAt } from '../../credentials/status.js'
 import { checkedExpiry } from './expiry.js'
-import { audit, type Caller, type ControlParts } from './parts.js'
-import { findKey, lockKey, lockMecha, readClock, updateKey, type KeyChange, type KeyRecord } from './store.js'
+import { audit, type Caller, type ControlParts } from '../deps.js'
+import { findKey, lockKey, lockMecha, readClock, updateKey, type KeyChange, type KeyRecord } from '../store.js'
 
 export interface UpdateRequest {
   readonly name?: string | null | undefined

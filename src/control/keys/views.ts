@@ -1,10 +1,10 @@
 /** Rows as the API shows them. */
 
-import type { EventRow } from '../db/tables.js'
-import { publicId, type CredentialKind } from '../key/id.js'
-import { statusAt } from '../key/status.js'
-import type { EventBody, GatewayBodyOut, KeyBody } from './schemas.js'
-import type { Cursor, KeyOrder, KeyRecord } from './store.js'
+import type { EventRow } from '../../db/tables.js'
+import { publicId, type CredentialKind } from '../../credentials/id.js'
+import { statusAt } from '../../credentials/status.js'
+import type { EventBody, GatewayBodyOut, KeyBody } from '../schemas.js'
+import type { Cursor, KeyOrder, KeyRecord } from '../store.js'
 
 export function keyView(row: KeyRecord, now: Date): KeyBody {
   return {

@@ -12,9 +12,9 @@ import {
   type JWTPayload,
   type JWTVerifyGetKey,
 } from 'jose'
-import { isFetchable, mediaTypeOf, type Settings } from '../config.js'
-import { ConfigError, Problem } from '../errors.js'
-import { CREW } from '../key/handle.js'
+import { isFetchable, mediaTypeOf, type Settings } from '../../config.js'
+import { ConfigError, Problem } from '../../errors.js'
+import { CREW } from '../../credentials/handle.js'
 import { ProvedTokens } from './proved-tokens.js'
 import { SCOPES, type Scope } from './scopes.js'
 

@@ -4,7 +4,7 @@
  */
 
 import { LRUCache } from 'lru-cache'
-import { createDigest } from '../key/digest.js'
+import { createDigest } from '../../credentials/digest.js'
 
 const MOST = 10_000
 /** Longest that a token counts after its issuer's keys were last asked. */

@@ -11,8 +11,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Kysely, Transaction } from 'kysely'
 import type { Database, Metadata } from '../../db/tables.js'
 import { inLockingTransaction, inTransaction } from '../../db/transaction.js'
-import { audit, type Author } from '../parts.js'
-import { ReplicaWatch } from '../replicas.js'
+import { audit, type Author } from '../deps.js'
+import { ReplicaWatch } from '../receipts/replicas.js'
 import { insertEvents, readClock, readReplicas } from '../store.js'
 import {
   beginErasure, deleteCrewEvents, deleteCrews, deleteEvents, deleteKeys, deleteMechas, endErasure, findChanges, findErasure, lockMakers, lockNotRevoked, organizationDigest, revokeCredentials, takeCensus,

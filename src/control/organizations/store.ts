@@ -3,7 +3,7 @@
 import { createHash } from 'node:crypto'
 import { sql, type Kysely, type Transaction } from 'kysely'
 import type { Database } from '../../db/tables.js'
-import type { CredentialKind } from '../../key/id.js'
+import type { CredentialKind } from '../../credentials/id.js'
 
 /** What there is of an organization. */
 export interface Census {

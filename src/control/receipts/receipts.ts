@@ -2,10 +2,10 @@
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Kysely } from 'kysely'
-import { databaseFailure } from '../db/outage.js'
-import type { Database } from '../db/tables.js'
+import { databaseFailure } from '../../db/outage.js'
+import type { Database } from '../../db/tables.js'
 import { ReplicaWatch, type Living } from './replicas.js'
-import { findChange, readReplicas, type ReplicasReading } from './store.js'
+import { findChange, readReplicas, type ReplicasReading } from '../store.js'
 
 export interface Propagation {
   /** Replicas that are alive, of the history in which the change was made. */

@@ -9,11 +9,11 @@
 import type { Kysely } from 'kysely'
 import type { Database, Metadata } from '../../db/tables.js'
 import { ConfigError } from '../../errors.js'
-import { newId, parsePublicId, publicId, type CredentialKind } from '../../key/id.js'
-import { organizationDigest } from '../erase/store.js'
-import type { Author } from '../parts.js'
+import { newId, parsePublicId, publicId, type CredentialKind } from '../../credentials/id.js'
+import { organizationDigest } from '../organizations/store.js'
+import type { Author } from '../deps.js'
 import { insertEvents, readClock, type NewEvent } from '../store.js'
-import { organizationOf, type TrailEvent } from '../trail/follow.js'
+import { organizationOf, type TrailEvent } from '../audit/follow.js'
 import { acceptDatabase, deleteCompromised, findErased, findExpired, findKnown, findLives, findNotRevoked, findOrganizations, hasEvents, lockLives, passPosition, updateLives, type EndedLife, type Life } from './store.js'
 
 export interface Replayed {

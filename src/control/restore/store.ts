@@ -2,8 +2,8 @@
 
 import { sql, type Kysely, type Transaction } from 'kysely'
 import type { Database } from '../../db/tables.js'
-import type { CredentialKind } from '../../key/id.js'
-import type { TrailEvent } from '../trail/follow.js'
+import type { CredentialKind } from '../../credentials/id.js'
+import type { TrailEvent } from '../audit/follow.js'
 
 /** Which of some events the database has: their effect is in its tables. By position, and compared, for positions can come again. */
 export async function findKnown(db: Kysely<Database>, events: readonly TrailEvent[]): Promise<Set<string>> {

@@ -2,8 +2,8 @@
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyBaseLogger } from 'fastify'
-import { newId } from '../../key/id.js'
-import { maintainSigningKeys, type SigningParts } from './keys.js'
+import { newId } from '../../credentials/id.js'
+import { maintainSigningKeys, type SigningParts } from './signing-keys.js'
 
 /** Between two looks when all is well, unless said otherwise, and after one that failed. */
 const PERIOD_MS = 3_600_000

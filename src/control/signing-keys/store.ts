@@ -2,7 +2,7 @@
 
 import { sql, type Kysely, type Selectable, type Transaction } from 'kysely'
 import type { Database, SigningKeysTable } from '../../db/tables.js'
-import { KEEP } from '../../key/signing.js'
+import { KEEP } from '../../credentials/signing-key.js'
 
 export type SigningKeyRow = Selectable<SigningKeysTable>
 

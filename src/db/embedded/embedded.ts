@@ -11,7 +11,7 @@ import { createRequire } from 'node:module'
 import { dirname, join, resolve } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
-import { ConfigError } from '../errors.js'
+import { ConfigError } from '../../errors.js'
 
 /** Where to connect as whom. The planes' logins are made by `migrate`. */
 export interface DatabaseUrls {
@@ -37,7 +37,7 @@ export interface EmbeddedOptions {
   readonly environment?: Readonly<Record<string, string>>
 }
 
-const KEEPER = join(dirname(fileURLToPath(import.meta.url)), 'postgres-keeper.js')
+const KEEPER = join(dirname(fileURLToPath(import.meta.url)), 'postgres-supervisor.js')
 const START_TIMEOUT_MS = 60_000
 const STOP_TIMEOUT_MS = 10_000
 

@@ -77,7 +77,7 @@ function embeddedPostgres(port: number): EmbeddedPostgres {
 
 /** Another service's keeper may be ending just now. When it does not end, its service is alive. */
 async function waitForKeeperBefore(): Promise<void> {
-  const gone = await isGone(pidIn(keeperPid), 'postgres-keeper')
+  const gone = await isGone(pidIn(keeperPid), 'postgres-supervisor')
   if (!gone) throw new Error(`another mecha-keys is using ${dir}: stop it, or give this one another DATA_DIR`)
 }
 

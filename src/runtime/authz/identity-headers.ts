@@ -1,8 +1,8 @@
 /** Who a key is, as a proxy hands it on: headers, all of them always there. */
 
-import { parseHandle } from '../key/handle.js'
-import { publicId } from '../key/id.js'
-import type { Headers } from './send.js'
+import { parseHandle } from '../../credentials/handle.js'
+import { publicId } from '../../credentials/id.js'
+import type { Headers } from '../verify/send.js'
 
 /**
  * What a proxy copies into the request. Where one of them were missing, a client's own header of that name could pass.

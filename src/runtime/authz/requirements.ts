@@ -1,6 +1,6 @@
 /** What a proxy asks for beside the key, in the query of `/v1/authz`. */
 
-import type { Demand } from '../key/verdict.js'
+import type { Demand } from '../../credentials/verdict.js'
 
 const NO_DEMAND: Demand = {}
 

@@ -1,8 +1,8 @@
 /** What is read from the database has to be of the history that the feed follows: nothing would be told of its end otherwise. */
 
 import type { FastifyBaseLogger } from 'fastify'
-import { isHeld } from '../db/history.js'
-import { databaseRestored, feedStale } from '../errors.js'
+import { isHeld } from '../../db/history.js'
+import { databaseRestored, feedStale } from '../../errors.js'
 import type { Feed } from './feed.js'
 
 export interface OneHistoryParts {

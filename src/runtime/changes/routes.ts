@@ -1,15 +1,15 @@
 /** `GET /v1/changes`: what a gateway needs to drop a key that it holds, and to know when it may no longer rely on one. */
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import { authenticateGateway } from '../auth/gateways.js'
-import { feedStale, overloaded } from '../errors.js'
-import { dropCredentials } from '../http/headers.js'
-import { responses } from '../http/schemas.js'
-import { Type } from '../http/type.js'
-import { requireGateway } from './callers.js'
+import { authenticateGateway } from '../gateway-auth.js'
+import { feedStale, overloaded } from '../../errors.js'
+import { dropCredentials } from '../../http/headers.js'
+import { responses } from '../../http/schemas.js'
+import { Type } from '../../http/type.js'
+import { requireGateway } from '../callers.js'
 import type { Feed } from './feed.js'
-import type { ChangeStreams } from './streams.js'
-import type { Verifier } from './verifier.js'
+import type { ChangeStreams } from './sse.js'
+import type { Verifier } from '../verify/verifier.js'
 
 export interface ChangesParts {
   readonly verifier: Verifier

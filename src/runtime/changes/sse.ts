@@ -6,10 +6,10 @@
  */
 
 import type { ServerResponse } from 'node:http'
-import type { Gateway } from '../auth/gateways.js'
-import { overloaded } from '../errors.js'
-import { publicId } from '../key/id.js'
-import type { Clock } from './clock.js'
+import type { Gateway } from '../gateway-auth.js'
+import { overloaded } from '../../errors.js'
+import { publicId } from '../../credentials/id.js'
+import type { Clock } from '../../clock.js'
 import type { Change, Feed } from './feed.js'
 import { inSlices } from './slices.js'
 

@@ -1,7 +1,7 @@
 /** Removes changes that every follower has applied, some at a time, beside everything else and by one replica at a time. */
 
 import { sql, type Kysely } from 'kysely'
-import type { Database } from '../db/tables.js'
+import type { Database } from '../../db/tables.js'
 
 /** Changes in one statement: some tens of milliseconds, in which others read and write them as ever. */
 const PIECE = 5000

@@ -1,7 +1,7 @@
 import type { CallCounts } from '../../http/rate-limit.js'
-import type { Verifier } from '../verifier.js'
+import type { Verifier } from '../verify/verifier.js'
 import type { Keyring } from './keyring.js'
-import type { StatusPlaces } from './places.js'
+import type { StatusPlaces } from './status-list-index.js'
 import type { StatusList } from './status-list.js'
 
 /** What the OAuth side of the runtime plane is given. */

@@ -2,14 +2,14 @@
 
 import type { Static } from 'typebox'
 import { errors as joseErrors, jwtVerify, type JWTPayload } from 'jose'
-import type { Gateway } from '../../auth/gateways.js'
-import { parseHandle } from '../../key/handle.js'
-import { parsePublicId, publicId } from '../../key/id.js'
-import { SIGNING_ALGORITHMS } from '../../key/signing.js'
-import { isJwt } from '../../key/token.js'
-import type { Waiting } from '../verifier.js'
+import type { Gateway } from '../gateway-auth.js'
+import { parseHandle } from '../../credentials/handle.js'
+import { parsePublicId, publicId } from '../../credentials/id.js'
+import { SIGNING_ALGORITHMS } from '../../credentials/signing-key.js'
+import { isJwt } from '../../credentials/token.js'
+import type { Waiting } from '../verify/verifier.js'
 import { signJwt, type SigningKeys } from './keyring.js'
-import type { OAuthParts } from './parts.js'
+import type { OAuthParts } from './deps.js'
 import { ACCESS_TOKEN_TYP, INTROSPECTION_TYP, type ActiveToken, type Introspection } from './schemas.js'
 
 const INACTIVE = { active: false } as const

@@ -4,9 +4,9 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyBaseLogger } from 'fastify'
 import { SignJWT, type JWTPayload } from 'jose'
 import { Problem } from '../../errors.js'
-import type { Roots } from '../../key/roots.js'
-import { endedBy, MAX_KEYS_AGE, MAX_TOKEN_TTL, openSigningKey, RootUnknown, signerAt, signingTime, soundOf, type SigningKey } from '../../key/signing.js'
-import type { Clock } from '../clock.js'
+import type { Roots } from '../../credentials/roots.js'
+import { endedBy, MAX_KEYS_AGE, MAX_TOKEN_TTL, openSigningKey, RootUnknown, signerAt, signingTime, soundOf, type SigningKey } from '../../credentials/signing-key.js'
+import type { Clock } from '../../clock.js'
 import type { FoundSigningKey } from './store.js'
 
 export interface KeyringParts {

@@ -1,7 +1,7 @@
 /** What OAuth clients find out by themselves (RFC 8414). */
 
 import type { Static } from 'typebox'
-import { SIGNING_ALGORITHMS } from '../../key/signing.js'
+import { SIGNING_ALGORITHMS } from '../../credentials/signing-key.js'
 import { TOKEN_EXCHANGE, type Metadata } from './schemas.js'
 
 export const METADATA_PATH = '/.well-known/oauth-authorization-server'

@@ -1,19 +1,19 @@
 /** The OAuth side of the runtime plane: introspection, exchange, and what gateways need to verify offline. */
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import { authenticateClient } from '../../auth/gateways.js'
+import { authenticateClient } from '../gateway-auth.js'
 import { Problem } from '../../errors.js'
 import { preferredType } from '../../http/headers.js'
-import { FORM, speakOAuth } from '../../http/oauth.js'
+import { FORM, speakOAuth } from '../../http/oauth-errors.js'
 import { limitAddresses } from '../../http/rate-limit.js'
 import { answer, oauthResponses, responses } from '../../http/schemas.js'
 import { Type } from '../../http/type.js'
-import { JWKS_MAX_AGE } from '../../key/signing.js'
+import { JWKS_MAX_AGE } from '../../credentials/signing-key.js'
 import { requireGateway } from '../callers.js'
 import { exchange } from './exchange.js'
 import { introspect, signIntrospection } from './introspect.js'
 import { JWKS_PATH, METADATA_PATH, metadataOf, metadataPaths } from './metadata.js'
-import type { OAuthParts } from './parts.js'
+import type { OAuthParts } from './deps.js'
 import { IntrospectBody, INTROSPECTION_TYP, Introspection, Jwks, Metadata, TokenAnswer, TokenBody } from './schemas.js'
 import { STATUS_LIST_PATH } from './status-list.js'
 

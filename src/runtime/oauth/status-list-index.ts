@@ -1,7 +1,7 @@
 /** Where keys stand in the status list: asked once for each key that is exchanged, and again after it has changed. */
 
 import { LRUCache } from 'lru-cache'
-import { createChecks } from '../checks.js'
+import { createChecks } from '../verify/single-flight.js'
 
 /** By id (UUID). */
 type FindPlace = (keyId: string) => Promise<number>

@@ -8,7 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { deflate, constants } from 'node:zlib'
 import { Problem } from '../../errors.js'
-import type { Clock } from '../clock.js'
+import type { Clock } from '../../clock.js'
 import { signJwt, type Keyring } from './keyring.js'
 import { BITS, type Statuses } from './statuses.js'
 

@@ -6,7 +6,7 @@
 
 import type { FastifyBaseLogger } from 'fastify'
 import { Problem } from '../../errors.js'
-import type { Feed } from '../feed.js'
+import type { Feed } from '../changes/feed.js'
 import type { OfHistory } from '../store.js'
 import type { StatusChanges, StatusPosition, Statuses as Found } from './store.js'
 

@@ -3,7 +3,7 @@
 import { sql, type Kysely } from 'kysely'
 import { HISTORY } from '../../db/history.js'
 import type { Database } from '../../db/tables.js'
-import type { StoredSigningKey } from '../../key/signing.js'
+import type { StoredSigningKey } from '../../credentials/signing-key.js'
 import type { OfHistory } from '../store.js'
 
 const history = sql<string>`${sql.raw(HISTORY)}`

@@ -1,11 +1,11 @@
 /** What verify answers, as its schema has it: JSON text, made once for a key and not with every verify of it. */
 
 import type { Static } from 'typebox'
-import { parseHandle } from '../key/handle.js'
-import { publicId } from '../key/id.js'
-import type { RefusalCode } from '../key/verdict.js'
-import { REFUSALS, type Refused, type Valid } from './schemas.js'
-import type { CredentialRow } from './store.js'
+import { parseHandle } from '../../credentials/handle.js'
+import { publicId } from '../../credentials/id.js'
+import type { RefusalCode } from '../../credentials/verdict.js'
+import { REFUSALS, type Refused, type Valid } from '../schemas.js'
+import type { CredentialRow } from '../store.js'
 
 const REFUSED = Object.fromEntries(REFUSALS.map((code) => [code, JSON.stringify({ valid: false, code } satisfies Static<typeof Refused>)])) as Record<RefusalCode, string>
 

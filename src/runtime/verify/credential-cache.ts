@@ -8,13 +8,13 @@
  */
 
 import { LRUCache } from 'lru-cache'
-import { encodeId, type CredentialKind } from '../key/id.js'
-import type { Token } from '../key/token.js'
+import { encodeId, type CredentialKind } from '../../credentials/id.js'
+import type { Token } from '../../credentials/token.js'
 import { validAnswer } from './answer.js'
-import { createDigest, isSameDigest } from '../key/digest.js'
+import { createDigest, isSameDigest } from '../../credentials/digest.js'
 import type { Headers } from './send.js'
 import type { Read } from './rows.js'
-import type { CredentialRow, FoundCredential } from './store.js'
+import type { CredentialRow, FoundCredential } from '../store.js'
 import type { Use } from './usage.js'
 
 /** Flat and with numbers for times: 100,000 of them are to fit into 100 MiB (`docs/performance.md`). */

@@ -1,12 +1,12 @@
 /** `POST /v1/revalidate`: a gateway that holds answers asks whether their keys are still what they were, whatever it was told. */
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import { answer, responses } from '../http/schemas.js'
-import { parsePublicId, publicId } from '../key/id.js'
-import { requireGateway } from './callers.js'
-import type { Feed } from './feed.js'
-import { MAX_REVALIDATED, RevalidateBody, Revalidated } from './schemas.js'
-import type { HeldVersion } from './store.js'
+import { answer, responses } from '../../http/schemas.js'
+import { parsePublicId, publicId } from '../../credentials/id.js'
+import { requireGateway } from '../callers.js'
+import type { Feed } from '../changes/feed.js'
+import { MAX_REVALIDATED, RevalidateBody, Revalidated } from '../schemas.js'
+import type { HeldVersion } from '../store.js'
 import type { Verifier } from './verifier.js'
 
 export interface RevalidateParts {

@@ -5,8 +5,8 @@
  */
 
 import type { FastifyBaseLogger } from 'fastify'
-import { isCurrent, type CachedKey, type KeyCache } from './cache.js'
-import type { HeldVersion } from './store.js'
+import { isCurrent, type CachedKey, type KeyCache } from './credential-cache.js'
+import type { HeldVersion } from '../store.js'
 
 export interface RevalidationParts {
   readonly cache: Pick<KeyCache, 'current' | 'invalidate'>

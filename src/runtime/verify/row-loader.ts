@@ -1,8 +1,8 @@
 /** Rows for the cold path: asked for together, bounded in number, and refused at once while the database is silent. */
 
 import DataLoader from 'dataloader'
-import { overloaded, Problem } from '../errors.js'
-import type { FoundCredential } from './store.js'
+import { overloaded, Problem } from '../../errors.js'
+import type { FoundCredential } from '../store.js'
 
 /** Sends a statement, and knows that it is waited for until it is answered. */
 type WhileSent = <T>(send: () => Promise<T>) => Promise<T>

@@ -4,12 +4,12 @@
  * invalidates it. Whoever needs a row reads it here, and in no other way.
  */
 
-import { Problem } from '../errors.js'
-import type { CachedKey } from './cache.js'
-import type { Clock } from './clock.js'
-import type { CredentialReader } from './reader.js'
-import type { Feed } from './feed.js'
-import type { FoundCredential } from './store.js'
+import { Problem } from '../../errors.js'
+import type { CachedKey } from './credential-cache.js'
+import type { Clock } from '../../clock.js'
+import type { CredentialReader } from './row-loader.js'
+import type { Feed } from '../changes/feed.js'
+import type { FoundCredential } from '../store.js'
 
 /** A read of the database that somebody works with. */
 export interface Read {

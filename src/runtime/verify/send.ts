@@ -7,8 +7,8 @@
 
 import type { ServerResponse } from 'node:http'
 import type { FastifyReply } from 'fastify'
-import type { Problem } from '../errors.js'
-import { PROBLEM_JSON } from '../http/problems.js'
+import type { Problem } from '../../errors.js'
+import { PROBLEM_JSON } from '../../http/problems.js'
 
 /** Names and values of headers in turn, as `writeHead` takes them: from an object, it makes them in three times the time. */
 export type Headers = readonly string[]

@@ -1,6 +1,6 @@
 /** Work that several callers want at once: done once, and given up when the last of them has left. */
 
-import { abandoned } from '../errors.js'
+import { abandoned } from '../../errors.js'
 
 interface Shared<T> {
   readonly result: Promise<T>

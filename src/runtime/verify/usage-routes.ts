@@ -1,13 +1,13 @@
 /** Uses of keys that gateways answered for from their own memory. */
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import { invalid } from '../errors.js'
-import { parseTimestamp } from '../gateway/signature.js'
-import { answer, responses } from '../http/schemas.js'
-import { parsePublicId } from '../key/id.js'
-import { requireGateway } from './callers.js'
-import type { Feed } from './feed.js'
-import { MAX_USES, UsageBody, UsageTaken } from './schemas.js'
+import { invalid } from '../../errors.js'
+import { parseTimestamp } from '../../protocol/signature.js'
+import { answer, responses } from '../../http/schemas.js'
+import { parsePublicId } from '../../credentials/id.js'
+import { requireGateway } from '../callers.js'
+import type { Feed } from '../changes/feed.js'
+import { MAX_USES, UsageBody, UsageTaken } from '../schemas.js'
 import type { UsageRecorder } from './usage.js'
 import type { Verifier } from './verifier.js'
 

@@ -6,7 +6,7 @@
  */
 
 import { sql, type Kysely } from 'kysely'
-import type { Database } from '../db/tables.js'
+import type { Database } from '../../db/tables.js'
 import type { Refusal, Use } from './usage.js'
 
 /**

@@ -1,8 +1,8 @@
 import { sql } from 'kysely'
 import t from 'tap'
-import { insertEvents } from '../../src/control/store.js'
-import { newId, parsePublicId } from '../../src/key/id.js'
-import { startService } from '../helpers/service.js'
+import { insertEvents } from '../../../src/control/store.js'
+import { newId, parsePublicId } from '../../../src/credentials/id.js'
+import { startService } from '../../helpers/service.js'
 
 t.test('every change of state is in the audit trail: who, from where, by which request, what, when', async (t) => {
   const service = await startService(t)

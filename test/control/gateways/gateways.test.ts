@@ -1,5 +1,5 @@
 import t from 'tap'
-import { startService } from '../helpers/service.js'
+import { startService } from '../../helpers/service.js'
 
 t.test('a gateway credential is revealed once, listed, used and revoked like a key', async (t) => {
   const service = await startService(t)

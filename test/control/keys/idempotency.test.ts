@@ -1,8 +1,8 @@
 import { sql } from 'kysely'
 import t from 'tap'
-import { parsePublicId } from '../../src/key/id.js'
-import { eventually } from '../helpers/eventually.js'
-import { startService, type Answer, type Service } from '../helpers/service.js'
+import { parsePublicId } from '../../../src/credentials/id.js'
+import { eventually } from '../../helpers/eventually.js'
+import { startService, type Answer, type Service } from '../../helpers/service.js'
 
 const BODY = { mecha: 'sales^acmecorp', name: 'x', metadata: { a: 1, b: 2 } }
 const once = { 'idempotency-key': '8e03978e-40d5-43dd-bc93-6894a57f9324' }

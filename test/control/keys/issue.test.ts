@@ -1,11 +1,11 @@
 import { sql } from 'kysely'
 import t from 'tap'
-import { endOfNew } from '../../src/control/expiry.js'
-import { insertIssue } from '../../src/control/store.js'
-import { newId } from '../../src/key/id.js'
-import { parseToken } from '../../src/key/token.js'
-import { eventually } from '../helpers/eventually.js'
-import { startService, type Answer } from '../helpers/service.js'
+import { endOfNew } from '../../../src/control/keys/expiry.js'
+import { insertIssue } from '../../../src/control/store.js'
+import { newId } from '../../../src/credentials/id.js'
+import { parseToken } from '../../../src/credentials/token.js'
+import { eventually } from '../../helpers/eventually.js'
+import { startService, type Answer } from '../../helpers/service.js'
 
 const BODY = { mecha: 'sales^acmecorp' }
 

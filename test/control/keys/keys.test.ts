@@ -1,7 +1,7 @@
 import { sql } from 'kysely'
 import t from 'tap'
-import { eventually } from '../helpers/eventually.js'
-import { startService } from '../helpers/service.js'
+import { eventually } from '../../helpers/eventually.js'
+import { startService } from '../../helpers/service.js'
 
 const NONE = 'key_01jd9p5v3fe8rr2k7m4q9wx0zt'
 

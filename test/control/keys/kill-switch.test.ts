@@ -2,9 +2,9 @@
 
 import { sql } from 'kysely'
 import t from 'tap'
-import { createDatabase, type TestDatabase } from '../helpers/database.js'
-import { fresh, startService, type Service } from '../helpers/service.js'
-import { layWire } from '../helpers/wire.js'
+import { createDatabase, type TestDatabase } from '../../helpers/database.js'
+import { fresh, startService, type Service } from '../../helpers/service.js'
+import { layWire } from '../../helpers/wire.js'
 
 /** `MAX_ACTIVE_KEYS_PER_MECHA` at most. */
 const MOST = 10_000

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { startService } from '../helpers/service.js'
+import { startService } from '../../helpers/service.js'
 
 t.test('200: a revocation is final, and a second one changes nothing', async (t) => {
   const service = await startService(t)

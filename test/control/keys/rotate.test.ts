@@ -1,9 +1,9 @@
 import { sql } from 'kysely'
 import t from 'tap'
-import { parsePublicId } from '../../src/key/id.js'
-import { applied } from '../helpers/database.js'
-import { eventually } from '../helpers/eventually.js'
-import { startService, type Answer } from '../helpers/service.js'
+import { parsePublicId } from '../../../src/credentials/id.js'
+import { applied } from '../../helpers/database.js'
+import { eventually } from '../../helpers/eventually.js'
+import { startService, type Answer } from '../../helpers/service.js'
 
 const seconds = (from: string, to: string) => (Date.parse(to) - Date.parse(from)) / 1000
 

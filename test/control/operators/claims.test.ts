@@ -1,7 +1,7 @@
 import t, { type Test } from 'tap'
-import { createDatabase } from '../helpers/database.js'
-import { startIssuer, type Claims } from '../helpers/issuer.js'
-import { startService, type Answer, type Service } from '../helpers/service.js'
+import { createDatabase } from '../../helpers/database.js'
+import { startIssuer, type Claims } from '../../helpers/issuer.js'
+import { startService, type Answer, type Service } from '../../helpers/service.js'
 
 const issuer = await startIssuer(t)
 const service = await startService(t, { OIDC_ISSUER: issuer.url }, await createDatabase(t))

@@ -1,10 +1,10 @@
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
-import { createDatabase } from '../helpers/database.js'
-import { eventually } from '../helpers/eventually.js'
-import { run, type Ended } from '../helpers/process.js'
-import { isSameAnswer, NOTHING } from '../helpers/refusals.js'
-import { startService, type Answer, type CallOptions, type Service } from '../helpers/service.js'
+import { createDatabase } from '../../helpers/database.js'
+import { eventually } from '../../helpers/eventually.js'
+import { run, type Ended } from '../../helpers/process.js'
+import { isSameAnswer, NOTHING } from '../../helpers/refusals.js'
+import { startService, type Answer, type CallOptions, type Service } from '../../helpers/service.js'
 
 const service = await startService(t, {}, await createDatabase(t))
 const all = await service.token()

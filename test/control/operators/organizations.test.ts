@@ -1,7 +1,7 @@
 import t from 'tap'
-import { createDatabase } from '../helpers/database.js'
-import { isSameAnswer, NOTHING } from '../helpers/refusals.js'
-import { startService, type Answer, type CallOptions } from '../helpers/service.js'
+import { createDatabase } from '../../helpers/database.js'
+import { isSameAnswer, NOTHING } from '../../helpers/refusals.js'
+import { startService, type Answer, type CallOptions } from '../../helpers/service.js'
 
 const service = await startService(t, {}, await createDatabase(t))
 const globex = { org: 'globex', subject: 'gus' }

@@ -1,11 +1,11 @@
 import Fastify, { type FastifyContextConfig } from 'fastify'
 import t from 'tap'
-import { SCOPES, type Scope } from '../../src/auth/scopes.js'
-import { requireOperator } from '../../src/control/routes.js'
-import { contractOf } from '../helpers/contract.js'
-import { createDatabase } from '../helpers/database.js'
-import { NOTHING } from '../helpers/refusals.js'
-import { startService, type CallOptions, type Service } from '../helpers/service.js'
+import { SCOPES, type Scope } from '../../../src/control/operators/scopes.js'
+import { requireOperator } from '../../../src/control/routes.js'
+import { contractOf } from '../../helpers/contract.js'
+import { createDatabase } from '../../helpers/database.js'
+import { NOTHING } from '../../helpers/refusals.js'
+import { startService, type CallOptions, type Service } from '../../helpers/service.js'
 
 type Method = Parameters<Service['call']>[0]
 interface Operation {

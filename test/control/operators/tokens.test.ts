@@ -1,10 +1,10 @@
 import { createHmac, createPublicKey, type KeyObject } from 'node:crypto'
 import { decodeJwt, importPKCS8, SignJWT } from 'jose'
 import t, { type Test } from 'tap'
-import { loadConfig } from '../../src/config.js'
-import { createDatabase } from '../helpers/database.js'
-import { claimsOf, makeKey, sign, startIssuer, type Claims, type SigningKey } from '../helpers/issuer.js'
-import { startService, type Answer, type Service } from '../helpers/service.js'
+import { loadConfig } from '../../../src/config.js'
+import { createDatabase } from '../../helpers/database.js'
+import { claimsOf, makeKey, sign, startIssuer, type Claims, type SigningKey } from '../../helpers/issuer.js'
+import { startService, type Answer, type Service } from '../../helpers/service.js'
 
 const BUILTIN = 'mecha-keys:builtin'
 const [rsa, ec, ed, es384] = await Promise.all([makeKey('RS256'), makeKey('ES256'), makeKey('EdDSA'), makeKey('ES384')])

@@ -5,21 +5,21 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { sql, type Kysely } from 'kysely'
 import t, { type Test } from 'tap'
-import { reserveCrew } from '../../src/control/crews.js'
-import { eraseOrganization, planErasure } from '../../src/control/erase/organization.js'
-import { replayTrail, restoreAuthor } from '../../src/control/restore/replay.js'
-import { freeStatusPlaces } from '../../src/control/signing/store.js'
-import type { TrailEvent } from '../../src/control/trail/follow.js'
-import { openDatabase } from '../../src/db/pool.js'
-import type { Database } from '../../src/db/tables.js'
-import { newId, parsePublicId } from '../../src/key/id.js'
-import { KEEP } from '../../src/key/signing.js'
-import { emptyDatabase, type TestDatabase } from '../helpers/database.js'
-import { eventually } from '../helpers/eventually.js'
-import { exchanged } from '../helpers/oauth.js'
-import { run, start, type Ended } from '../helpers/process.js'
-import { fresh, startService } from '../helpers/service.js'
-import { layWire } from '../helpers/wire.js'
+import { reserveCrew } from '../../../src/control/crews/reserve.js'
+import { eraseOrganization, planErasure } from '../../../src/control/organizations/erase.js'
+import { replayTrail, restoreAuthor } from '../../../src/control/restore/replay.js'
+import { freeStatusPlaces } from '../../../src/control/signing-keys/store.js'
+import type { TrailEvent } from '../../../src/control/audit/follow.js'
+import { openDatabase } from '../../../src/db/pool.js'
+import type { Database } from '../../../src/db/tables.js'
+import { newId, parsePublicId } from '../../../src/credentials/id.js'
+import { KEEP } from '../../../src/credentials/signing-key.js'
+import { emptyDatabase, type TestDatabase } from '../../helpers/database.js'
+import { eventually } from '../../helpers/eventually.js'
+import { exchanged } from '../../helpers/oauth.js'
+import { run, start, type Ended } from '../../helpers/process.js'
+import { fresh, startService } from '../../helpers/service.js'
+import { layWire } from '../../helpers/wire.js'
 
 const KEPT = /events can be neither changed nor deleted/
 const author = { actor: 'cli:test', requestId: 'test', address: 'local' }
@@ -311,7 +311,7 @@ async function waits(db: Kysely<Database>): Promise<boolean> {
 
 async function trailOf(db: Kysely<Database>): Promise<TrailEvent[]> {
   const events: TrailEvent[] = []
-  const { followTrail } = await import('../../src/control/trail/follow.js')
+  const { followTrail } = await import('../../../src/control/audit/follow.js')
   await followTrail({ db, write: async (more) => void events.push(...more), last: undefined, after: '0', isEndless: false, signal: new AbortController().signal, warn: () => {} })
   return events
 }

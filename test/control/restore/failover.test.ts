@@ -3,14 +3,14 @@
 import { sql, type Kysely } from 'kysely'
 import { Client } from 'pg'
 import t, { type Test } from 'tap'
-import { ensureLogin } from '../../src/db/logins.js'
-import { migrate } from '../../src/db/migrate.js'
-import { openDatabase } from '../../src/db/pool.js'
-import type { Database } from '../../src/db/tables.js'
-import { eventually } from '../helpers/eventually.js'
-import { createCluster, createServiceDatabase, postgresPrograms, type Cluster } from '../helpers/postgres.js'
-import { fresh, startService, type Service } from '../helpers/service.js'
-import { layWire, type Wire } from '../helpers/wire.js'
+import { ensureLogin } from '../../../src/db/logins.js'
+import { migrate } from '../../../src/db/migrate.js'
+import { openDatabase } from '../../../src/db/pool.js'
+import type { Database } from '../../../src/db/tables.js'
+import { eventually } from '../../helpers/eventually.js'
+import { createCluster, createServiceDatabase, postgresPrograms, type Cluster } from '../../helpers/postgres.js'
+import { fresh, startService, type Service } from '../../helpers/service.js'
+import { layWire, type Wire } from '../../helpers/wire.js'
 
 const programs = postgresPrograms()
 const skip = programs === undefined && "no PostgreSQL with its programs is installed (Debian's package postgresql)"

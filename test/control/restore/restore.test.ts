@@ -1,9 +1,9 @@
 /** The documented back-up and restore. `restore.long.test.ts` has the same with a thousand keys. */
 
 import t from 'tap'
-import { openDatabase } from '../../src/db/pool.js'
-import { createCluster, createServiceDatabase } from '../helpers/postgres.js'
-import { startService } from '../helpers/service.js'
+import { openDatabase } from '../../../src/db/pool.js'
+import { createCluster, createServiceDatabase } from '../../helpers/postgres.js'
+import { startService } from '../../helpers/service.js'
 import { backUpAndRestore, commandsUnder, held, openTerminal, programs, recovered, skip } from './story.js'
 
 t.test('back up, revoke, restore, replay: what was revoked is accepted at no moment', { skip }, (t) => backUpAndRestore(t, 50))

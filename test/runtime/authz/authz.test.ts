@@ -5,11 +5,11 @@ import { text } from 'node:stream/consumers'
 import type { FastifyInstance } from 'fastify'
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
-import { applied } from '../helpers/database.js'
-import { eventually } from '../helpers/eventually.js'
-import { isSameAnswer } from '../helpers/refusals.js'
-import { fresh, startService, type Answer, type Service } from '../helpers/service.js'
-import { layWire } from '../helpers/wire.js'
+import { applied } from '../../helpers/database.js'
+import { eventually } from '../../helpers/eventually.js'
+import { isSameAnswer } from '../../helpers/refusals.js'
+import { fresh, startService, type Answer, type Service } from '../../helpers/service.js'
+import { layWire } from '../../helpers/wire.js'
 
 const NAMES = ['x-mecha-id', 'x-mecha-handle', 'x-mecha-crew', 'x-mecha-org', 'x-mecha-scopes', 'x-mecha-key-id']
 const NOBODY = Object.fromEntries(NAMES.map((name) => [name, '']))

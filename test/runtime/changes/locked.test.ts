@@ -3,9 +3,9 @@
 import { sql } from 'kysely'
 import { Client } from 'pg'
 import t from 'tap'
-import { createDatabase } from '../helpers/database.js'
-import { eventually } from '../helpers/eventually.js'
-import { fresh, startService } from '../helpers/service.js'
+import { createDatabase } from '../../helpers/database.js'
+import { eventually } from '../../helpers/eventually.js'
+import { fresh, startService } from '../../helpers/service.js'
 
 for (const table of ['changes', 'replicas'] as const)
   t.test(`while ${table} is locked, the feed gives up one connection before it makes the next`, async (t) => {

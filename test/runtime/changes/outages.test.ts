@@ -5,12 +5,12 @@ import { createServer, type AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import t from 'tap'
-import type { EmbeddedDatabase } from '../../src/db/embedded.js'
-import { createDatabase, type TestDatabase } from '../helpers/database.js'
-import { eventually } from '../helpers/eventually.js'
-import { copyOf, emptyFolder, kill, startDatabase, startPair } from '../helpers/own-server.js'
-import { fresh, startService, type Answer, type Service } from '../helpers/service.js'
-import { layWire } from '../helpers/wire.js'
+import type { EmbeddedDatabase } from '../../../src/db/embedded/embedded.js'
+import { createDatabase, type TestDatabase } from '../../helpers/database.js'
+import { eventually } from '../../helpers/eventually.js'
+import { copyOf, emptyFolder, kill, startDatabase, startPair } from '../../helpers/own-server.js'
+import { fresh, startService, type Answer, type Service } from '../../helpers/service.js'
+import { layWire } from '../../helpers/wire.js'
 
 const BOUND = { REVOCATION_MAX_STALENESS: '1s', DATABASE_TIMEOUT: '1s' }
 

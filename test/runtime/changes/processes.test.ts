@@ -3,11 +3,11 @@
 import { connect } from 'node:net'
 import { text } from 'node:stream/consumers'
 import t, { type Test } from 'tap'
-import { createDatabase, type TestDatabase } from '../helpers/database.js'
-import { eventually } from '../helpers/eventually.js'
-import { start, type Running } from '../helpers/process.js'
-import { startService, testEnvironment, type Service } from '../helpers/service.js'
-import { layWire } from '../helpers/wire.js'
+import { createDatabase, type TestDatabase } from '../../helpers/database.js'
+import { eventually } from '../../helpers/eventually.js'
+import { start, type Running } from '../../helpers/process.js'
+import { startService, testEnvironment, type Service } from '../../helpers/service.js'
+import { layWire } from '../../helpers/wire.js'
 
 t.test('a replica that was stopped for longer than the bound does not answer by what it knew', async (t) => {
   const database = await createDatabase(t)

@@ -2,10 +2,10 @@
 
 import { Client } from 'pg'
 import t, { type Test } from 'tap'
-import { applied, createDatabase, type TestDatabase } from '../helpers/database.js'
-import { eventually } from '../helpers/eventually.js'
-import { fresh, startService, type Service } from '../helpers/service.js'
-import { layWire } from '../helpers/wire.js'
+import { applied, createDatabase, type TestDatabase } from '../../helpers/database.js'
+import { eventually } from '../../helpers/eventually.js'
+import { fresh, startService, type Service } from '../../helpers/service.js'
+import { layWire } from '../../helpers/wire.js'
 
 t.test('a transaction that wrote its change early and commits late is applied', async (t) => {
   const service = await startService(t)

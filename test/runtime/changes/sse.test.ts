@@ -5,12 +5,12 @@ import { connect, type AddressInfo } from 'node:net'
 import { text } from 'node:stream/consumers'
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
-import { contractOf } from '../helpers/contract.js'
-import { applied, createDatabase } from '../helpers/database.js'
-import { listen } from '../helpers/events.js'
-import { eventually } from '../helpers/eventually.js'
-import { fresh, startService, type Service } from '../helpers/service.js'
-import { layWire } from '../helpers/wire.js'
+import { contractOf } from '../../helpers/contract.js'
+import { applied, createDatabase } from '../../helpers/database.js'
+import { listen } from '../../helpers/events.js'
+import { eventually } from '../../helpers/eventually.js'
+import { fresh, startService, type Service } from '../../helpers/service.js'
+import { layWire } from '../../helpers/wire.js'
 
 t.test('a stream begins with a reset and a confirmation, and may be kept by nobody on its way', async (t) => {
   const { url, gateway } = await serving(t)
@@ -322,9 +322,9 @@ async function serving(t: Test, environment: Record<string, string> = {}, ...dat
 
 /** Turns a gateway into one of all organizations, as the command line makes them. */
 async function gatewayOfAll(service: Service): Promise<string> {
-  const { createGateway } = await import('../../src/control/gateways.js')
-  const { createHasher } = await import('../../src/auth/hasher.js')
-  const { requireRoots } = await import('../../src/config.js')
+  const { createGateway } = await import('../../../src/control/gateways/create.js')
+  const { createHasher } = await import('../../../src/credentials/hash-queue.js')
+  const { requireRoots } = await import('../../../src/config.js')
   const { config, database } = service
   const hasher = createHasher({ profile: config.HASH_PROFILE, version: async () => 2, queueSize: 10, onDone: () => {} })
   const parts = { db: database.db, roots: requireRoots(config), config, hasher }

@@ -6,12 +6,12 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import { Client } from 'pg'
 import t, { type Test } from 'tap'
-import { PLAN_ONCE, POLL } from '../../src/runtime/feed.js'
-import { createDatabase } from '../helpers/database.js'
-import { eventually } from '../helpers/eventually.js'
-import { costs } from '../helpers/metrics.js'
-import { startPair } from '../helpers/own-server.js'
-import { fresh, startService } from '../helpers/service.js'
+import { PLAN_ONCE, POLL } from '../../../src/runtime/changes/feed.js'
+import { createDatabase } from '../../helpers/database.js'
+import { eventually } from '../../helpers/eventually.js'
+import { costs } from '../../helpers/metrics.js'
+import { startPair } from '../../helpers/own-server.js'
+import { fresh, startService } from '../../helpers/service.js'
 
 const CHANGES = 100
 /** Between a replica and a database far away, one way. */

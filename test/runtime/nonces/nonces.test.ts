@@ -1,11 +1,11 @@
 import { randomUUID } from 'node:crypto'
 import { sql } from 'kysely'
 import t from 'tap'
-import { createDatabase, type TestDatabase } from '../helpers/database.js'
-import { eventually } from '../helpers/eventually.js'
-import { isSameAnswer, NOTHING } from '../helpers/refusals.js'
-import { fresh, startService, type Service } from '../helpers/service.js'
-import { layWire } from '../helpers/wire.js'
+import { createDatabase, type TestDatabase } from '../../helpers/database.js'
+import { eventually } from '../../helpers/eventually.js'
+import { isSameAnswer, NOTHING } from '../../helpers/refusals.js'
+import { fresh, startService, type Service } from '../../helpers/service.js'
+import { layWire } from '../../helpers/wire.js'
 
 const inSeconds = (seconds: number) => new Date(Date.now() + seconds * 1000).toISOString()
 

@@ -3,8 +3,8 @@
 import { spawnSync } from 'node:child_process'
 import { join } from 'node:path'
 import t from 'tap'
-import { PACKAGE_ROOT } from '../../src/package-root.js'
-import { startService } from '../helpers/service.js'
+import { PACKAGE_ROOT } from '../../../src/package-root.js'
+import { startService } from '../../helpers/service.js'
 
 /** In the virtual environment of the tests, which `.ci/run` makes. */
 const inPython = (program: string, input = '') => spawnSync(join(PACKAGE_ROOT, '.programs/bin/python'), ['-c', program], { input, encoding: 'utf8' })

@@ -3,9 +3,9 @@
 import { createRemoteJWKSet, decodeProtectedHeader, jwtVerify } from 'jose'
 import * as oidc from 'openid-client'
 import t, { type Test } from 'tap'
-import { parsePublicId, publicId } from '../../src/key/id.js'
-import { ACCESS_TOKEN, EXCHANGE, listen } from '../helpers/oauth.js'
-import { startService, type Identity } from '../helpers/service.js'
+import { parsePublicId, publicId } from '../../../src/credentials/id.js'
+import { ACCESS_TOKEN, EXCHANGE, listen } from '../../helpers/oauth.js'
+import { startService, type Identity } from '../../helpers/service.js'
 
 /** A service on a free port, with its issuer as it follows from that. */
 async function served(t: Test) {

@@ -3,14 +3,14 @@
 import { connect, type AddressInfo, type Socket } from 'node:net'
 import { randomBytes } from 'node:crypto'
 import t, { type Test } from 'tap'
-import { createHasher } from '../../src/auth/hasher.js'
-import { findPepper } from '../../src/key/hash.js'
-import { newId } from '../../src/key/id.js'
-import { deriveRoot } from '../../src/key/roots.js'
-import { createDatabase, type TestDatabase } from '../helpers/database.js'
-import { eventually } from '../helpers/eventually.js'
-import { fresh, startService, type Answer, type Service } from '../helpers/service.js'
-import { layWire } from '../helpers/wire.js'
+import { createHasher } from '../../../src/credentials/hash-queue.js'
+import { findPepper } from '../../../src/credentials/hash.js'
+import { newId } from '../../../src/credentials/id.js'
+import { deriveRoot } from '../../../src/credentials/roots.js'
+import { createDatabase, type TestDatabase } from '../../helpers/database.js'
+import { eventually } from '../../helpers/eventually.js'
+import { fresh, startService, type Answer, type Service } from '../../helpers/service.js'
+import { layWire } from '../../helpers/wire.js'
 
 /** Slow enough for a queue to form. */
 const SLOW = { HASH_PROFILE: 'owasp', MAX_ACTIVE_KEYS_PER_MECHA: '1000' }

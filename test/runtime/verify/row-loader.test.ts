@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
-import { newId } from '../../src/key/id.js'
-import { CredentialReader } from '../../src/runtime/reader.js'
+import { newId } from '../../../src/credentials/id.js'
+import { CredentialReader } from '../../../src/runtime/verify/row-loader.js'
 
 const outcome = async (reader: CredentialReader) => reader.read(newId()).then(() => 'read')
 const settled = (reader: CredentialReader) => outcome(reader).catch((error: { code: string }) => error.code)

@@ -2,17 +2,17 @@
 
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
-import { openDatabase } from '../../src/db/pool.js'
-import { createHasher } from '../../src/auth/hasher.js'
-import { requireRoots } from '../../src/config.js'
-import { createGateway as createGatewayOf } from '../../src/control/gateways.js'
-import { parsePublicId, publicId } from '../../src/key/id.js'
-import { recordRefusals, recordUses } from '../../src/runtime/usage-store.js'
-import { UsageRecorder, type Refusal, type Use } from '../../src/runtime/usage.js'
-import { applied } from '../helpers/database.js'
-import { eventually } from '../helpers/eventually.js'
-import { exchange } from '../helpers/oauth.js'
-import { fresh, startService, type Service } from '../helpers/service.js'
+import { openDatabase } from '../../../src/db/pool.js'
+import { createHasher } from '../../../src/credentials/hash-queue.js'
+import { requireRoots } from '../../../src/config.js'
+import { createGateway as createGatewayOf } from '../../../src/control/gateways/create.js'
+import { parsePublicId, publicId } from '../../../src/credentials/id.js'
+import { recordRefusals, recordUses } from '../../../src/runtime/verify/usage-store.js'
+import { UsageRecorder, type Refusal, type Use } from '../../../src/runtime/verify/usage.js'
+import { applied } from '../../helpers/database.js'
+import { eventually } from '../../helpers/eventually.js'
+import { exchange } from '../../helpers/oauth.js'
+import { fresh, startService, type Service } from '../../helpers/service.js'
 
 const SOON = { USAGE_FLUSH_INTERVAL: '1s' }
 const LONG = { USAGE_FLUSH_INTERVAL: '1h' }

@@ -1,14 +1,14 @@
 import { randomBytes } from 'node:crypto'
 import { Client } from 'pg'
 import t, { type Test } from 'tap'
-import { newId } from '../../src/key/id.js'
-import { deriveRoot } from '../../src/key/roots.js'
-import { makeToken } from '../../src/key/token.js'
-import { createDatabase } from '../helpers/database.js'
-import { eventually } from '../helpers/eventually.js'
-import { costs } from '../helpers/metrics.js'
-import { fresh, startService, type Service } from '../helpers/service.js'
-import { layWire } from '../helpers/wire.js'
+import { newId } from '../../../src/credentials/id.js'
+import { deriveRoot } from '../../../src/credentials/roots.js'
+import { makeToken } from '../../../src/credentials/token.js'
+import { createDatabase } from '../../helpers/database.js'
+import { eventually } from '../../helpers/eventually.js'
+import { costs } from '../../helpers/metrics.js'
+import { fresh, startService, type Service } from '../../helpers/service.js'
+import { layWire } from '../../helpers/wire.js'
 
 const forged = () => makeToken('mecha', newId(), deriveRoot(randomBytes(32).toString('hex'))).text
 
