@@ -9,7 +9,7 @@ import { freePort } from '../../src/db/embedded/free-port.js'
 import { PACKAGE_ROOT } from '../../src/package-root.js'
 
 t.test('a port is given once, to one of all processes that ask', async (t) => {
-  const module = pathToFileURL(join(PACKAGE_ROOT, 'dist', 'src', 'db', 'free-port.js')).href
+  const module = pathToFileURL(join(PACKAGE_ROOT, 'dist', 'src', 'db', 'embedded', 'free-port.js')).href
   const program = `import { freePort } from ${JSON.stringify(module)}
     const ports = []
     for (let n = 0; n < 300; n++) ports.push(await freePort())

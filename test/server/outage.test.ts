@@ -1,7 +1,7 @@
 import t, { type Test } from 'tap'
 import { applied, createDatabase, type TestDatabase } from '../helpers/database.js'
 import { eventually } from '../helpers/eventually.js'
-import { startService, type Answer, type Service } from '../helpers/service.js'
+import { fresh, startService, type Answer, type Service } from '../helpers/service.js'
 import { layWire, type Wire } from '../helpers/wire.js'
 
 /** The bound on any one answer: DATABASE_TIMEOUT is a second, and a client's own time-out comes a second later. */
@@ -132,6 +132,8 @@ async function settle(service: Service) {
   const [gateway, token] = [await service.gateway(), await service.token()]
   if (!(await service.verify(plaintext_key, {}, gateway)).valid) throw new Error('the key is not valid to begin with')
   await applied(service.database)
+  // A first confirmation is in the row before its answer is here, and the poll after it is the first that vouches.
+  await fresh(service)
   return { key, plaintext_key, stranger, gateway, token }
 }
 

@@ -172,8 +172,12 @@ t.test('a database that was restored elsewhere has numbers of transactions that 
   await sql`UPDATE change_horizon SET swept_below = ${future}`.execute(db)
   await sql`SELECT accept_database('test')`.execute(db)
   const statuses = followed(t, runtime)
-  for (let i = 0; i < 3; i++) await statuses.look()
-  t.equal(statuses.fullReads, 1)
+  // A transaction that is open anywhere on the server holds back what a snapshot has seen, and a full read may have to follow for as long as it is.
+  await eventually(async () => {
+    const before = statuses.fullReads
+    await statuses.look()
+    return before > 0 && statuses.fullReads === before
+  })
   const { rows } = await sql`SELECT FROM token_status WHERE xid IS NOT NULL UNION ALL SELECT FROM changes WHERE key_id IS NOT NULL`.execute(db)
   t.equal(rows.length, 0)
 })
