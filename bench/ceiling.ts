@@ -6,7 +6,7 @@
 import Fastify from 'fastify'
 import { answer } from '../src/http/schemas.js'
 import { createCompilers } from '../src/http/validation.js'
-import { VerifyAnswer, VerifyBody } from '../src/runtime/schemas.js'
+import { VerifyAnswer, VerifyBody } from '../src/runtime/verify/schemas.js'
 
 const valid = {
   valid: true, key_id: 'key_01jd9p5v3fe8rr2k7m4q9wx0zt', mecha: { handle: 'sales^acmecorp', name: 'sales', crew: 'acmecorp' },

@@ -9,7 +9,7 @@ import { openDatabase } from '../src/db/pool.js'
 import { deriveRoot } from '../src/credentials/roots.js'
 import { makeToken } from '../src/credentials/token.js'
 import { KeyCache } from '../src/runtime/verify/credential-cache.js'
-import { findCredentials } from '../src/runtime/store.js'
+import { findCredentials } from '../src/runtime/verify/store.js'
 
 const { url, count } = JSON.parse(await text(process.stdin)) as { url: string; count: number }
 const BATCH = 500

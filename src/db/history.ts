@@ -4,6 +4,8 @@
  * one says nothing about the other.
  */
 
+import { sql } from 'kysely'
+
 /**
  * A text that is the same for statements of one history, as SQL: when the server was started, and the files of the two tables
  * that the feed stands on. A file's name holds the database's oid, and changes when its table is made anew, as a restore
@@ -19,6 +21,14 @@ export const HISTORY_IN_LINE = `(
            ELSE ${HISTORY} END
     FROM (SELECT concat_ws(' ', extract(epoch FROM pg_postmaster_start_time()), pg_relation_filepath('keys'), pg_relation_filepath('changes')) AS history OFFSET 0) this
     LEFT JOIN database_identity ON true)`
+
+/** {@link HISTORY} as an expression of a statement. */
+export const history = sql<string>`${sql.raw(HISTORY)}`
+
+/** What a statement brings besides what was asked: which history it is of ({@link HISTORY}). */
+export interface OfHistory {
+  readonly history: string
+}
 
 /** Whether a history is of a database that went back: nothing of it may be answered (`db/identity.ts`). */
 export function isHeld(history: string): boolean {

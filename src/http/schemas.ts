@@ -4,6 +4,7 @@ import type { Static, TSchema } from 'typebox'
 import type { Metadata } from '../db/tables.js'
 import { CATALOGUE, type ErrorCode } from '../errors.js'
 import { HANDLE_PATTERN, HANDLE_RULE } from '../credentials/handle.js'
+import { ID_PATTERN } from '../credentials/id.js'
 import { Type } from './type.js'
 
 export const HandleSchema = Type.String({
@@ -12,6 +13,13 @@ export const HandleSchema = Type.String({
   description: 'A Mecha: `name^crew`',
   examples: ['sales^acmecorp'],
 })
+
+/** The public id of a Mecha key. */
+export const keyIdSchema = (description: string) =>
+  Type.String({
+    pattern: `^key_${ID_PATTERN}$`, 'x-rule': 'must be a key id, as in key_01jd9p5v3fe8rr2k7m4q9wx0zt',
+    description, examples: ['key_01jd9p5v3fe8rr2k7m4q9wx0zt'],
+  })
 
 /** RFC 6749, section 3.3: printable ASCII without space, quote and backslash. */
 export const ScopesSchema = Type.Array(

@@ -38,29 +38,29 @@ import { costNumber } from '../credentials/hash.js'
 import { VERSION } from '../package-root.js'
 import { asRefusal, authzRoutes, isForAuthz, withoutSubPath } from '../runtime/authz/routes.js'
 import { KeyCache } from '../runtime/verify/credential-cache.js'
-import { decorateCallers } from '../runtime/callers.js'
+import { decorateCallers } from '../runtime/gateway-auth/callers.js'
 import { Clock } from '../clock.js'
 import { Feed } from '../runtime/changes/feed.js'
 import { Keyring } from '../runtime/oauth/keyring.js'
 import type { OAuthParts } from '../runtime/oauth/deps.js'
 import { StatusPlaces } from '../runtime/oauth/status-list-index.js'
-import * as oauthSchemas from '../runtime/oauth/schemas.js'
 import { StatusList } from '../runtime/oauth/status-list.js'
 import { Statuses } from '../runtime/oauth/statuses.js'
 import { findSigningKeys, findStatusChanges, findStatuses, findStatusPlace } from '../runtime/oauth/store.js'
 import { holdToOneHistory, type OfOneHistory } from '../runtime/changes/one-history.js'
 import { CredentialReader } from '../runtime/verify/row-loader.js'
-import { Revalidation } from '../runtime/verify/revalidation.js'
-import { Rows } from '../runtime/verify/rows.js'
+import { Revalidation } from '../runtime/revalidate/revalidation.js'
+import { Rows } from '../runtime/verify/fence.js'
 import { runtimePlane } from '../runtime/routes.js'
 import * as runtimeSchemas from '../runtime/schemas.js'
 import { createSender } from '../runtime/verify/send.js'
-import { findChanged, findCredentials, type HeldVersion } from '../runtime/store.js'
+import { findChanged, type HeldVersion } from '../runtime/revalidate/store.js'
+import { findCredentials } from '../runtime/verify/store.js'
 import { sweepChanges } from '../runtime/changes/sweep.js'
 import { inSlices, piecesOf } from '../runtime/changes/slices.js'
 import { ChangeStreams } from '../runtime/changes/sse.js'
-import { recordRefusals, recordUses } from '../runtime/verify/usage-store.js'
-import { UsageRecorder } from '../runtime/verify/usage.js'
+import { recordRefusals, recordUses } from '../runtime/usage/store.js'
+import { UsageRecorder } from '../runtime/usage/recorder.js'
 import { createVerifier, type Verifier } from '../runtime/verify/verifier.js'
 import { hashingObserver, markPlane, statementWork, type Tracing } from '../tracing/tracing.js'
 
@@ -114,7 +114,7 @@ const LEAST_FOR_LAST_SPANS_MS = 250
 const MISTAKES_WITHIN_MS = 5000
 
 /** Fields of any request or answer that carry a secret, by the schemas' own marks. */
-export const SECRET_FIELDS = secretFields([...Object.values(controlSchemas), ...Object.values(runtimeSchemas), ...Object.values(oauthSchemas)])
+export const SECRET_FIELDS = secretFields([...Object.values(controlSchemas), ...Object.values(runtimeSchemas)])
 
 /**
  * Puts the service together. Nothing listens yet; `close()` lets go of everything.

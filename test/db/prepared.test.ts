@@ -6,7 +6,7 @@ import { loadConfig, preparesStatements } from '../../src/config.js'
 import { insertIssue } from '../../src/control/store.js'
 import { openDatabase, preparedAs } from '../../src/db/pool.js'
 import { newId } from '../../src/credentials/id.js'
-import { findCredentials } from '../../src/runtime/store.js'
+import { findCredentials } from '../../src/runtime/verify/store.js'
 import { createDatabase } from '../helpers/database.js'
 import { testEnvironment } from '../helpers/service.js'
 

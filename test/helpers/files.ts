@@ -28,7 +28,7 @@ const TEST = '.test.ts'
  */
 const TOGETHER = [
   'test/control/audit', 'test/control/gateways', 'test/control/keys', 'test/control/operators', 'test/control/receipts', 'test/control/signing-keys', 'test/credentials', 'test/db',
-  'test/runtime', 'test/runtime/authz', 'test/runtime/changes', 'test/runtime/nonces', 'test/runtime/oauth', 'test/runtime/verify', 'test/server',
+  'test/runtime/authz', 'test/runtime/changes', 'test/runtime/gateway-auth', 'test/runtime/nonces', 'test/runtime/oauth', 'test/runtime/usage', 'test/runtime/verify', 'test/server',
 ]
 const MOST_TOGETHER = 4
 const LONG = '.long.test.ts'

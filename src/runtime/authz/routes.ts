@@ -7,7 +7,7 @@
 import { METHODS, type IncomingMessage } from 'node:http'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyReply, FastifyRequest, HTTPMethods, onRequestHookHandler } from 'fastify'
-import { bearerOf, CHALLENGE } from '../gateway-auth.js'
+import { bearerOf, CHALLENGE } from '../gateway-auth/authenticate.js'
 import { Problem } from '../../errors.js'
 import { answerProblem, loggedProblem } from '../../http/problems.js'
 import { emptyAnswer, responses } from '../../http/schemas.js'

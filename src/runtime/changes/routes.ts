@@ -1,18 +1,17 @@
 /** `GET /v1/changes`: what a gateway needs to drop a key that it holds, and to know when it may no longer rely on one. */
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import { authenticateGateway } from '../gateway-auth.js'
+import { authenticateGateway } from '../gateway-auth/authenticate.js'
 import { feedStale, overloaded } from '../../errors.js'
 import { dropCredentials } from '../../http/headers.js'
 import { responses } from '../../http/schemas.js'
 import { Type } from '../../http/type.js'
-import { requireGateway } from '../callers.js'
+import { requireGateway, type GatewayAuthenticator } from '../gateway-auth/callers.js'
 import type { Feed } from './feed.js'
 import type { ChangeStreams } from './sse.js'
-import type { Verifier } from '../verify/verifier.js'
 
 export interface ChangesParts {
-  readonly verifier: Verifier
+  readonly verifier: GatewayAuthenticator
   readonly feed: Pick<Feed, 'isFresh' | 'missedSince'>
   readonly streams: ChangeStreams
 }

@@ -6,7 +6,7 @@
  */
 
 import type { ServerResponse } from 'node:http'
-import type { Gateway } from '../gateway-auth.js'
+import type { Gateway } from '../gateway-auth/authenticate.js'
 import { overloaded } from '../../errors.js'
 import { publicId } from '../../credentials/id.js'
 import type { Clock } from '../../clock.js'

@@ -1,7 +1,7 @@
 /** Who is calling the runtime plane: a gateway, by the credential that the control plane issued it. */
 
-import { Problem } from '../errors.js'
-import { publicId } from '../credentials/id.js'
+import { Problem } from '../../errors.js'
+import { publicId } from '../../credentials/id.js'
 
 /** An authenticated gateway. */
 export interface Gateway {

@@ -1,8 +1,7 @@
 /** Who calls the runtime plane, and whether they still wait: for all of its routes. */
 
 import type { FastifyInstance, FastifyReply } from 'fastify'
-import { authenticateGateway, type Gateway, type GatewayVerifier } from './gateway-auth.js'
-import type { Verifier } from './verify/verifier.js'
+import { authenticateGateway, type Gateway, type GatewayVerifier } from './authenticate.js'
 
 declare module 'fastify' {
   interface FastifyRequest {
@@ -12,6 +11,17 @@ declare module 'fastify' {
     /** A signal that aborts when the caller hangs up before it has its answer. Made anew each time it is asked for. */
     readonly signal: AbortSignal
   }
+}
+
+/** Who waits for an answer. The signal is made when it is asked for: only where there is something to wait for. */
+export interface Caller {
+  /** Aborted when nobody waits any more. */
+  readonly signal: AbortSignal
+}
+
+/** What knows gateways by their credentials. */
+export interface GatewayAuthenticator {
+  verifyGateway(credential: string, caller: Caller): Gateway | undefined | Promise<Gateway | undefined>
 }
 
 /** To be called once, for the plane. */
@@ -25,7 +35,7 @@ export function decorateCallers(app: FastifyInstance): void {
 type Authenticate = (authorization: string | undefined, verify: GatewayVerifier) => Gateway | Promise<Gateway>
 
 /** Lets nobody but gateways pass to the routes of a scope. */
-export function requireGateway(app: FastifyInstance, verifier: Verifier, authenticate: Authenticate = authenticateGateway): void {
+export function requireGateway(app: FastifyInstance, verifier: GatewayAuthenticator, authenticate: Authenticate = authenticateGateway): void {
   // Not asynchronous: what is in memory is answered without a promise.
   app.addHook('onRequest', (request, reply, done) => {
     const gateway = authenticate(request.headers.authorization, (credential) => verifier.verifyGateway(credential, reply))

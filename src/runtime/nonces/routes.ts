@@ -9,21 +9,20 @@ import { parseTimestamp } from '../../protocol/signature.js'
 import { boundRequests } from '../../http/concurrency-limit.js'
 import { answer, responses } from '../../http/schemas.js'
 import { parsePublicId } from '../../credentials/id.js'
-import { requireGateway } from '../callers.js'
+import { requireGateway, type GatewayAuthenticator } from '../gateway-auth/callers.js'
 import type { OfOneHistory } from '../changes/one-history.js'
-import { MAX_NONCE_TTL, MIN_NONCE_TTL, NonceBody, NonceTaken } from '../schemas.js'
-import { takeNonce } from '../store.js'
-import type { Verifier } from '../verify/verifier.js'
+import { MAX_NONCE_TTL, MIN_NONCE_TTL, NonceBody, NonceTaken } from './schemas.js'
+import { takeNonce } from './store.js'
 
-export interface NonceParts {
+export interface NonceDeps {
   readonly db: Kysely<Database>
-  readonly verifier: Verifier
+  readonly verifier: GatewayAuthenticator
   readonly ofOneHistory: OfOneHistory
   /** Most requests at once. */
   readonly queueSize: number
 }
 
-export function nonceRoutes({ db, verifier, ofOneHistory, queueSize }: NonceParts): FastifyPluginAsyncTypebox {
+export function nonceRoutes({ db, verifier, ofOneHistory, queueSize }: NonceDeps): FastifyPluginAsyncTypebox {
   return async (app) => {
     boundRequests(app, queueSize)
     requireGateway(app, verifier)

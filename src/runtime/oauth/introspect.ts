@@ -2,7 +2,7 @@
 
 import type { Static } from 'typebox'
 import { errors as joseErrors, jwtVerify, type JWTPayload } from 'jose'
-import type { Gateway } from '../gateway-auth.js'
+import type { Gateway } from '../gateway-auth/authenticate.js'
 import { parseHandle } from '../../credentials/handle.js'
 import { parsePublicId, publicId } from '../../credentials/id.js'
 import { SIGNING_ALGORITHMS } from '../../credentials/signing-key.js'

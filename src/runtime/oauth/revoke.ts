@@ -10,8 +10,8 @@ import { limitAddresses } from '../../http/rate-limit.js'
 import { answer, oauthResponses } from '../../http/schemas.js'
 import { isJwt } from '../../credentials/token.js'
 import type { OfOneHistory } from '../changes/one-history.js'
-import { Revoked, RevokeTokenBody } from '../schemas.js'
-import { revokeByHolder, type Holder } from '../store.js'
+import { Revoked, RevokeTokenBody } from './schemas.js'
+import { revokeByHolder, type Holder } from './store.js'
 import type { Verifier, Waiting } from '../verify/verifier.js'
 
 export interface RevokeTokenParts {

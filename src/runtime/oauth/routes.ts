@@ -1,7 +1,7 @@
 /** The OAuth side of the runtime plane: introspection, exchange, and what gateways need to verify offline. */
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import { authenticateClient } from '../gateway-auth.js'
+import { authenticateClient } from '../gateway-auth/authenticate.js'
 import { Problem } from '../../errors.js'
 import { preferredType } from '../../http/headers.js'
 import { FORM, speakOAuth } from '../../http/oauth-errors.js'
@@ -9,7 +9,7 @@ import { limitAddresses } from '../../http/rate-limit.js'
 import { answer, oauthResponses, responses } from '../../http/schemas.js'
 import { Type } from '../../http/type.js'
 import { JWKS_MAX_AGE } from '../../credentials/signing-key.js'
-import { requireGateway } from '../callers.js'
+import { requireGateway } from '../gateway-auth/callers.js'
 import { exchange } from './exchange.js'
 import { introspect, signIntrospection } from './introspect.js'
 import { JWKS_PATH, METADATA_PATH, metadataOf, metadataPaths } from './metadata.js'

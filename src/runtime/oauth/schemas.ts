@@ -98,3 +98,14 @@ export const Metadata = Type.Object(
   },
   { title: 'AuthorizationServerMetadata' },
 )
+
+export const RevokeTokenBody = Type.Object(
+  {
+    token: Type.String({ 'x-secret': true, description: 'The key or the gateway credential' }),
+    token_type_hint: Type.Optional(Type.String({ description: 'Not needed, and not looked at' })),
+  },
+  // What RFC 6749 does not name is ignored, not refused: OAuth clients send their own id along.
+  { title: 'RevokeTokenBody', additionalProperties: true, examples: [{ token: EXAMPLE_KEY }] },
+)
+
+export const Revoked = Type.Object({}, { title: 'Revoked', description: 'Nothing: whatever the token was, it is not good' })

@@ -7,7 +7,7 @@
 import type { FastifyBaseLogger } from 'fastify'
 import { Problem } from '../../errors.js'
 import type { Feed } from '../changes/feed.js'
-import type { OfHistory } from '../store.js'
+import type { OfHistory } from '../../db/history.js'
 import type { StatusChanges, StatusPosition, Statuses as Found } from './store.js'
 
 export interface StatusesParts {

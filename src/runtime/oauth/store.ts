@@ -1,12 +1,9 @@
-/** What exchange, introspection and the status list ask of the database. */
+/** What exchange, introspection, revocation and the status list ask of the database. */
 
 import { sql, type Kysely } from 'kysely'
-import { HISTORY } from '../../db/history.js'
-import type { Database } from '../../db/tables.js'
+import { history, type OfHistory } from '../../db/history.js'
+import type { Database, KeyRow } from '../../db/tables.js'
 import type { StoredSigningKey } from '../../credentials/signing-key.js'
-import type { OfHistory } from '../store.js'
-
-const history = sql<string>`${sql.raw(HISTORY)}`
 
 export interface FoundSigningKey extends StoredSigningKey {
   readonly signs_from: Date
@@ -74,4 +71,22 @@ export async function findStatusChanges(db: Kysely<Database>, since: StatusPosit
 export async function findStatuses(db: Kysely<Database>, from: number, below: number): Promise<OfHistory & Statuses> {
   const { rows } = await sql<OfHistory & Statuses>`SELECT ${history} AS history, found.* FROM token_statuses_between(${from}, ${below}) AS found`.execute(db)
   return rows[0]!
+}
+
+/** Who ends a key by presenting it, as far as is known of them. */
+export interface Holder {
+  readonly requestId: string
+  readonly address: string
+}
+
+/**
+ * Revokes a key whose secret was proved against this hash, and writes that its holder did, in one transaction.
+ *
+ * @returns whether the key is over, by this call or otherwise; not when its hash is another one by now
+ */
+export async function revokeByHolder(db: Kysely<Database>, { id, hash }: Pick<KeyRow, 'id' | 'hash'>, { requestId, address }: Holder): Promise<OfHistory & { readonly isOver: boolean }> {
+  const { rows } = await sql<OfHistory & { is_over: boolean }>`
+    SELECT ${history} AS history, revoke_by_holder(${id}, ${hash}, ${requestId}, ${address}) AS is_over`.execute(db)
+  const { history: of, is_over: isOver } = rows[0]!
+  return { history: of, isOver }
 }

@@ -5,10 +5,10 @@
  */
 
 import type { FastifyBaseLogger } from 'fastify'
-import { isCurrent, type CachedKey, type KeyCache } from './credential-cache.js'
-import type { HeldVersion } from '../store.js'
+import { isCurrent, type CachedKey, type KeyCache } from '../verify/credential-cache.js'
+import type { HeldVersion } from './store.js'
 
-export interface RevalidationParts {
+export interface RevalidationDeps {
   readonly cache: Pick<KeyCache, 'current' | 'invalidate'>
   /** Which of some keys are not in the database in the version that is held. */
   readonly findChanged: (held: readonly HeldVersion[]) => Promise<{ readonly changed: readonly string[] }>
@@ -34,11 +34,11 @@ export class Revalidation {
   /** How many of those compared had changed. */
   changed = 0
 
-  constructor(private readonly parts: RevalidationParts) {}
+  constructor(private readonly deps: RevalidationDeps) {}
 
   start(): void {
     // Two rounds in the time, so that none waits for longer than it from when it came.
-    const roundMs = this.parts.afterMs / 2
+    const roundMs = this.deps.afterMs / 2
     const tickMs = Math.min(TICK_MS, roundMs / 4)
     this.#timer = setInterval(() => void this.#tick(Math.floor(roundMs / tickMs)), tickMs).unref()
   }
@@ -51,7 +51,7 @@ export class Revalidation {
     if (this.#isComparing) return
     if (this.#ticksLeft === 0) {
       // What a database that was away has left over is in this round again.
-      this.#left = [...this.parts.cache.current()]
+      this.#left = [...this.deps.cache.current()]
       this.#size = this.#left.length
       this.#ticksLeft = ticksOfRound
     }
@@ -63,7 +63,7 @@ export class Revalidation {
       while (this.#left.length - mayBeLeft >= (mayBeLeft > 0 ? FEWEST : 1)) await this.#compare(Math.min(this.#left.length - mayBeLeft, MOST))
     } catch (error) {
       // They stay where they are: without a database, nothing is answered from memory for long.
-      this.parts.log.debug({ err: error }, 'keys in memory could not be compared with the database')
+      this.deps.log.debug({ err: error }, 'keys in memory could not be compared with the database')
     } finally {
       this.#isComparing = false
     }
@@ -72,9 +72,9 @@ export class Revalidation {
   /** Compares the last of those that are left. */
   async #compare(count: number): Promise<void> {
     const keys = this.#left.slice(-count)
-    const { changed } = await this.parts.findChanged(keys.filter(isCurrent))
+    const { changed } = await this.deps.findChanged(keys.filter(isCurrent))
     this.#left.length -= keys.length
     this.changed += changed.length
-    this.parts.cache.invalidate(changed)
+    this.deps.cache.invalidate(changed)
   }
 }

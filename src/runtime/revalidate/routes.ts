@@ -3,14 +3,13 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { answer, responses } from '../../http/schemas.js'
 import { parsePublicId, publicId } from '../../credentials/id.js'
-import { requireGateway } from '../callers.js'
+import { requireGateway, type GatewayAuthenticator } from '../gateway-auth/callers.js'
 import type { Feed } from '../changes/feed.js'
-import { MAX_REVALIDATED, RevalidateBody, Revalidated } from '../schemas.js'
-import type { HeldVersion } from '../store.js'
-import type { Verifier } from './verifier.js'
+import { MAX_REVALIDATED, RevalidateBody, Revalidated } from './schemas.js'
+import type { HeldVersion } from './store.js'
 
-export interface RevalidateParts {
-  readonly verifier: Verifier
+export interface RevalidateDeps {
+  readonly verifier: GatewayAuthenticator
   readonly feed: Pick<Feed, 'historyToken'>
   /** Asks the database itself, and not what is in memory here. */
   readonly findChanged: (held: readonly HeldVersion[], asker: { readonly orgId: string | null }) => Promise<{ readonly changed: readonly string[] }>
@@ -19,7 +18,7 @@ export interface RevalidateParts {
 /** Bytes: the most keys, with a version that is as long as it may be. */
 const BODY_LIMIT = 256 * 1024
 
-export function revalidateRoutes({ verifier, feed, findChanged }: RevalidateParts): FastifyPluginAsyncTypebox {
+export function revalidateRoutes({ verifier, feed, findChanged }: RevalidateDeps): FastifyPluginAsyncTypebox {
   return async (app) => {
     requireGateway(app, verifier)
     app.post(

@@ -28,7 +28,7 @@ export interface Refusal {
   code: EndCode
 }
 
-export interface UsageParts {
+export interface UsageDeps {
   /** Each of them writes everything that it is given, or rejects. */
   readonly writeUses: (uses: readonly Use[]) => Promise<void>
   readonly writeRefusals: (refusals: readonly Refusal[]) => Promise<void>
@@ -50,8 +50,8 @@ export class UsageRecorder {
   #writing: Promise<void> = Promise.resolve()
   readonly #timer: NodeJS.Timeout
 
-  constructor(private readonly parts: UsageParts) {
-    const { max, intervalMs } = parts
+  constructor(private readonly deps: UsageDeps) {
+    const { max, intervalMs } = deps
     this.#uses = new Pending(max, (use) => (use.isGathered = false))
     this.#refusals = new Pending(max)
     this.#timer = setInterval(() => void this.flush(), intervalMs).unref()
@@ -116,7 +116,7 @@ export class UsageRecorder {
   }
 
   async #writeAll(): Promise<void> {
-    const { writeUses, writeRefusals, onError } = this.parts
+    const { writeUses, writeRefusals, onError } = this.deps
     try {
       await this.#uses.writeAll(writeUses, (name, use) => this.#gather(name, use))
       await this.#refusals.writeAll(writeRefusals, (name, refusal) => this.#refusals.get(name) ?? this.#refusals.set(name, refusal))

@@ -5,22 +5,21 @@ import { invalid } from '../../errors.js'
 import { parseTimestamp } from '../../protocol/signature.js'
 import { answer, responses } from '../../http/schemas.js'
 import { parsePublicId } from '../../credentials/id.js'
-import { requireGateway } from '../callers.js'
+import { requireGateway, type GatewayAuthenticator } from '../gateway-auth/callers.js'
 import type { Feed } from '../changes/feed.js'
-import { MAX_USES, UsageBody, UsageTaken } from '../schemas.js'
-import type { UsageRecorder } from './usage.js'
-import type { Verifier } from './verifier.js'
+import { MAX_USES, UsageBody, UsageTaken } from './schemas.js'
+import type { UsageRecorder } from './recorder.js'
 
 /** Bytes: every report that the schema takes. */
 const REPORT_BODY_LIMIT = 128 * 1024
 
-export interface UsageRoutesParts {
+export interface UsageRoutesDeps {
   readonly usage: UsageRecorder
-  readonly verifier: Verifier
+  readonly verifier: GatewayAuthenticator
   readonly feed: Pick<Feed, 'now'>
 }
 
-export function usageRoutes({ usage, verifier, feed }: UsageRoutesParts): FastifyPluginAsyncTypebox {
+export function usageRoutes({ usage, verifier, feed }: UsageRoutesDeps): FastifyPluginAsyncTypebox {
   return async (app) => {
     requireGateway(app, verifier)
     app.post(

@@ -7,7 +7,7 @@
 
 import { sql, type Kysely } from 'kysely'
 import type { Database } from '../../db/tables.js'
-import type { Refusal, Use } from './usage.js'
+import type { Refusal, Use } from './recorder.js'
 
 /**
  * Writes times of last use, of many keys in one statement. A later time is never replaced by an earlier one. A use that was

@@ -4,8 +4,8 @@ import type { Static } from 'typebox'
 import { parseHandle } from '../../credentials/handle.js'
 import { publicId } from '../../credentials/id.js'
 import type { RefusalCode } from '../../credentials/verdict.js'
-import { REFUSALS, type Refused, type Valid } from '../schemas.js'
-import type { CredentialRow } from '../store.js'
+import { REFUSALS, type Refused, type Valid } from './schemas.js'
+import type { CredentialRow } from './store.js'
 
 const REFUSED = Object.fromEntries(REFUSALS.map((code) => [code, JSON.stringify({ valid: false, code } satisfies Static<typeof Refused>)])) as Record<RefusalCode, string>
 

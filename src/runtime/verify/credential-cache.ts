@@ -13,9 +13,9 @@ import type { Token } from '../../credentials/token.js'
 import { validAnswer } from './answer.js'
 import { createDigest, isSameDigest } from '../../credentials/digest.js'
 import type { Headers } from './send.js'
-import type { Read } from './rows.js'
-import type { CredentialRow, FoundCredential } from '../store.js'
-import type { Use } from './usage.js'
+import type { Read } from './fence.js'
+import type { CredentialRow, FoundCredential } from './store.js'
+import type { Use } from '../usage/recorder.js'
 
 /** Flat and with numbers for times: 100,000 of them are to fit into 100 MiB (`docs/performance.md`). */
 export interface CachedKey extends Use {

@@ -9,7 +9,7 @@ import type { CachedKey } from './credential-cache.js'
 import type { Clock } from '../../clock.js'
 import type { CredentialReader } from './row-loader.js'
 import type { Feed } from '../changes/feed.js'
-import type { FoundCredential } from '../store.js'
+import type { FoundCredential } from './store.js'
 
 /** A read of the database that somebody works with. */
 export interface Read {

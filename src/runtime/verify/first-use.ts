@@ -1,6 +1,6 @@
 /** First uses of the keys of one batch: recorded together, when the last of them is known. */
 
-import type { CredentialRow } from '../store.js'
+import type { CredentialRow } from './store.js'
 
 /** Records the first uses of some keys; says for each row, in their order, whether it is still as it was read. */
 type ClaimAll = (rows: readonly CredentialRow[]) => Promise<readonly boolean[]>

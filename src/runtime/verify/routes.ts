@@ -1,27 +1,24 @@
-/** The runtime plane: gateways ask whether a key is good. */
+/** `POST /v1/verify` and `POST /v1/verify/batch`: is a key good? */
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyReply } from 'fastify'
-import type { Settings } from '../config.js'
-import type { ErrorCode } from '../errors.js'
-import { isShed } from '../http/problems.js'
-import { answer, responses } from '../http/schemas.js'
-import { answerOf } from './verify/answer.js'
-import { authzRoutes } from './authz/routes.js'
-import { decorateCallers, requireGateway } from './callers.js'
-import { changesRoutes, type ChangesParts } from './changes/routes.js'
-import type { Clock } from '../clock.js'
-import type { Feed } from './changes/feed.js'
-import { nonceRoutes, type NonceParts } from './nonces/nonces.js'
-import type { OAuthParts } from './oauth/deps.js'
-import { oauthRoutes } from './oauth/routes.js'
-import { revalidateRoutes, type RevalidateParts } from './verify/revalidate-routes.js'
-import { revokeTokenRoutes, type RevokeTokenParts } from './oauth/revoke.js'
+import type { Clock } from '../../clock.js'
+import type { ErrorCode } from '../../errors.js'
+import { isShed } from '../../http/problems.js'
+import { answer, responses } from '../../http/schemas.js'
+import type { Feed } from '../changes/feed.js'
+import { requireGateway } from '../gateway-auth/callers.js'
+import { answerOf } from './answer.js'
 import { MAX_BATCH, VerifyAnswer, VerifyBatchAnswer, VerifyBatchBody, VerifyBody } from './schemas.js'
-import { createSender, sendProblem, type Headers, type Send } from './verify/send.js'
-import { usageRoutes } from './verify/usage-routes.js'
-import type { UsageRecorder } from './verify/usage.js'
-import type { Verdict, Verifier } from './verify/verifier.js'
+import { sendProblem, type Headers, type Send } from './send.js'
+import type { Verdict, Verifier } from './verifier.js'
+
+export interface VerifyRoutesDeps {
+  readonly verifier: Verifier
+  readonly clock: Clock
+  readonly feed: Pick<Feed, 'confirmedAt' | 'historyToken'>
+  readonly send: Send
+}
 
 /** Bytes: every batch that the schema takes, whatever is asked of its keys. */
 const BATCH_BODY_LIMIT = 1024 * 1024
@@ -37,37 +34,9 @@ const VERIFY = [
   '`X-Feed-History` names the history of the database that it was answered out of: it has to be that of the stream. `X-Key-Version` names the version of the key, for `/v1/revalidate`.',
 ].join(' ')
 
-export interface RuntimeParts extends ChangesParts {
-  readonly verifier: Verifier
-  readonly clock: Clock
-  readonly feed: Pick<Feed, 'isFresh' | 'missedSince' | 'confirmedAt' | 'historyToken' | 'now'>
-  readonly findChanged: RevalidateParts['findChanged']
-  readonly revocation: RevokeTokenParts
-  readonly nonces: NonceParts
-  readonly usage: UsageRecorder
-  readonly oauth: OAuthParts
-  readonly config: Settings
-}
-
-export function runtimePlane(parts: RuntimeParts): FastifyPluginAsyncTypebox {
-  return async (app) => {
-    decorateCallers(app)
-    const { verifier, oauth, config } = parts
-    const send = createSender()
-    await app.register(verifyRoutes(parts, send))
-    await app.register(changesRoutes(parts))
-    await app.register(revokeTokenRoutes(parts.revocation))
-    await app.register(nonceRoutes(parts.nonces))
-    await app.register(usageRoutes(parts))
-    await app.register(revalidateRoutes(parts))
-    await app.register(authzRoutes({ verifier, send, unavailable: config.AUTHZ_UNAVAILABLE }))
-    await app.register(oauthRoutes(oauth, config.PUBLIC_URL))
-  }
-}
-
 const JSON_TYPE: Headers = ['content-type', 'application/json; charset=utf-8']
 
-function verifyRoutes({ verifier, clock, feed }: RuntimeParts, send: Send): FastifyPluginAsyncTypebox {
+export function verifyRoutes({ verifier, clock, feed, send }: VerifyRoutesDeps): FastifyPluginAsyncTypebox {
   return async (app) => {
     requireGateway(app, verifier)
     // All else is answered as everywhere.

@@ -2,7 +2,7 @@
 
 import DataLoader from 'dataloader'
 import { overloaded, Problem } from '../../errors.js'
-import type { FoundCredential } from '../store.js'
+import type { FoundCredential } from './store.js'
 
 /** Sends a statement, and knows that it is waited for until it is answered. */
 type WhileSent = <T>(send: () => Promise<T>) => Promise<T>

@@ -1,9 +1,9 @@
-/** What the runtime plane asks of the database, under a role that can do nothing else. */
+/** What verify reads of keys, and what it writes: first uses, and better hashes of the same secrets. */
 
 import { sql, type Kysely } from 'kysely'
-import { HISTORY } from '../db/history.js'
-import { preparedAs } from '../db/pool.js'
-import type { Database, KeyRow } from '../db/tables.js'
+import { history, type OfHistory } from '../../db/history.js'
+import { preparedAs } from '../../db/pool.js'
+import type { Database, KeyRow } from '../../db/tables.js'
 
 /** A row of `keys` as verify needs it. */
 export type CredentialRow = Pick<
@@ -21,12 +21,6 @@ export interface FoundCredential {
   /** The database's clock. */
   readonly now: Date
 }
-
-/** What a statement brings besides what was asked: which history it is of ({@link HISTORY}). */
-export interface OfHistory {
-  readonly history: string
-}
-const history = sql<string>`${sql.raw(HISTORY)}`
 
 /** JSON has no type for an instant. */
 type AsJson<Row> = { readonly [Column in keyof Row]: Row[Column] extends Date ? string : Row[Column] extends Date | null ? string | null : Row[Column] }
@@ -50,27 +44,6 @@ export async function findCredentials(db: Kysely<Database>, ids: readonly string
 function withInstants(row: AsJson<CredentialRow>): CredentialRow {
   const instant = (text: string | null) => (text === null ? null : new Date(text))
   return { ...row, created_at: new Date(row.created_at), expires_at: instant(row.expires_at), revoked_at: instant(row.revoked_at) }
-}
-
-/** A key in a version that somebody holds of it. */
-export interface HeldVersion {
-  readonly id: string
-  readonly version: number
-}
-
-/**
- * Which of some keys are not, or no longer, there in the version that is held of them.
- *
- * @param asker the gateway that asks: whose keys it knows, `null` for everybody's. Without one the service asks for itself, of gateways' credentials as well
- */
-export async function findChanged(db: Kysely<Database>, held: readonly HeldVersion[], asker?: { readonly orgId: string | null }): Promise<OfHistory & { readonly changed: string[] }> {
-  const { kind, orgId } = asker ? { kind: 'mecha', orgId: asker.orgId } : { kind: null, orgId: null }
-  const { rows } = await sql<OfHistory & { changed: string[] }>`
-    SELECT ${history} AS history, ARRAY(
-      SELECT held.id::text FROM unnest(${held.map(({ id }) => id)}::uuid[], ${held.map(({ version }) => version)}::float8[]) AS held (id, version)
-      LEFT JOIN keys ON keys.id = held.id AND (${kind}::text IS NULL OR kind = ${kind}) AND (${orgId}::text IS NULL OR org_id = ${orgId})
-      WHERE keys.xmin::text::float8 IS DISTINCT FROM held.version) AS changed`.execute(db)
-  return rows[0]!
 }
 
 /**
@@ -124,24 +97,6 @@ export async function claimFirstUses(db: Kysely<Database>, rows: readonly Creden
   return answers[0]!
 }
 
-/** Who ends a key by presenting it, as far as is known of them. */
-export interface Holder {
-  readonly requestId: string
-  readonly address: string
-}
-
-/**
- * Revokes a key whose secret was proved against this hash, and writes that its holder did, in one transaction.
- *
- * @returns whether the key is over, by this call or otherwise; not when its hash is another one by now
- */
-export async function revokeByHolder(db: Kysely<Database>, { id, hash }: Pick<KeyRow, 'id' | 'hash'>, { requestId, address }: Holder): Promise<OfHistory & { readonly isOver: boolean }> {
-  const { rows } = await sql<OfHistory & { is_over: boolean }>`
-    SELECT ${history} AS history, revoke_by_holder(${id}, ${hash}, ${requestId}, ${address}) AS is_over`.execute(db)
-  const { history: of, is_over: isOver } = rows[0]!
-  return { history: of, isOver }
-}
-
 /** Replaces a hash by a better one of the same secret, unless the row has changed since. */
 export async function replaceHash(db: Kysely<Database>, row: CredentialRow, hashed: Pick<KeyRow, 'hash' | 'pepper_root'>): Promise<void> {
   await db
@@ -151,31 +106,4 @@ export async function replaceHash(db: Kysely<Database>, row: CredentialRow, hash
     .where('hash', '=', row.hash)
     .where('revoked_at', 'is', null)
     .execute()
-}
-
-/** A nonce that a gateway wants to take. */
-export interface Nonce {
-  readonly keyId: string
-  /** The organization whose keys the gateway may speak of, or `null` for all. */
-  readonly orgId: string | null
-  readonly digest: Buffer
-  /** From when on the gateway that asks refuses the request by its timestamp. */
-  readonly expiresAt: Date
-  /** Shortest that it is kept, in seconds, whatever the gateway asks for. */
-  readonly minTtl: number
-  /** How far ahead `expiresAt` may be, in seconds. */
-  readonly maxTtl: number
-}
-
-/** What comes of wanting a nonce. */
-export type NonceOutcome = 'taken' | 'taken_before' | 'untimely' | 'no_key'
-
-/**
- * Takes a nonce unless it has been taken: of many who ask at once, whichever replica they ask, one does. It is kept until no
- * gateway accepts the request any more, and what has expired is swept; see `take_nonce` in the migrations.
- */
-export async function takeNonce(db: Kysely<Database>, { keyId, orgId, digest, expiresAt, minTtl, maxTtl }: Nonce): Promise<OfHistory & { readonly outcome: NonceOutcome }> {
-  const { rows } = await sql<OfHistory & { outcome: NonceOutcome }>`
-    SELECT ${history} AS history, take_nonce(${keyId}::uuid, ${orgId}::text, ${digest}::bytea, ${expiresAt}::timestamptz, ${minTtl}::integer, ${maxTtl}::integer) AS outcome`.execute(db)
-  return rows[0]!
 }

@@ -9,7 +9,7 @@
 import { setMaxListeners } from 'node:events'
 import type { FastifyBaseLogger } from 'fastify'
 import type { Kysely } from 'kysely'
-import type { Gateway } from '../gateway-auth.js'
+import type { Gateway } from '../gateway-auth/authenticate.js'
 import type { Hasher } from '../../credentials/hash-queue.js'
 import { isDatabaseOutage } from '../../db/outage.js'
 import type { Database } from '../../db/tables.js'
@@ -26,9 +26,9 @@ import type { Clock } from '../../clock.js'
 import type { Feed } from '../changes/feed.js'
 import { gatherFirstUses } from './first-use.js'
 import type { OfOneHistory } from '../changes/one-history.js'
-import type { Read, Rows } from './rows.js'
-import { claimFirstUse, claimFirstUses, replaceHash, type CredentialRow, type FoundCredential } from '../store.js'
-import type { UsageRecorder } from './usage.js'
+import type { Read, Rows } from './fence.js'
+import { claimFirstUse, claimFirstUses, replaceHash, type CredentialRow, type FoundCredential } from './store.js'
+import type { UsageRecorder } from '../usage/recorder.js'
 
 export interface VerifierParts {
   readonly db: Kysely<Database>
