@@ -2,7 +2,7 @@
 
 import { InvalidArgumentError } from 'commander'
 import { releaseCrew, reserveCrew, type Reservation } from '../control/crews/reserve.js'
-import { listCrews } from '../control/store.js'
+import { listCrews } from '../control/crews/store.js'
 import { ORGANIZATION, ORGANIZATION_RULE } from '../config.js'
 import { CREW, CREW_RULE } from '../credentials/handle.js'
 import { asOwner, commandLine } from './database.js'

@@ -4,11 +4,11 @@ import { InvalidArgumentError } from 'commander'
 import type { Kysely } from 'kysely'
 import { databaseSetting, loadConfig, processEnvironment, requireDatabase, requireRoots, type Settings } from '../config.js'
 import { createGateway } from '../control/gateways/create.js'
-import type { ControlParts, GatewayCaller } from '../control/deps.js'
+import type { ControlDeps, GatewayCaller } from '../control/deps.js'
 import { revoke } from '../control/keys/revoke.js'
 import { rootSecretsStatus } from '../control/keys/root-secrets.js'
 import { describeSigningKeys, rotateSigningKeys, type Rotation, type SigningKeyView } from '../control/signing-keys/signing-keys.js'
-import { listKeys, type Cursor } from '../control/store.js'
+import { listKeys, type Cursor } from '../control/keys/list-store.js'
 import { hashVersion } from '../db/hash-version.js'
 import { ensureLogin } from '../db/logins.js'
 import { migrate } from '../db/migrate.js'
@@ -40,7 +40,7 @@ interface OfWhom {
 export async function runGatewayCreate(options: OfWhom & { name: string; json?: true }): Promise<void> {
   const caller = commandLine(orgOf(options))
   await withDatabaseSettings((config) =>
-    withControlParts(config, async (parts) => {
+    withControlDeps(config, async (parts) => {
       const { key, plaintext } = await createGateway(parts, caller, options.name)
       const id = publicId('gateway', key.id)
       print(options.json, { id, name: options.name, org_id: key.org_id, plaintext_key: plaintext }, () => [plaintext])
@@ -51,7 +51,7 @@ export async function runGatewayCreate(options: OfWhom & { name: string; json?: 
 export async function runGatewayList(options: OfWhom & { json?: true }): Promise<void> {
   const { orgId } = commandLine(orgOf(options))
   await withDatabaseSettings((config) =>
-    withControlParts(config, async ({ db }) => {
+    withControlDeps(config, async ({ db }) => {
       const gateways: { id: string; name: string | null; org_id: string | null; status: string }[] = []
       for (let after: Cursor | undefined, isMore = true; isMore; ) {
         const { keys, now } = await listKeys(db, { orgId, crews: undefined }, { kind: 'gateway', limit: PAGE, after })
@@ -70,7 +70,7 @@ export async function runGatewayRevoke(id: string, options: OfWhom & { reason?: 
   if (!uuid) throw new InvalidArgumentError('<id> must be a gateway id: gw_…')
   const caller = commandLine(orgOf(options))
   await withDatabaseSettings((config) =>
-    withControlParts(config, async (parts) => {
+    withControlDeps(config, async (parts) => {
       await revoke(parts, caller, 'gateway', uuid, options.reason)
       process.stdout.write(`revoked ${id}\n`)
     }),
@@ -79,7 +79,7 @@ export async function runGatewayRevoke(id: string, options: OfWhom & { reason?: 
 
 export async function runRootSecretsStatus({ json }: { json?: true }): Promise<void> {
   await withDatabaseSettings((config) =>
-    withControlParts(config, async ({ db, roots }) => {
+    withControlDeps(config, async ({ db, roots }) => {
       const status = await rootSecretsStatus(db, roots)
       print(json, { root_secrets: status }, () =>
         status.map((root) => {
@@ -94,13 +94,13 @@ export async function runRootSecretsStatus({ json }: { json?: true }): Promise<v
 
 export async function runSigningKeysList({ json }: { json?: true }): Promise<void> {
   await withDatabaseSettings((config) =>
-    withControlParts(config, async ({ db }) => printSigningKeys(json, await describeSigningKeys(db))),
+    withControlDeps(config, async ({ db }) => printSigningKeys(json, await describeSigningKeys(db))),
   )
 }
 
 export async function runSigningKeysRotate({ json, ...rotation }: Rotation & { json?: true }): Promise<void> {
   await withDatabaseSettings((config) =>
-    withControlParts(config, async (parts) => printSigningKeys(json, await rotateSigningKeys(parts, commandLine(null), rotation))),
+    withControlDeps(config, async (parts) => printSigningKeys(json, await rotateSigningKeys(parts, commandLine(null), rotation))),
   )
 }
 
@@ -142,7 +142,7 @@ export async function withDatabaseSettings(run: (config: Settings) => Promise<vo
   }
 }
 
-export async function withControlParts<T>(config: Settings, run: (parts: ControlParts) => Promise<T>): Promise<T> {
+export async function withControlDeps<T>(config: Settings, run: (deps: ControlDeps) => Promise<T>): Promise<T> {
   const roots = requireRoots(config)
   const db = openDatabase({ url: requireDatabase(config, 'DATABASE_URL'), size: 1, timeoutMs: config.DATABASE_TIMEOUT * 1000, name: 'mecha-keys command line' })
   try {

@@ -8,7 +8,7 @@ import { createGateway } from '../control/gateways/create.js'
 import { isLocal, keptSecret, startLocal, withLocalFiles } from './local.js'
 import { renderQuickstart } from './quickstart.js'
 import { serve } from '../server/serve.js'
-import { commandLine, migrateDatabase, withControlParts } from './database.js'
+import { commandLine, migrateDatabase, withControlDeps } from './database.js'
 import { userName } from './shared.js'
 
 /** The organization of the quickstart that `npm start` prints. */
@@ -40,7 +40,7 @@ async function quickstartOf(config: Settings, url: string): Promise<string> {
   const gatewayCredential = await keptSecret(processEnvironment(), 'gateway-credential', {
     isGood: (credential) =>
       call({ MECHA_KEYS_URL: url }, { method: 'POST', path: '/v1/verify', body: { key: '' }, credential }).then(() => true, () => false),
-    make: () => withControlParts(config, async (parts) => (await createGateway(parts, commandLine(QUICKSTART_ORG), 'npm start')).plaintext),
+    make: () => withControlDeps(config, async (parts) => (await createGateway(parts, commandLine(QUICKSTART_ORG), 'npm start')).plaintext),
   })
   return renderQuickstart({ url, operatorToken, gatewayCredential })
 }

@@ -14,7 +14,7 @@ import * as controlSchemas from '../control/schemas.js'
 import { EventSchema, GatewaySchema, KeySchema } from '../control/schemas.js'
 import { watchInventory } from '../control/keys/inventory.js'
 import { missingRootSecret } from '../control/keys/root-secrets.js'
-import { SigningKeeper } from '../control/signing-keys/maintenance.js'
+import { SigningKeyMaintenance } from '../control/signing-keys/maintenance.js'
 import { hashAlike } from '../db/followers.js'
 import { hashVersion } from '../db/hash-version.js'
 import type { Plane } from '../db/logins.js'
@@ -170,7 +170,7 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     const plane = controlPlane({ db, roots, config, hasher, onReceipt }, await operatorAuthenticator(config))
     mistakes.push(() => issuerMistake(config))
     checks['issuer'] = untilRight(() => issuerMistake(config), app.log)
-    const keeper = new SigningKeeper({ db, roots }, app.log)
+    const keeper = new SigningKeyMaintenance({ db, roots }, app.log)
     watchKeys(db)
     app.addHook('onReady', () => keeper.start())
     app.addHook('onClose', () => keeper.stop())

@@ -3,7 +3,7 @@
 import { sql, type Kysely } from 'kysely'
 import t, { type Test } from 'tap'
 import { replayTrail, restoreAuthor } from '../../src/control/restore/replay.js'
-import { insertEvents, listEvents } from '../../src/control/store.js'
+import { insertEvents, listEvents } from '../../src/control/audit/store.js'
 import { expireEvents } from '../../src/control/audit/partitions.js'
 import { migrate } from '../../src/db/migrate.js'
 import { openDatabase } from '../../src/db/pool.js'

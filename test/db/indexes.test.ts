@@ -3,7 +3,7 @@
 import { sql } from 'kysely'
 import t from 'tap'
 import { rootSecretsStatus } from '../../src/control/keys/root-secrets.js'
-import { insertEvents } from '../../src/control/store.js'
+import { insertEvents } from '../../src/control/audit/store.js'
 import { expireEvents } from '../../src/control/audit/partitions.js'
 import { migrate } from '../../src/db/migrate.js'
 import { newId } from '../../src/credentials/id.js'

@@ -3,7 +3,7 @@
 import { sql } from 'kysely'
 import t from 'tap'
 import { loadConfig, preparesStatements } from '../../src/config.js'
-import { insertIssue } from '../../src/control/store.js'
+import { insertIssue } from '../../src/control/keys/issue-store.js'
 import { openDatabase, preparedAs } from '../../src/db/pool.js'
 import { newId } from '../../src/credentials/id.js'
 import { findCredentials } from '../../src/runtime/verify/store.js'

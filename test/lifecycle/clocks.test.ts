@@ -4,7 +4,7 @@ import { decodeJwt } from 'jose'
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
 import { ProvedTokens } from '../../src/control/operators/proved-tokens.js'
-import { SigningKeeper } from '../../src/control/signing-keys/maintenance.js'
+import { SigningKeyMaintenance } from '../../src/control/signing-keys/maintenance.js'
 import { parsePublicId } from '../../src/credentials/id.js'
 import { rootsOf } from '../../src/credentials/roots.js'
 import { KEEP } from '../../src/credentials/signing-key.js'
@@ -70,7 +70,7 @@ t.test('a database whose clock jumps ahead frees no place of the status list whi
   const token = await service.token()
   const [revoked, old] = [await service.issue(), await service.issue({ mecha: 'old^acmecorp' })]
   for (const { plaintext_key } of [revoked, old]) await exchanged(service, plaintext_key)
-  const keeper = new SigningKeeper({ db: database.db, roots: rootsOf(service.config.ROOT_SECRETS!) }, service.app.log, 50)
+  const keeper = new SigningKeyMaintenance({ db: database.db, roots: rootsOf(service.config.ROOT_SECRETS!) }, service.app.log, 50)
   t.teardown(() => keeper.stop())
   await keeper.start()
   await service.call('POST', `/v1/keys/${revoked.key.id}/revoke`, { token })

@@ -31,7 +31,7 @@ export interface TrailEvent {
   readonly data: EventRow['data']
 }
 
-export interface FollowParts {
+export interface FollowDeps {
   readonly db: Kysely<Database>
   /** Keeps some events. What it resolves for is not written again. */
   readonly write: (events: readonly TrailEvent[]) => Promise<void>
@@ -61,7 +61,7 @@ const RETRY_MS = 5000
  *
  * @throws ConfigError when the database does not have the event that was written last, or is a standby
  */
-export async function followTrail({ db, write, last, after, isEndless, signal, warn }: FollowParts): Promise<void> {
+export async function followTrail({ db, write, last, after, isEndless, signal, warn }: FollowDeps): Promise<void> {
   let position = last?.id ?? after
   for (let failures = 0; !signal.aborted; ) {
     try {

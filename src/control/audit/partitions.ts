@@ -10,7 +10,7 @@
 import type { Kysely } from 'kysely'
 import type { Database } from '../../db/tables.js'
 import { inLockingTransaction } from '../../db/transaction.js'
-import { readClock } from '../store.js'
+import { readClock } from '../database-clock.js'
 import { attachPartition, boundOpen, createPartition, dropPartition, findLatest, isEmpty, listPartitions, lockEvents, noteExpired, swapOpen, unboundOpen, validateOpen, type Partition } from './partition-store.js'
 
 export interface Expiry {

@@ -1,11 +1,9 @@
-/** Revocation: final, idempotent, recorded. */
+/** Revoking one key or gateway credential: final, and recorded in the audit trail. */
 
-import { databaseFailure } from '../../db/outage.js'
-import { inTransaction } from '../../db/transaction.js'
 import { notFound } from '../../errors.js'
 import type { CredentialKind } from '../../credentials/id.js'
-import { audit, type Author, type Caller, type ControlParts, type GatewayCaller } from '../deps.js'
-import { countLivingKeys, findKey, lockMecha, readClock, revokeKey, revokeKeysOfMecha, type KeyRecord } from '../store.js'
+import type { Caller, ControlDeps, GatewayCaller } from '../deps.js'
+import { findKey, revokeKey, type KeyRecord } from './store.js'
 
 /**
  * Revokes a key or a gateway credential. A second revocation changes nothing: the first one's time and reason stay.
@@ -13,7 +11,7 @@ import { countLivingKeys, findKey, lockMecha, readClock, revokeKey, revokeKeysOf
  * @throws Problem `not_found`
  */
 export async function revoke(
-  { db }: ControlParts,
+  { db }: ControlDeps,
   caller: Caller | GatewayCaller,
   kind: CredentialKind,
   id: string,
@@ -21,67 +19,8 @@ export async function revoke(
 ): Promise<{ key: KeyRecord; now: Date }> {
   const { actor, requestId, address } = caller
   if (!(await revokeKey(db, caller, kind, id, { actor, reason: reason ?? null, requestId, address }))) throw notFound()
-  // It does not change any more, so it can be read after the transaction.
+  // A revoked key does not change any more, so it can be read after the transaction.
   const found = await findKey(db, caller, kind, id)
   if (!found) throw notFound()
   return { key: found, now: found.revoked_at! }
-}
-
-/** What a call of the kill switch has done. */
-export interface Killed {
-  /** Ids (UUIDs) of keys that this call revoked: the first {@link MAX_LISTED} of them. */
-  readonly ids: readonly string[]
-  readonly revoked: number
-  /** Keys of the Mecha that are still neither revoked nor expired: 0 unless the time was over before. */
-  readonly remaining: number
-}
-
-/** Most ids in an answer. The audit trail has them all. */
-export const MAX_LISTED = 1000
-/** Keys that are revoked in one transaction: some tenths of a second on a busy server, and others of the organization wait for no longer. */
-const PIECE = 500
-/** After a piece that the database gave up, the next one is as small. */
-const SMALL_PIECE = 50
-/** No further piece is begun after this time. */
-const KILL_SWITCH_MS = 20_000
-
-/**
- * The kill switch: revokes every key of a Mecha that has not ended yet, the newest first. Each piece is a transaction of its own
- * with its events, so that what was revoked stays so whatever happens after, and a repeat goes on. Issuing waits for the last
- * piece, so no key slips through: what is alive after it was issued after it.
- *
- * @throws Problem `not_found`, or what the database throws: what earlier pieces revoked is revoked all the same
- */
-export async function revokeAllOfMecha({ db }: ControlParts, caller: Caller, mecha: string, reason?: string): Promise<Killed> {
-  const crew = mecha.slice(mecha.indexOf('^') + 1)
-  if (caller.crews && !caller.crews.includes(crew)) throw notFound()
-  const data = { reason: reason ?? null, all_of_mecha: true }
-  const revokePiece = (size: number) =>
-    inTransaction(db, async (trx) => {
-      if (!(await lockMecha(trx, mecha, caller.orgId))) throw notFound()
-      const now = await readClock(trx)
-      const ids = await revokeKeysOfMecha(trx, mecha, revocationBy(caller, now, reason), size)
-      await audit(trx, caller, now, ids.map((keyId) => ({ type: 'key.revoked', keyId, mecha, data })))
-      return ids
-    })
-
-  const end = performance.now() + KILL_SWITCH_MS
-  const listed: string[] = []
-  let revoked = 0
-  for (let size = PIECE; ; ) {
-    const ids = await revokePiece(size).catch((error: unknown) => {
-      if (size === SMALL_PIECE || databaseFailure(error) !== 'cancelled') throw error
-    })
-    if (!ids) size = SMALL_PIECE
-    else {
-      revoked += ids.length
-      listed.push(...ids.slice(0, MAX_LISTED - listed.length))
-      if (ids.length < size) return { ids: listed, revoked, remaining: 0 }
-    }
-    if (performance.now() > end) return { ids: listed, revoked, remaining: (await countLivingKeys(db, mecha)).living }
-  }
-}
-
-function revocationBy({ actor }: Author, now: Date, reason?: string) {
-  return { revoked_at: now, revoked_by: actor, revoke_reason: reason ?? null }
 }

@@ -5,8 +5,10 @@ import { inTransaction } from '../../db/transaction.js'
 import { invalid, notFound, Problem } from '../../errors.js'
 import { statusAt } from '../../credentials/status.js'
 import { checkedExpiry } from './expiry.js'
-import { audit, type Caller, type ControlParts } from '../deps.js'
-import { findKey, lockKey, lockMecha, readClock, updateKey, type KeyChange, type KeyRecord } from '../store.js'
+import { recordEvents } from '../audit/events.js'
+import { readClock } from '../database-clock.js'
+import type { Caller, ControlDeps } from '../deps.js'
+import { findKey, lockKey, lockMecha, updateKey, type KeyChange, type KeyRecord } from './store.js'
 
 export interface UpdateRequest {
   readonly name?: string | null | undefined
@@ -21,10 +23,10 @@ export interface UpdateRequest {
  *
  * @throws Problem `not_found`, `key_revoked`, `key_expired`, `invalid_request`
  */
-export async function updateKeyDetails({ db, config }: ControlParts, caller: Caller, id: string, request: UpdateRequest): Promise<{ key: KeyRecord; now: Date }> {
+export async function updateKeyDetails({ db, config }: ControlDeps, caller: Caller, id: string, request: UpdateRequest): Promise<{ key: KeyRecord; now: Date }> {
   const mecha = request.expires_at === undefined ? undefined : (await findKey(db, caller, 'mecha', id))?.mecha
   return inTransaction(db, async (trx) => {
-    // A key that lives longer counts for longer: who counts the keys of its Mecha, to issue another one, waits for this.
+    // A key that lives longer counts for longer: issuing, which counts the keys of the Mecha, waits for this.
     if (mecha) await lockMecha(trx, mecha, caller.orgId)
     const key = await lockKey(trx, caller, 'mecha', id)
     if (!key) throw notFound()
@@ -44,7 +46,7 @@ export async function updateKeyDetails({ db, config }: ControlParts, caller: Cal
     const { metadata, ...rest } = wanted
     const change: KeyChange = { ...rest, ...(metadata && { metadata: JSON.stringify(metadata) }) }
     await updateKey(trx, id, change)
-    await audit(trx, caller, now, [{ type: 'key.updated', keyId: id, mecha: key.mecha, data: { changes } }])
+    await recordEvents(trx, caller, now, [{ type: 'key.updated', keyId: id, mecha: key.mecha, data: { changes } }])
     return { key: { ...key, ...wanted }, now }
   })
 }

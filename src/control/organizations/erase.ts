@@ -11,9 +11,12 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Kysely, Transaction } from 'kysely'
 import type { Database, Metadata } from '../../db/tables.js'
 import { inLockingTransaction, inTransaction } from '../../db/transaction.js'
-import { audit, type Author } from '../deps.js'
+import { recordEvents } from '../audit/events.js'
+import { insertEvents } from '../audit/store.js'
+import { readClock } from '../database-clock.js'
+import type { Author } from '../deps.js'
 import { ReplicaWatch } from '../receipts/replicas.js'
-import { insertEvents, readClock, readReplicas } from '../store.js'
+import { readReplicas } from '../receipts/store.js'
 import {
   beginErasure, deleteCrewEvents, deleteCrews, deleteEvents, deleteKeys, deleteMechas, endErasure, findChanges, findErasure, lockMakers, lockNotRevoked, organizationDigest, revokeCredentials, takeCensus,
   type Census,
@@ -104,12 +107,12 @@ async function begin(db: Kysely<Database>, orgId: string, confirmation: string):
 async function revokeAll(db: Kysely<Database>, orgId: string, author: Author): Promise<number> {
   let revoked = 0
   await inPieces(db, async (trx) => {
-    const held = await lockNotRevoked(trx, orgId, PIECE)
+    const credentials = await lockNotRevoked(trx, orgId, PIECE)
     const now = await readClock(trx)
-    await revokeCredentials(trx, held.map(({ id }) => id), now, author.actor, REASON)
-    await audit(trx, { ...author, orgId }, now, held.map(({ id, kind, mecha }) => ({ type: kind === 'mecha' ? 'key.revoked' : 'gateway.revoked', keyId: id, mecha, data: { reason: REASON } })))
-    revoked += held.length
-    return held.length > 0
+    await revokeCredentials(trx, credentials.map(({ id }) => id), now, author.actor, REASON)
+    await recordEvents(trx, { ...author, orgId }, now, credentials.map(({ id, kind, mecha }) => ({ type: kind === 'mecha' ? 'key.revoked' : 'gateway.revoked', keyId: id, mecha, data: { reason: REASON } })))
+    revoked += credentials.length
+    return credentials.length > 0
   })
   return revoked
 }
@@ -128,7 +131,7 @@ async function allHaveApplied(db: Kysely<Database>, orgId: string, boundMs: numb
     const askedAt = watch.age()
     const reading = await readReplicas(db, xids, watch.known)
     const { replicas, hasOthers } = watch.take(reading, askedAt)
-    const isOver = !reading.is_held && !hasOthers && replicas.every(({ unseen }) => unseen.length === 0)
+    const isOver = !reading.is_on_hold && !hasOthers && replicas.every(({ unseen }) => unseen.length === 0)
     if (isOver) return replicas.length
     longest = Math.max(longest, ...reading.replicas.map(({ bound_ms }) => bound_ms ?? 0))
     if (performance.now() - start > longest + PATIENCE_MS) return undefined

@@ -5,7 +5,7 @@ import type { Kysely } from 'kysely'
 import { databaseFailure } from '../../db/outage.js'
 import type { Database } from '../../db/tables.js'
 import { ReplicaWatch, type Living } from './replicas.js'
-import { findChange, readReplicas, type ReplicasReading } from '../store.js'
+import { findChange, readReplicas, type ReplicasReading } from './store.js'
 
 export interface Propagation {
   /** Replicas that are alive, of the history in which the change was made. */
@@ -17,10 +17,6 @@ export interface Propagation {
   /** How long this call has waited for them. */
   readonly elapsed_ms: number
 }
-
-/** Seconds that a call waits unless it says otherwise, and at most. */
-const DEFAULT_WAIT = 2
-export const MAX_WAIT = 10
 
 /** How often open receipts are looked at. */
 const INTERVAL_MS = 10
@@ -98,9 +94,9 @@ export class Receipts {
   }
 
   /** Closes a receipt when there is nobody to wait for any more, or no time. */
-  #settle(waiting: Waiting, { replicas, hasOthers }: Living, { history, is_held }: ReplicasReading): void {
+  #settle(waiting: Waiting, { replicas, hasOthers }: Living, { history, is_on_hold }: ReplicasReading): void {
     const mine = new Set(waiting.xids)
-    const confirmed = is_held ? 0 : replicas.filter(({ unseen }) => !unseen.some((xid) => mine.has(xid))).length
+    const confirmed = is_on_hold ? 0 : replicas.filter(({ unseen }) => !unseen.some((xid) => mine.has(xid))).length
     const isOver = confirmed === replicas.length && !hasOthers
     const elapsed = performance.now() - waiting.start
     if (!isOver && elapsed + INTERVAL_MS <= waiting.waitMs) return
@@ -108,13 +104,4 @@ export class Receipts {
     const complete = isOver && replicas.length > 0 && waiting.isMade && waiting.history === history
     waiting.resolve({ replicas: replicas.length, confirmed, complete, elapsed_ms: Math.round(elapsed) })
   }
-}
-
-/**
- * How long a `Prefer` header asks to wait (RFC 7240, section 4.3), in seconds: 2 without it, 10 at most. What it says
- * beyond that is none of ours, and ignored as that RFC has it.
- */
-export function preferredWait(prefer: string | undefined): { readonly seconds: number; readonly isApplied: boolean } {
-  const asked = /(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?:$|[,;])/i.exec(prefer ?? '')?.[1]
-  return asked === undefined ? { seconds: DEFAULT_WAIT, isApplied: false } : { seconds: Math.min(Number(asked), MAX_WAIT), isApplied: true }
 }

@@ -5,7 +5,7 @@
  * this process looked, for as long as both of its clocks agree that it was.
  */
 
-import type { ReplicaRow, ReplicasReading } from '../store.js'
+import type { ReplicaRow, ReplicasReading } from './store.js'
 
 interface Seen {
   /** What changes with every confirmation. */

@@ -1,9 +1,9 @@
-/** Looks after signing keys while the control plane is served. */
+/** The maintenance job of signing keys, which runs while the control plane is served. */
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyBaseLogger } from 'fastify'
 import { newId } from '../../credentials/id.js'
-import { maintainSigningKeys, type SigningParts } from './signing-keys.js'
+import { maintainSigningKeys, type SigningDeps } from './signing-keys.js'
 
 /** Between two looks when all is well, unless said otherwise, and after one that failed. */
 const PERIOD_MS = 3_600_000
@@ -15,14 +15,14 @@ const STOP_TIMEOUT_MS = 1000
 /** How far two clocks may drift apart: far less than what is kept beyond its life. */
 const TOLERANCE_MS = 60_000
 
-export class SigningKeeper {
+export class SigningKeyMaintenance {
   readonly #end = new AbortController()
   /** The database's clock when the first look was over, and when that was. */
   #first: { readonly now: number; readonly at: number } | undefined
   #running: Promise<void> | undefined
 
   constructor(
-    private readonly parts: SigningParts,
+    private readonly deps: SigningDeps,
     private readonly log: FastifyBaseLogger,
     private readonly periodMs = PERIOD_MS,
   ) {}
@@ -50,7 +50,7 @@ export class SigningKeeper {
 
   /**
    * The latest that it can be by the time that has passed since the first look. If the database's clock jumps ahead, what was
-   * exchanged for a key that has ended is still alive elsewhere: its place in the status list must not be another key's.
+   * exchanged for a key that has ended is still alive elsewhere: its index in the status list must not become another key's.
    */
   #latest(): number {
     return this.#first ? this.#first.now + (performance.now() - this.#first.at) + TOLERANCE_MS : Infinity
@@ -60,7 +60,7 @@ export class SigningKeeper {
   async #look(): Promise<boolean> {
     try {
       const author = { actor: 'service', requestId: newId(), address: 'local' }
-      const now = await maintainSigningKeys(this.parts, author, { log: this.log, latest: this.#latest() })
+      const now = await maintainSigningKeys(this.deps, author, { log: this.log, latest: this.#latest() })
       this.#first ??= { now: now.getTime(), at: performance.now() }
       return true
     } catch (error) {

@@ -7,10 +7,11 @@ import { inTransaction } from '../../db/transaction.js'
 import type { Roots } from '../../credentials/roots.js'
 import { endedBy, LEAD, makeSigningKey, resealSigningKey, RootUnknown, signerAt, signingTime, soundOf, type SigningAlgorithm } from '../../credentials/signing-key.js'
 import type { Author } from '../deps.js'
-import { insertEvents, readClock } from '../store.js'
-import { deleteSigningKeys, freeStatusPlaces, insertSigningKey, listSigningKeys, lockSigningKeys, replaceSeal, type SigningKeyRow } from './store.js'
+import { insertEvents } from '../audit/store.js'
+import { readClock } from '../database-clock.js'
+import { deleteSigningKeys, freeStatusListIndexes, insertSigningKey, listSigningKeys, lockSigningKeys, replaceSeal, type SigningKeyRow } from './store.js'
 
-export interface SigningParts {
+export interface SigningDeps {
   readonly db: Kysely<Database>
   readonly roots: Roots
 }
@@ -40,13 +41,13 @@ export interface MaintenanceOptions {
 
 /**
  * What has to be done from time to time: makes the first key if there is none, seals the others anew under the newest
- * root secret, deletes those that have ended, and frees places of the status list. Any number of processes may do it
+ * root secret, deletes those that have ended, and frees indexes of the status list. Any number of processes may do it
  * at once. A key whose root secret is not configured stays as it is. One that is damaged stays as well, and counts for nothing:
  * the others do what they did before it was made.
  *
  * @returns the database's clock
  */
-export async function maintainSigningKeys({ db, roots }: SigningParts, author: Author, { log, latest = Infinity }: MaintenanceOptions = {}): Promise<Date> {
+export async function maintainSigningKeys({ db, roots }: SigningDeps, author: Author, { log, latest = Infinity }: MaintenanceOptions = {}): Promise<Date> {
   const now = await inTransaction(db, async (trx) => {
     const keys = soundOf(await lockSigningKeys(trx), roots, ({ kid }, error) => log?.error({ kid, cause: (error as Error).message }, 'a signing key is not as it was made'))
     const now = await readClock(trx)
@@ -56,7 +57,7 @@ export async function maintainSigningKeys({ db, roots }: SigningParts, author: A
     for (const key of keys) if (key.root !== roots[0].id && !ended.includes(key)) await reseal(trx, key, roots, log)
     return now
   })
-  await freeStatusPlaces(db, new Date(Math.min(now.getTime(), latest)))
+  await freeStatusListIndexes(db, new Date(Math.min(now.getTime(), latest)))
   return now
 }
 
@@ -65,7 +66,7 @@ export async function maintainSigningKeys({ db, roots }: SigningParts, author: A
  * the last JWT that it signed has expired. With `compromised` the new one signs at once and the others are gone: what
  * they signed is refused as soon as the published keys are fetched again.
  */
-export async function rotateSigningKeys({ db, roots }: SigningParts, author: Author, { alg, compromised = false }: Rotation): Promise<SigningKeyView[]> {
+export async function rotateSigningKeys({ db, roots }: SigningDeps, author: Author, { alg, compromised = false }: Rotation): Promise<SigningKeyView[]> {
   return inTransaction(db, async (trx) => {
     const keys = await lockSigningKeys(trx)
     const now = await readClock(trx)

@@ -1,4 +1,4 @@
-/** What the control plane asks of the database about signing keys and the places of the status list. */
+/** What the control plane asks of the database about signing keys and the indexes of the status list. */
 
 import { sql, type Kysely, type Selectable, type Transaction } from 'kysely'
 import type { Database, SigningKeysTable } from '../../db/tables.js'
@@ -6,7 +6,7 @@ import { KEEP } from '../../credentials/signing-key.js'
 
 export type SigningKeyRow = Selectable<SigningKeysTable>
 
-/** Holds the set of signing keys until the transaction ends, so that it changes in one place at a time; oldest first. */
+/** Locks the set of signing keys until the transaction ends, so that one process at a time changes it. Returns them, the oldest first. */
 export async function lockSigningKeys(trx: Transaction<Database>): Promise<SigningKeyRow[]> {
   await sql`SELECT pg_advisory_xact_lock(20828)`.execute(trx)
   return listSigningKeys(trx)
@@ -28,8 +28,8 @@ export async function deleteSigningKeys(trx: Transaction<Database>, kids: readon
   if (kids.length > 0) await trx.deleteFrom('signing_keys').where('kid', 'in', kids).execute()
 }
 
-/** Frees the places of keys that had ended, or were erased, so long before an instant that nothing that was exchanged for them is alive. */
-export async function freeStatusPlaces(db: Kysely<Database>, now: Date): Promise<void> {
+/** Frees the indexes of keys that had ended, or were erased, so long before an instant that nothing that was exchanged for them is alive. */
+export async function freeStatusListIndexes(db: Kysely<Database>, now: Date): Promise<void> {
   await sql`
     UPDATE token_status SET key_id = NULL FROM keys
     WHERE keys.id = token_status.key_id AND LEAST(keys.revoked_at, keys.expires_at) < ${now}::timestamptz - make_interval(secs => ${KEEP})`.execute(db)

@@ -1,6 +1,6 @@
 import { sql } from 'kysely'
 import t from 'tap'
-import { insertEvents } from '../../../src/control/store.js'
+import { insertEvents } from '../../../src/control/audit/store.js'
 import { newId, parsePublicId } from '../../../src/credentials/id.js'
 import { startService } from '../../helpers/service.js'
 

@@ -1,7 +1,7 @@
 import { sql } from 'kysely'
 import t from 'tap'
 import { endOfNew } from '../../../src/control/keys/expiry.js'
-import { insertIssue } from '../../../src/control/store.js'
+import { insertIssue } from '../../../src/control/keys/issue-store.js'
 import { newId } from '../../../src/credentials/id.js'
 import { parseToken } from '../../../src/credentials/token.js'
 import { eventually } from '../../helpers/eventually.js'

@@ -1,7 +1,7 @@
 import Fastify, { type FastifyContextConfig } from 'fastify'
 import t from 'tap'
 import { SCOPES, type Scope } from '../../../src/control/operators/scopes.js'
-import { requireOperator } from '../../../src/control/routes.js'
+import { requireOperator } from '../../../src/control/operators/require-operator.js'
 import { contractOf } from '../../helpers/contract.js'
 import { createDatabase } from '../../helpers/database.js'
 import { NOTHING } from '../../helpers/refusals.js'

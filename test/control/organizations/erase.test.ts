@@ -8,7 +8,7 @@ import t, { type Test } from 'tap'
 import { reserveCrew } from '../../../src/control/crews/reserve.js'
 import { eraseOrganization, planErasure } from '../../../src/control/organizations/erase.js'
 import { replayTrail, restoreAuthor } from '../../../src/control/restore/replay.js'
-import { freeStatusPlaces } from '../../../src/control/signing-keys/store.js'
+import { freeStatusListIndexes } from '../../../src/control/signing-keys/store.js'
 import type { TrailEvent } from '../../../src/control/audit/follow.js'
 import { openDatabase } from '../../../src/db/pool.js'
 import type { Database } from '../../../src/db/tables.js'
@@ -201,11 +201,11 @@ t.test('the status list goes on telling that its JWTs have ended, and gives thei
   const places = async () => (await db.selectFrom('token_status').selectAll().execute()).map(({ key_id, key_erased_at }) => [key_id !== null, key_erased_at !== null])
   const control = openDatabase({ url: service.database.control, size: 1, timeoutMs: 10_000, name: 'test' })
   t.teardown(() => control.destroy())
-  await freeStatusPlaces(control, new Date())
+  await freeStatusListIndexes(control, new Date())
   t.same(await places(), [[true, true]])
   await t.rejects(sql`UPDATE token_status SET key_id = NULL`.execute(control), { code: '42501' })
   await sql`UPDATE token_status SET key_erased_at = now() - make_interval(secs => ${KEEP + 1})`.execute(db)
-  await freeStatusPlaces(control, new Date())
+  await freeStatusListIndexes(control, new Date())
   t.same(await places(), [[false, false]], 'and whoever has it next does not lose it')
 })
 
