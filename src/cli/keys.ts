@@ -5,7 +5,7 @@ import { call } from './client.js'
 import { loadConfig, processEnvironment, type Settings } from '../config.js'
 import { ConfigError } from '../errors.js'
 import { parseToken } from '../credentials/token.js'
-import { EXIT, presentedKey, print } from './shared.js'
+import { EXIT, readKey, print } from './shared.js'
 
 export async function runIssue(mecha: string, options: { name?: string; scope?: string[]; expiresIn?: number; idempotencyKey?: string; json?: true }): Promise<void> {
   const config = loadConfig(processEnvironment())
@@ -46,7 +46,7 @@ export async function runRevoke(id: string, { reason, json }: { reason?: string;
 
 export async function runVerify(options: { mecha?: string; scope?: string[]; json?: true }): Promise<void> {
   const config = loadConfig(processEnvironment())
-  const body = { key: await presentedKey(config), mecha: options.mecha, scopes: options.scope }
+  const body = { key: await readKey(config), mecha: options.mecha, scopes: options.scope }
   const credential = needed(config, 'GATEWAY_CREDENTIAL')
   const answer = (await call(config, { method: 'POST', path: '/v1/verify', body, credential })) as
     | { valid: true; key_id: string; mecha: { handle: string } }

@@ -7,7 +7,7 @@ import { describeConfig, loadConfig, processEnvironment, suspectNames } from '..
 import { publicId } from '../credentials/id.js'
 import { parseToken } from '../credentials/token.js'
 import { isLocal, withLocalFiles } from './local.js'
-import { EXIT, presentedKey, print } from './shared.js'
+import { EXIT, readKey, print } from './shared.js'
 
 export async function runConfig({ json }: { json?: true }): Promise<void> {
   const environment = processEnvironment()
@@ -41,7 +41,7 @@ export async function runOperatorToken({ org, scope, crew, subject, ttl }: Token
 }
 
 export async function runInspect({ json }: { json?: true }): Promise<void> {
-  const token = parseToken(await presentedKey(loadConfig(processEnvironment())))
+  const token = parseToken(await readKey(loadConfig(processEnvironment())))
   const answer = token
     ? { well_formed: true, prefix: token.prefix, key_id: publicId('mecha', token.id), gateway_id: publicId('gateway', token.id) }
     : { well_formed: false }

@@ -13,7 +13,7 @@ export function print(json: boolean | undefined, value: object, lines: () => str
 }
 
 /** Never an argument: arguments are seen by every user of the machine, and kept in the shell's history. */
-export async function presentedKey(config: Settings): Promise<string> {
+export async function readKey(config: Settings): Promise<string> {
   const key = process.stdin.isTTY ? config.MECHA_KEY : (await text(process.stdin)).trim() || config.MECHA_KEY
   if (!key) throw new ConfigError('give the key on standard input, or in MECHA_KEY')
   return key

@@ -1,5 +1,7 @@
 /** The life of a key as a function of its row and an instant. Nothing needs to run for a key to expire. */
 
+import { unmetRequirement, type RefusalCode, type Requirements } from '../protocol/verdict.js'
+
 export type KeyStatus = 'active' | 'disabled' | 'expired' | 'revoked'
 
 /** What of a key decides its status. Times are dates, or milliseconds. */
@@ -14,6 +16,16 @@ export function statusAt(life: Life, now: Date | number): KeyStatus {
   if (life.revoked_at !== null) return 'revoked'
   if (life.expires_at !== null && Number(life.expires_at) <= Number(now)) return 'expired'
   return life.enabled ? 'active' : 'disabled'
+}
+
+/** Why an authenticated key is refused at `now`, or `undefined` when it is valid. */
+export function refusalAt(
+  key: Life & { readonly mecha: string | null; readonly scopes: readonly string[] },
+  now: Date | number,
+  requirements: Requirements,
+): RefusalCode | undefined {
+  const status = statusAt(key, now)
+  return status === 'active' ? unmetRequirement(requirements, key.mecha, key.scopes) : status
 }
 
 /** Why a key cannot be rotated now, or `undefined` when it can. */

@@ -4,7 +4,8 @@ import { Agent as HttpAgent, request as requestHttp, type ClientRequest, type In
 import { Agent as HttpsAgent, request as requestHttps } from 'node:https'
 import { moment, passed } from './clock.js'
 import { Turns } from './turns.js'
-import { VerifierUnavailable, type Verdict } from './verdict.js'
+import { VerifierUnavailable } from './errors.js'
+import type { Verdict } from './verdict.js'
 
 export interface ServiceOptions {
   readonly url: string

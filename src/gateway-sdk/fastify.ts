@@ -9,7 +9,8 @@ import { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { authenticate, authenticateSigned, presentedKey, readBody } from './node-http.js'
 import { bodyTooLarge, type Refusal } from './refusals.js'
-import type { Demand, Valid } from './verdict.js'
+import type { Requirements } from '../protocol/verdict.js'
+import type { Valid } from './verdict.js'
 import type { Verifier } from './verifier.js'
 
 declare module 'fastify' {
@@ -19,11 +20,11 @@ declare module 'fastify' {
   }
   interface FastifyContextConfig {
     /** What a route demands of a key, in the place of what `mechaAuth` was registered with; `false` lets anybody pass. */
-    mecha?: Demand | false
+    mecha?: Requirements | false
   }
 }
 
-export interface MechaAuthOptions extends Demand {
+export interface MechaAuthOptions extends Requirements {
   readonly verifier: Verifier
   /** Whether requests have to be signed. Their bodies are read as a whole, up to the route's `bodyLimit`. */
   readonly signed?: boolean
@@ -31,22 +32,22 @@ export interface MechaAuthOptions extends Demand {
 
 /** Registers the check for a scope: `await app.register(mechaAuth, { verifier })`. */
 export async function mechaAuth(app: FastifyInstance, { verifier, signed = false, mecha, scopes }: MechaAuthOptions): Promise<void> {
-  const demandOf = (request: FastifyRequest) => request.routeOptions.config.mecha ?? { mecha, scopes }
+  const requirementsOf = (request: FastifyRequest) => request.routeOptions.config.mecha ?? { mecha, scopes }
   app.decorateRequest('mecha')
   if (!signed)
     app.addHook('onRequest', async (request, reply) => {
-      const demand = demandOf(request)
-      if (demand === false) return
-      const outcome = await authenticate(verifier, presentedKey(request.headers), demand)
+      const requirements = requirementsOf(request)
+      if (requirements === false) return
+      const outcome = await authenticate(verifier, presentedKey(request.headers), requirements)
       if (!('valid' in outcome)) return refuse(reply, outcome)
       request.mecha = outcome
     })
   else
     app.addHook('preParsing', async (request, reply, payload) => {
-      const demand = demandOf(request)
-      if (demand === false) return payload
+      const requirements = requirementsOf(request)
+      if (requirements === false) return payload
       const body = await readBody(payload, request.routeOptions.bodyLimit)
-      const outcome = body ? await authenticateSigned(verifier, request.headers, body, demand) : bodyTooLarge()
+      const outcome = body ? await authenticateSigned(verifier, request.headers, body, requirements) : bodyTooLarge()
       if (!body || !('valid' in outcome)) return refuse(reply, outcome as Refusal)
       request.mecha = outcome
       return Readable.from([body], { objectMode: false })

@@ -2,18 +2,21 @@
 
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from 'node:http'
 import type { Duplex, Readable } from 'node:stream'
+import { bearerToken } from '../protocol/bearer.js'
 import { moment, passed, whenPassed, type Moment } from './clock.js'
 import { bodyTooLarge, refusedKey, unavailable, withoutKey, type Refusal } from './refusals.js'
 import { callListener } from './report.js'
 import type { SignedVerdict } from './signed.js'
-import { VerifierUnavailable, type Demand, type RefusalCode, type Valid } from './verdict.js'
+import type { Requirements, RefusalCode } from '../protocol/verdict.js'
+import { VerifierUnavailable } from './errors.js'
+import type { Valid } from './verdict.js'
 import type { Verifier } from './verifier.js'
 import type { End, EndReason } from './watches.js'
 
 /** Why an open socket has to be closed: the key is no longer good, or nobody can say any more that it is. */
 export type CloseReason = RefusalCode | Exclude<EndReason, 'changed'>
 
-export interface UpgradeOptions extends Demand {
+export interface UpgradeOptions extends Requirements {
   /**
    * Called once when the key that opened the socket is no longer good: for a last word, such as a close frame. The socket is
    * destroyed a quarter of a second later at the latest, whether or not there is a listener and whatever it does. What it
@@ -31,7 +34,7 @@ const RETRY_MS = 250
 export function presentedKey(headers: IncomingHttpHeaders): string | undefined {
   const { 'x-mecha-key': own, authorization = '' } = headers
   if (own !== undefined) return String(own) || undefined
-  return /^Bearer +(\S+)$/i.exec(authorization)?.[1]
+  return bearerToken(authorization)
 }
 
 /**
@@ -39,14 +42,14 @@ export function presentedKey(headers: IncomingHttpHeaders): string | undefined {
  *
  * @returns the identity, or `undefined` when the request has been refused and answered
  */
-export async function authenticateRequest(verifier: Verifier, request: IncomingMessage, response: ServerResponse, demand: Demand = {}): Promise<Valid | undefined> {
-  const outcome = await authenticate(verifier, presentedKey(request.headers), demand)
+export async function authenticateRequest(verifier: Verifier, request: IncomingMessage, response: ServerResponse, requirements: Requirements = {}): Promise<Valid | undefined> {
+  const outcome = await authenticate(verifier, presentedKey(request.headers), requirements)
   if ('valid' in outcome) return outcome
   answer(response, outcome)
   return undefined
 }
 
-export interface SignedOptions extends Demand {
+export interface SignedOptions extends Requirements {
   /** Longest body that is read, in bytes. 1 MiB without it. */
   readonly maxBodyBytes?: number
 }
@@ -60,10 +63,10 @@ export async function authenticateSignedRequest(
   verifier: Verifier,
   request: IncomingMessage,
   response: ServerResponse,
-  { maxBodyBytes = 1024 * 1024, ...demand }: SignedOptions = {},
+  { maxBodyBytes = 1024 * 1024, ...requirements }: SignedOptions = {},
 ): Promise<{ readonly identity: Valid; readonly body: Buffer } | undefined> {
   const body = await readBody(request, maxBodyBytes)
-  const outcome = body ? await authenticateSigned(verifier, request.headers, body, demand) : bodyTooLarge()
+  const outcome = body ? await authenticateSigned(verifier, request.headers, body, requirements) : bodyTooLarge()
   if (body && 'valid' in outcome) return { identity: outcome, body }
   if (!('valid' in outcome)) answer(response, outcome)
   return undefined
@@ -76,17 +79,17 @@ export async function authenticateSignedRequest(
  * @returns the identity, or `undefined` when the refusal has been written and the socket ended
  */
 export async function authenticateUpgrade(verifier: Verifier, request: IncomingMessage, socket: Duplex, options: UpgradeOptions = {}): Promise<Valid | undefined> {
-  const { onEnd, ...demand } = options
+  const { onEnd, ...requirements } = options
   // A client that hangs up meanwhile is no reason for this process to end.
   socket.on('error', () => socket.destroy())
   const key = presentedKey(request.headers)
-  const outcome = await authenticate(verifier, key, demand)
+  const outcome = await authenticate(verifier, key, requirements)
   if (!('valid' in outcome)) {
     writeRefusal(socket, outcome)
     return undefined
   }
   if (socket.destroyed) return undefined
-  const release = keepVouched(verifier, key!, outcome, demand, (reason) => {
+  const release = keepVouched(verifier, key!, outcome, requirements, (reason) => {
     // First of all: nothing that a listener does may keep the socket open.
     destroySoon(socket)
     if (onEnd) callListener((error) => verifier.report(error), onEnd, reason)
@@ -97,20 +100,20 @@ export async function authenticateUpgrade(verifier: Verifier, request: IncomingM
 }
 
 /** The identity behind a key, or the refusal to answer with. */
-export function authenticate(verifier: Verifier, key: string | undefined, demand: Demand): Promise<Valid | Refusal> {
-  return identify(key, demand, (presented) => verifier.verify(presented, demand))
+export function authenticate(verifier: Verifier, key: string | undefined, requirements: Requirements): Promise<Valid | Refusal> {
+  return identify(key, requirements, (presented) => verifier.verify(presented, requirements))
 }
 
 /** The identity behind a signed request, or the refusal to answer with. */
-export function authenticateSigned(verifier: Verifier, headers: IncomingHttpHeaders, body: Buffer, demand: Demand): Promise<Valid | Refusal> {
-  return identify(presentedKey(headers), demand, () => verifier.verifySigned({ headers, body }, demand))
+export function authenticateSigned(verifier: Verifier, headers: IncomingHttpHeaders, body: Buffer, requirements: Requirements): Promise<Valid | Refusal> {
+  return identify(presentedKey(headers), requirements, () => verifier.verifySigned({ headers, body }, requirements))
 }
 
-async function identify(key: string | undefined, demand: Demand, ask: (key: string) => SignedVerdict | Promise<SignedVerdict>): Promise<Valid | Refusal> {
+async function identify(key: string | undefined, requirements: Requirements, ask: (key: string) => SignedVerdict | Promise<SignedVerdict>): Promise<Valid | Refusal> {
   if (key === undefined) return withoutKey()
   try {
     const verdict = await ask(key)
-    return verdict.valid ? verdict : refusedKey(verdict.code, demand)
+    return verdict.valid ? verdict : refusedKey(verdict.code, requirements)
   } catch (error) {
     if (error instanceof VerifierUnavailable) return unavailable()
     throw error
@@ -124,7 +127,7 @@ async function identify(key: string | undefined, demand: Demand, ask: (key: stri
  * @param onEnd called once when the key is no longer good, or nobody can say for as long as the bound. What it throws goes to `onError`
  * @returns what ends it without a call
  */
-export function keepVouched(verifier: Verifier, key: string, { key_id: keyId }: Valid, demand: Demand, onEnd: (reason: CloseReason) => void): () => void {
+export function keepVouched(verifier: Verifier, key: string, { key_id: keyId }: Valid, requirements: Requirements, onEnd: (reason: CloseReason) => void): () => void {
   let isOver = false
   let release = verifier.watch(keyId, onWatchEnd)
 
@@ -165,7 +168,7 @@ export function keepVouched(verifier: Verifier, key: string, { key_id: keyId }: 
 
   async function outcomeOf(): Promise<CloseReason | 'valid' | 'nobody knows'> {
     try {
-      const verdict = await verifier.ask(key, demand)
+      const verdict = await verifier.ask(key, requirements)
       return verdict.valid ? 'valid' : verdict.code
     } catch (error) {
       if (!(error instanceof VerifierUnavailable)) return 'stale'

@@ -7,7 +7,9 @@
 
 import type { IncomingHttpHeaders } from 'node:http'
 import { isNonce, isSignatureOf, parseTimestamp } from '../protocol/signature.js'
-import { VerifierUnavailable, type Demand, type RefusalCode, type Valid, type Verdict } from './verdict.js'
+import type { Requirements, RefusalCode } from '../protocol/verdict.js'
+import { VerifierUnavailable } from './errors.js'
+import type { Valid, Verdict } from './verdict.js'
 
 export interface SignedRequestParts {
   /** As `node:http` has them: `x-mecha-key`, `x-request-timestamp`, `x-nonce` and `x-signature`. */
@@ -29,7 +31,7 @@ export type SignatureRefusal =
 export type SignedVerdict = Valid | { readonly valid: false; readonly code: RefusalCode | SignatureRefusal }
 
 export interface SignedParts {
-  readonly verify: (key: string, demand: Demand) => Verdict | Promise<Verdict>
+  readonly verify: (key: string, requirements: Requirements) => Verdict | Promise<Verdict>
   /** Resolves to `false` when the nonce has been used before. */
   readonly useNonce: (keyId: string, nonce: string, expiresAt: Date) => Promise<boolean>
   /** The service's clock, in milliseconds. */
@@ -45,7 +47,7 @@ export const MAX_TOLERANCE_MS = 400_000
 const NONCE_TTL_MS = MAX_TOLERANCE_MS + 60_000
 
 export function createSignedVerifier({ verify, useNonce, now, isClockInDoubt, clockToleranceMs }: SignedParts) {
-  return async ({ headers, body }: SignedRequestParts, demand: Demand = {}): Promise<SignedVerdict> => {
+  return async ({ headers, body }: SignedRequestParts, requirements: Requirements = {}): Promise<SignedVerdict> => {
     const [key, timestamp, nonce, signature] = ['x-mecha-key', 'x-request-timestamp', 'x-nonce', 'x-signature'].map((name) => headers[name])
     const time = typeof timestamp === 'string' ? parseTimestamp(timestamp) : undefined
     if (typeof key !== 'string' || typeof timestamp !== 'string' || typeof nonce !== 'string' || typeof signature !== 'string') return refused('unsigned')
@@ -54,7 +56,7 @@ export function createSignedVerifier({ verify, useNonce, now, isClockInDoubt, cl
       if (isClockInDoubt()) throw new VerifierUnavailable('service_unavailable', 'a clock of this machine has jumped')
       return refused('untimely')
     }
-    const verdict = await verify(key, demand)
+    const verdict = await verify(key, requirements)
     if (!verdict.valid) return verdict
     if (!isSignatureOf(signature, { key, body, nonce, timestamp })) return refused('wrong_signature')
     const isFirst = await useNonce(verdict.key_id, nonce, new Date(time + NONCE_TTL_MS))

@@ -11,7 +11,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { createParser, type EventSourceMessage } from 'eventsource-parser'
 import { hasJumped, JUMP_MS, moment, passed, type Moment } from './clock.js'
-import { StreamLost, VerifierUnavailable, type StreamLossReason } from './verdict.js'
+import { StreamLost, VerifierUnavailable, type StreamLossReason } from './errors.js'
 
 export interface StreamParts {
   /** Asks for the stream, from what was told last. */

@@ -4,7 +4,8 @@
  */
 
 import { moment, passed } from './clock.js'
-import { VerifierUnavailable, type Valid } from './verdict.js'
+import { VerifierUnavailable } from './errors.js'
+import type { Valid } from './verdict.js'
 
 /** A key's own note of when it was last used. */
 export interface Use {

@@ -16,7 +16,9 @@ import { createSignedVerifier, MAX_TOLERANCE_MS, type SignedRequestParts, type S
 import { ChangeStream } from './stream.js'
 import { Turns } from './turns.js'
 import { UsageReporter } from './usage.js'
-import { judge, VerifierUnavailable, type Demand, type StreamLossReason, type StreamLost, type Verdict } from './verdict.js'
+import type { Requirements } from '../protocol/verdict.js'
+import { VerifierUnavailable, type StreamLossReason, type StreamLost } from './errors.js'
+import { judge, type Verdict } from './verdict.js'
 import { Watches, type WatchListener } from './watches.js'
 
 export interface VerifierOptions {
@@ -55,18 +57,18 @@ export interface Verifier {
    * @param key as it was presented; `secret-token:` in front of it (RFC 8959) is fine
    * @throws VerifierUnavailable (or rejects with it) when nobody can say now: answer 503
    */
-  verify(key: string, demand?: Demand): Verdict | Promise<Verdict>
+  verify(key: string, requirements?: Requirements): Verdict | Promise<Verdict>
   /**
    * As {@link Verifier.verify}, but asks the service whatever is held: when nothing has vouched for a key for a while. For what can
    * wait, as open sockets can: half of `maxConcurrent` are asked about at once, and the others one after another.
    */
-  ask(key: string, demand?: Demand): Promise<Verdict>
+  ask(key: string, requirements?: Requirements): Promise<Verdict>
   /**
    * Says whether a signed request is good: made by the holder of a good key, as it came, in time, and not let pass before.
    *
    * @throws VerifierUnavailable (or rejects with it) when nobody can say now: answer 503
    */
-  verifySigned(request: SignedRequestParts, demand?: Demand): Promise<SignedVerdict>
+  verifySigned(request: SignedRequestParts, requirements?: Requirements): Promise<SignedVerdict>
   /**
    * Calls once when a key, just verified, is no longer vouched for: it changed, it ended, or the bound has passed. Ask
    * about the key again, or close what it opened.
@@ -133,7 +135,7 @@ const ATTEMPTS = 3
 /** Longer than any key: nothing of this length needs to be sent anywhere. */
 const MAX_KEY_LENGTH = 1024
 const SCHEME = 'secret-token:'
-const NOTHING: Demand = {}
+const NO_REQUIREMENTS: Requirements = {}
 
 /** @throws TypeError when an option is wrong */
 export function createVerifier(given: VerifierOptions): Verifier {
@@ -175,7 +177,7 @@ export function createVerifier(given: VerifierOptions): Verifier {
   })
   const usage = new UsageReporter({ report: (uses) => service.reportUses(uses), intervalMs: options.usageIntervalMs, max: cacheMaxKeys, onError: report })
   const verifySigned = createSignedVerifier({
-    verify: async (key, demand) => verify(key, demand),
+    verify: async (key, requirements) => verify(key, requirements),
     useNonce: (keyId, nonce, expiresAt) => service.useNonce(keyId, nonce, expiresAt),
     now: () => stream.now(),
     isClockInDoubt: () => stream.isClockInDoubt(),
@@ -187,7 +189,7 @@ export function createVerifier(given: VerifierOptions): Verifier {
   let isClosed = false
   stream.start()
 
-  function verify(presented: string, demand: Demand = NOTHING): Verdict | Promise<Verdict> {
+  function verify(presented: string, requirements: Requirements = NO_REQUIREMENTS): Verdict | Promise<Verdict> {
     if (isClosed) throw closed()
     const key = bareKey(presented)
     if (key.length > MAX_KEY_LENGTH) return { valid: false, code: 'malformed' }
@@ -198,15 +200,15 @@ export function createVerifier(given: VerifierOptions): Verifier {
       const now = stream.now(mono, wall)
       if (found && found.expiresAt > now) {
         counts.hits++
-        const verdict = judge(found.verdict, demand)
+        const verdict = judge(found.verdict, requirements)
         if (verdict.valid) usage.seen(found, now)
         return verdict
       }
     }
-    return join(key).then((verdict) => judge(verdict, demand))
+    return join(key).then((verdict) => judge(verdict, requirements))
   }
 
-  async function ask(presented: string, demand: Demand = NOTHING): Promise<Verdict> {
+  async function ask(presented: string, requirements: Requirements = NO_REQUIREMENTS): Promise<Verdict> {
     if (isClosed) throw closed()
     const key = bareKey(presented)
     if (key.length > MAX_KEY_LENGTH) return { valid: false, code: 'malformed' }
@@ -216,7 +218,7 @@ export function createVerifier(given: VerifierOptions): Verifier {
       answer = joinInTurn(key, name)
       queued.set(name, answer)
     }
-    return judge(await answer, demand)
+    return judge(await answer, requirements)
   }
 
   async function joinInTurn(key: string, name: string): Promise<Verdict> {
@@ -231,7 +233,7 @@ export function createVerifier(given: VerifierOptions): Verifier {
     }
   }
 
-  /** One request for all who ask about the same key, whatever they demand of it. */
+  /** One request for all who ask about the same key, whatever else each requires of it. */
   function join(key: string): Promise<Verdict> {
     const name = held.digest(key)
     const before = asking.get(name)

@@ -1,6 +1,4 @@
-/** What verify answers about a key, decided without I/O. */
-
-import { statusAt, type Life } from './status.js'
+/** Why a key is refused, and in which order: what the key is comes before what was asked of it. The service and its gateway SDK both judge by this. */
 
 export type RefusalCode =
   | 'malformed'
@@ -11,24 +9,21 @@ export type RefusalCode =
   | 'mecha_mismatch'
   | 'insufficient_scope'
 
-/** What the caller of verify asks beyond the key itself. */
-export interface Demand {
+/** What a caller requires of a key beyond that it is valid. */
+export interface Requirements {
+  /** The Mecha that the key must be of: `name^crew`. */
   readonly mecha?: string | undefined
+  /** Scopes that the key must have, all of them. */
   readonly scopes?: readonly string[] | undefined
 }
 
-/**
- * Why an authenticated key is refused at `now`, or `undefined` when it is valid.
- * What the key is comes before what was asked of it.
- */
-export function refusalOf(
-  key: Life & { readonly mecha: string | null; readonly scopes: readonly string[] },
-  now: Date | number,
-  demand: Demand,
-): RefusalCode | undefined {
-  const status = statusAt(key, now)
-  if (status !== 'active') return status
-  if (demand.mecha !== undefined && demand.mecha !== key.mecha) return 'mecha_mismatch'
-  if (demand.scopes?.some((scope) => !key.scopes.includes(scope))) return 'insufficient_scope'
+/** Which requirement a valid key does not meet, or `undefined` when it meets them all. */
+export function unmetRequirement(
+  { mecha, scopes }: Requirements,
+  keyMecha: string | null,
+  keyScopes: readonly string[],
+): 'mecha_mismatch' | 'insufficient_scope' | undefined {
+  if (mecha !== undefined && mecha !== keyMecha) return 'mecha_mismatch'
+  if (scopes?.some((scope) => !keyScopes.includes(scope))) return 'insufficient_scope'
   return undefined
 }

@@ -4,8 +4,7 @@ import { checkedExpiry, endOfNew, termOfNew, type ExpiryRequest } from '../../sr
 import { HANDLE_PATTERN } from '../../src/credentials/handle.js'
 import { findPepper, gatewaySubject, hashSecret, HASH_PROFILES, isOutdated, nameOfPepper, verifySecret } from '../../src/credentials/hash.js'
 import { deriveRoot, rootsOf } from '../../src/credentials/roots.js'
-import { rotationRefusal, statusAt } from '../../src/credentials/status.js'
-import { refusalOf } from '../../src/credentials/verdict.js'
+import { refusalAt, rotationRefusal, statusAt } from '../../src/credentials/status.js'
 
 const now = new Date('2030-01-01T00:00:00.000Z')
 const later = new Date(now.getTime() + 1000)
@@ -70,12 +69,12 @@ t.test('only an active key that was not rotated can be rotated, and the refusal 
 
 t.test('what a key is comes before what is asked of it', async (t) => {
   const key = { ...alive, mecha: 'sales^acmecorp', scopes: ['a', 'b'] }
-  t.equal(refusalOf(key, now, {}), undefined)
-  t.equal(refusalOf(key, now, { mecha: 'sales^acmecorp', scopes: ['b'] }), undefined)
-  t.equal(refusalOf(key, now, { scopes: [] }), undefined)
-  t.equal(refusalOf(key, now, { mecha: 'buyer^acmecorp', scopes: ['c'] }), 'mecha_mismatch')
-  t.equal(refusalOf(key, now, { scopes: ['a', 'c'] }), 'insufficient_scope')
-  t.equal(refusalOf({ ...key, enabled: false }, now, { mecha: 'buyer^acmecorp' }), 'disabled')
+  t.equal(refusalAt(key, now, {}), undefined)
+  t.equal(refusalAt(key, now, { mecha: 'sales^acmecorp', scopes: ['b'] }), undefined)
+  t.equal(refusalAt(key, now, { scopes: [] }), undefined)
+  t.equal(refusalAt(key, now, { mecha: 'buyer^acmecorp', scopes: ['c'] }), 'mecha_mismatch')
+  t.equal(refusalAt(key, now, { scopes: ['a', 'c'] }), 'insufficient_scope')
+  t.equal(refusalAt({ ...key, enabled: false }, now, { mecha: 'buyer^acmecorp' }), 'disabled')
 })
 
 t.test('a handle is name^crew and nothing else', async (t) => {

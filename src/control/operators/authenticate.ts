@@ -14,6 +14,8 @@ import {
 } from 'jose'
 import { isFetchable, mediaTypeOf, type Settings } from '../../config.js'
 import { ConfigError, Problem } from '../../errors.js'
+import { challenge } from '../../http/challenge.js'
+import { bearerToken } from '../../protocol/bearer.js'
 import { CREW } from '../../credentials/handle.js'
 import { ProvedTokens } from './proved-tokens.js'
 import { SCOPES, type Scope } from './scopes.js'
@@ -35,6 +37,8 @@ const BUILTIN_ISSUER = 'mecha-keys:builtin'
 const FETCH_TIMEOUT_MS = 5000
 /** What the audit trail can store and show (OpenID Connect Core 1.0, section 2: 255 characters at most). */
 const SUBJECT = /^[^\p{Cc}\p{Cs}]{1,255}$/u
+/** The characters that RFC 6750, section 2.1, lets a token have. What has others is told that it is no token, and not that nobody issued it. */
+const B64TOKEN = /^[A-Za-z0-9._~+/=-]+$/
 const ORG_ID = /^[\x21-\x7e]{1,128}$/
 
 interface Issuer {
@@ -55,8 +59,8 @@ export async function operatorAuthenticator(config: Settings): Promise<OperatorA
   const issuers = await trustedIssuers(config)
   const proved = new ProvedTokens<Operator>(config.OIDC_JWKS_MAX_AGE * 1000)
   return async (authorization) => {
-    const token = /^Bearer +([A-Za-z0-9._~+/=-]+)$/i.exec(authorization ?? '')?.[1]
-    if (!token) throw unauthenticated('Send an operator token: Authorization: Bearer <JWT>.')
+    const token = bearerToken(authorization ?? '')
+    if (token === undefined || !B64TOKEN.test(token)) throw unauthenticated('Send an operator token: Authorization: Bearer <JWT>.')
     const known = proved.find(token)
     if (known) return known
     const issuer = issuers.get(claimedIssuer(token))
@@ -238,9 +242,8 @@ async function builtinPrivateKey(pem: string): Promise<CryptoKeyLike> {
   }
 }
 
-function unauthenticated(detail: string, error?: string): Problem {
-  const challenge = `Bearer realm="mecha-keys"${error ? `, error="${error}"` : ''}`
-  return new Problem('unauthenticated', detail, { headers: { 'www-authenticate': challenge } })
+function unauthenticated(detail: string, error?: 'invalid_token'): Problem {
+  return new Problem('unauthenticated', detail, { headers: { 'www-authenticate': challenge(error && { error }) } })
 }
 
 function wrongClaim(claim: string): Problem {

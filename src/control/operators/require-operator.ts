@@ -2,6 +2,7 @@
 
 import type { FastifyInstance } from 'fastify'
 import { Problem } from '../../errors.js'
+import { challenge } from '../../http/challenge.js'
 import type { Operator, OperatorAuthenticator } from './authenticate.js'
 import type { Scope } from './scopes.js'
 
@@ -28,7 +29,7 @@ export function requireOperator(app: FastifyInstance, authenticate: OperatorAuth
     const scope = request.routeOptions.config.scope!
     if (request.operator.scopes.has(scope)) return
     throw new Problem('insufficient_scope', `The token lacks the scope ${scope}.`, {
-      headers: { 'www-authenticate': `Bearer realm="mecha-keys", error="insufficient_scope", scope="${scope}"` },
+      headers: { 'www-authenticate': challenge({ error: 'insufficient_scope', scope }) },
     })
   })
 }

@@ -7,15 +7,16 @@
 import { METHODS, type IncomingMessage } from 'node:http'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyReply, FastifyRequest, HTTPMethods, onRequestHookHandler } from 'fastify'
-import { bearerOf, CHALLENGE } from '../gateway-auth/authenticate.js'
+import { bearerToken } from '../../protocol/bearer.js'
+import { challenge } from '../../http/challenge.js'
 import { Problem } from '../../errors.js'
 import { answerProblem, loggedProblem } from '../../http/problems.js'
 import { emptyAnswer, responses } from '../../http/schemas.js'
 import { Type } from '../../http/type.js'
 import { containsToken } from '../../credentials/token.js'
-import type { Demand, RefusalCode } from '../../credentials/verdict.js'
+import type { RefusalCode, Requirements } from '../../protocol/verdict.js'
 import type { CachedKey } from '../verify/credential-cache.js'
-import { demandOf } from './requirements.js'
+import { requirementsOf } from './requirements.js'
 import { identityOf, NOBODY } from './identity-headers.js'
 import type { Send } from '../verify/send.js'
 import type { Asker, Verdict, Verifier } from '../verify/verifier.js'
@@ -68,7 +69,7 @@ export function authzRoutes({ verifier, send, unavailable, everybody }: AuthzPar
 
   function decide(request: FastifyRequest, reply: FastifyReply): Outcome | Promise<Outcome> {
     if (everybody) return checkKey(everybody, request, reply)
-    const credential = bearerOf(textOf(request.raw, 'x-gateway-authorization'))
+    const credential = bearerToken(textOf(request.raw, 'x-gateway-authorization'))
     const verdict = credential === undefined ? 'missing' : verifier.checkGateway(credential, reply)
     if (!(verdict instanceof Promise)) return checkFor(verdict, request, reply)
     return verdict.then((late) => checkFor(late, request, reply))
@@ -84,12 +85,12 @@ export function authzRoutes({ verifier, send, unavailable, everybody }: AuthzPar
   }
 
   function checkKey(asker: Asker, { raw }: FastifyRequest, reply: FastifyReply): Outcome | Promise<Outcome> {
-    const key = presentedKey(raw)
+    const key = keyFrom(raw)
     if (typeof key !== 'string') return key
-    const demand = demandOf(raw.url!)
-    const verdict = verifier.verifyKey(key, asker, demand, reply)
-    if (!(verdict instanceof Promise)) return typeof verdict === 'string' ? refusalOf(verdict, demand) : verdict
-    return verdict.then((late) => (typeof late === 'string' ? refusalOf(late, demand) : late))
+    const requirements = requirementsOf(raw.url!)
+    const verdict = verifier.verifyKey(key, asker, requirements, reply)
+    if (!(verdict instanceof Promise)) return typeof verdict === 'string' ? refusedKey(verdict, requirements) : verdict
+    return verdict.then((late) => (typeof late === 'string' ? refusedKey(late, requirements) : late))
   }
 
   function tell(reply: FastifyReply, outcome: Outcome): void {
@@ -109,10 +110,10 @@ export function authzRoutes({ verifier, send, unavailable, everybody }: AuthzPar
 }
 
 /** The key in either header. Beside one in a header of its own, `Authorization` is the application's. */
-function presentedKey(request: IncomingMessage): string | Problem {
+function keyFrom(request: IncomingMessage): string | Problem {
   const { authorization = '' } = request.headers
   const own = textOf(request, 'x-mecha-key')
-  if (own === '') return hasSecondAuthorization(request) ? TWO_KEYS : (bearerOf(authorization) ?? NO_KEY)
+  if (own === '') return hasSecondAuthorization(request) ? TWO_KEYS : (bearerToken(authorization) ?? NO_KEY)
   // Node.js joins what is there more than once, and no key has a comma.
   if (own.includes(',')) return TWO_KEYS
   // A proxy takes away the one that counts: the other would get through to the application.
@@ -157,22 +158,22 @@ const OTHER_MECHA = forbidden('mecha_mismatch', 'The key is of another Mecha.')
 /** What a challenge may name (RFC 6750, section 3): the proxy's own text, unless it leaves the client's query in place. */
 const SCOPE = /^[\x21\x23-\x5b\x5d-\x7e]{1,128}$/
 
-function refusalOf(code: RefusalCode, { scopes = [] }: Demand): Problem {
+function refusedKey(code: RefusalCode, { scopes = [] }: Requirements): Problem {
   if (code === 'mecha_mismatch') return OTHER_MECHA
   if (code !== 'insufficient_scope') return INVALID[code]
   const named = scopes.join(' ')
   const isFit = scopes.every((scope) => SCOPE.test(scope)) && scopes.length <= 50 && !containsToken(named)
-  return forbidden(code, 'The key does not have every scope that is asked for.', isFit ? `, scope="${named}"` : '')
+  return forbidden(code, 'The key does not have every scope that is asked for.', isFit ? { scope: named } : {})
 }
 
-function unauthenticated(detail: string, error?: string): Problem {
-  const reason = error ? `, error="${error}", error_description="${detail}"` : ''
-  return new Problem('unauthenticated', detail, { headers: { 'www-authenticate': CHALLENGE + reason, ...NOBODY } })
+function unauthenticated(detail: string, error?: 'invalid_token'): Problem {
+  const headers = { 'www-authenticate': challenge(error ? { error, error_description: detail } : undefined), ...NOBODY }
+  return new Problem('unauthenticated', detail, { headers })
 }
 
-function forbidden(code: 'mecha_mismatch' | 'insufficient_scope', detail: string, more = ''): Problem {
-  const challenge = `${CHALLENGE}, error="insufficient_scope", error_description="${detail}"${more}`
-  return new Problem(code, detail, { headers: { 'www-authenticate': challenge, ...NOBODY } })
+function forbidden(code: 'mecha_mismatch' | 'insufficient_scope', detail: string, more: { readonly scope?: string } = {}): Problem {
+  const headers = { 'www-authenticate': challenge({ error: 'insufficient_scope', error_description: detail, ...more }), ...NOBODY }
+  return new Problem(code, detail, { headers })
 }
 
 // ── The contract ──

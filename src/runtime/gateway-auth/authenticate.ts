@@ -1,6 +1,8 @@
 /** Who is calling the runtime plane: a gateway, by the credential that the control plane issued it. */
 
 import { Problem } from '../../errors.js'
+import { challenge } from '../../http/challenge.js'
+import { bearerToken } from '../../protocol/bearer.js'
 import { publicId } from '../../credentials/id.js'
 
 /** An authenticated gateway. */
@@ -12,9 +14,6 @@ export interface Gateway {
   readonly expires_at: number | null
 }
 
-/** What a 401 of the runtime plane begins with (RFC 6750, section 3). */
-export const CHALLENGE = 'Bearer realm="mecha-keys"'
-
 /** Resolves a presented credential to its gateway, or to `undefined` when it is not a valid one. */
 export type GatewayVerifier = (credential: string) => Gateway | undefined | Promise<Gateway | undefined>
 
@@ -24,7 +23,7 @@ export type GatewayVerifier = (credential: string) => Gateway | undefined | Prom
  * @throws Problem `unauthenticated` (401)
  */
 export function authenticateGateway(authorization: string | undefined, verify: GatewayVerifier): Gateway | Promise<Gateway> {
-  const credential = bearerOf(authorization ?? '')
+  const credential = bearerToken(authorization ?? '')
   const gateway = credential === undefined ? undefined : verify(credential)
   if (gateway instanceof Promise) return gateway.then((found) => found ?? refuse(credential))
   return gateway ?? refuse(credential)
@@ -38,7 +37,7 @@ export function authenticateGateway(authorization: string | undefined, verify: G
  */
 export async function authenticateClient(authorization: string | undefined, verify: GatewayVerifier): Promise<Gateway> {
   const basic = basicOf(authorization ?? '')
-  const credential = basic ? basic.password : bearerOf(authorization ?? '')
+  const credential = basic ? basic.password : bearerToken(authorization ?? '')
   const gateway = credential ? await verify(credential) : undefined
   if (!gateway || (basic && basic.user !== publicId('gateway', gateway.id))) throw notAClient(credential)
   return gateway
@@ -60,19 +59,13 @@ function formDecoded(text: string): string {
 }
 
 function challengeTo(credential: string | undefined): string {
-  return credential ? `${CHALLENGE}, error="invalid_token"` : CHALLENGE
+  return challenge(credential ? { error: 'invalid_token' } : undefined)
 }
 
 function notAClient(credential: string | undefined): Problem {
   return new Problem('unauthenticated', 'Send a gateway credential: as bearer, or by HTTP Basic with the id of the credential as user name.', {
     headers: { 'www-authenticate': `${challengeTo(credential)}, Basic realm="mecha-keys", charset="UTF-8"` },
   })
-}
-
-/** The token of a bearer's header, as RFC 6750 writes it or with the scheme in another case (RFC 9110, section 11.1). */
-export function bearerOf(authorization: string): string | undefined {
-  if (authorization.startsWith('Bearer ') && !authorization.includes(' ', 7)) return authorization.slice(7) || undefined
-  return /^Bearer +(\S+)$/i.exec(authorization)?.[1]
 }
 
 function refuse(credential: string | undefined): never {

@@ -1,6 +1,6 @@
 /** When keys were last used, and presented after their end: gathered in memory, written together. */
 
-import type { RefusalCode } from '../../credentials/verdict.js'
+import type { RefusalCode } from '../../protocol/verdict.js'
 
 /** A key's own note of when it was last used. */
 export interface Use {

@@ -3,7 +3,7 @@
 import type { Static } from 'typebox'
 import { parseHandle } from '../../credentials/handle.js'
 import { publicId } from '../../credentials/id.js'
-import type { RefusalCode } from '../../credentials/verdict.js'
+import type { RefusalCode } from '../../protocol/verdict.js'
 import { REFUSALS, type Refused, type Valid } from './schemas.js'
 import type { CredentialRow } from './store.js'
 

@@ -2,7 +2,7 @@
 
 import { HandleSchema, MetadataSchema, nullableTime, ScopesSchema } from '../../http/schemas.js'
 import { Type } from '../../http/type.js'
-import type { RefusalCode } from '../../credentials/verdict.js'
+import type { RefusalCode } from '../../protocol/verdict.js'
 
 export const REFUSALS: RefusalCode[] = ['malformed', 'unknown', 'revoked', 'expired', 'disabled', 'mecha_mismatch', 'insufficient_scope']
 

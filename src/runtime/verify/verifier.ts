@@ -19,7 +19,8 @@ import { findPepper, gatewaySubject, isOutdated, nameOfPepper, type Pepper } fro
 import type { CredentialKind } from '../../credentials/id.js'
 import type { Roots } from '../../credentials/roots.js'
 import { bareToken, isTaggedByUs, parseToken, type Token } from '../../credentials/token.js'
-import { refusalOf, type Demand, type RefusalCode } from '../../credentials/verdict.js'
+import { refusalAt } from '../../credentials/status.js'
+import type { RefusalCode, Requirements } from '../../protocol/verdict.js'
 import { isCurrent, type CachedKey, type KeyCache } from './credential-cache.js'
 import { createChecks } from './single-flight.js'
 import type { Clock } from '../../clock.js'
@@ -55,7 +56,7 @@ export interface Waiting {
 }
 
 /** A key of a batch, and what is asked of it. */
-export interface Asked extends Demand {
+export interface Asked extends Requirements {
   readonly key: string
 }
 
@@ -75,7 +76,7 @@ export interface Asker {
   readonly org_id: string | null
 }
 const NO_GATEWAY: Asker = { id: null, org_id: null }
-const NO_DEMAND: Demand = {}
+const NO_REQUIREMENTS: Requirements = {}
 
 export function createVerifier(parts: VerifierParts) {
   const { db, roots, hasher, hashAlike, rows, ofOneHistory, cache, clock, feed, usage, metrics, log } = parts
@@ -84,8 +85,8 @@ export function createVerifier(parts: VerifierParts) {
   const improving = new Set<string>()
 
   /** What a gateway is told about a Mecha key. Keys of organizations that it does not serve are unknown to it. */
-  function verifyKey(presented: string, asker: Asker, demand: Demand, caller: Waiting): Verdict | Promise<Verdict> {
-    return check(presented, 'mecha', caller, asker, demand)
+  function verifyKey(presented: string, asker: Asker, requirements: Requirements, caller: Waiting): Verdict | Promise<Verdict> {
+    return check(presented, 'mecha', caller, asker, requirements)
   }
 
   /**
@@ -98,9 +99,9 @@ export function createVerifier(parts: VerifierParts) {
     setMaxListeners(0, signal)
     const firstUses = gatherFirstUses(asked.length, (all) => claimAll(all, gateway.id))
     const caller = { signal, claim: firstUses.claim }
-    const verdicts = asked.map(async ({ key, ...demand }) => {
+    const verdicts = asked.map(async ({ key, ...requirements }) => {
       try {
-        return await verifyKey(key, gateway, demand, caller)
+        return await verifyKey(key, gateway, requirements, caller)
       } finally {
         firstUses.leave()
       }
@@ -117,12 +118,12 @@ export function createVerifier(parts: VerifierParts) {
 
   /** The same, or why there is none. */
   function checkGateway(presented: string, caller: Waiting): Verdict | Promise<Verdict> {
-    return check(presented, 'gateway', caller, NO_GATEWAY, NO_DEMAND)
+    return check(presented, 'gateway', caller, NO_GATEWAY, NO_REQUIREMENTS)
   }
 
   /** The Mecha key itself, presented by who holds it: no gateway asks. */
   function verifyHeld(presented: string, caller: Waiting): Verdict | Promise<Verdict> {
-    return check(presented, 'mecha', caller, NO_GATEWAY, NO_DEMAND)
+    return check(presented, 'mecha', caller, NO_GATEWAY, NO_REQUIREMENTS)
   }
 
   /** Whether a Mecha key is good, by its id (UUID): for who holds what was made of the key when it was verified. */
@@ -130,8 +131,8 @@ export function createVerifier(parts: VerifierParts) {
     const at = clock.now()
     const held = cache.findById(id)
     const isFresh = feed.isFresh(at)
-    if (isFresh && held && isCurrent(held)) return held.kind === 'mecha' && !refuse(held, feed.now(at), gateway, NO_DEMAND)
-    const isGoodRow = (found: FoundCredential | undefined) => found?.row.kind === 'mecha' && !refuse(found.row, found.now.getTime(), gateway, NO_DEMAND)
+    if (isFresh && held && isCurrent(held)) return held.kind === 'mecha' && !refuse(held, feed.now(at), gateway, NO_REQUIREMENTS)
+    const isGoodRow = (found: FoundCredential | undefined) => found?.row.kind === 'mecha' && !refuse(found.row, found.now.getTime(), gateway, NO_REQUIREMENTS)
     return rows.withRow(id, isGoodRow).catch((error: unknown) => {
       throw held && !isFresh && isUnavailable(error) ? feedStale() : error
     })
@@ -151,7 +152,7 @@ export function createVerifier(parts: VerifierParts) {
     return (await withProven(token, caller, (proven) => proven ?? null))?.key
   }
 
-  function check(presented: string, kind: CredentialKind, caller: Waiting, asker: Asker, demand: Demand): Verdict | Promise<Verdict> {
+  function check(presented: string, kind: CredentialKind, caller: Waiting, asker: Asker, requirements: Requirements): Verdict | Promise<Verdict> {
     const text = bareToken(presented)
     const at = clock.now()
     const isFresh = feed.isFresh(at)
@@ -160,7 +161,7 @@ export function createVerifier(parts: VerifierParts) {
       // What is good as something else is known to be nothing of this kind.
       if (held.kind !== kind) return counted(kind, 'unknown')
       const now = feed.now(at)
-      const code = refuse(held, now, asker, demand)
+      const code = refuse(held, now, asker, requirements)
       if (code) {
         metrics.lookups.hit++
         return counted(kind, noted(held, code, now))
@@ -175,7 +176,7 @@ export function createVerifier(parts: VerifierParts) {
     if (!token) return counted(kind, 'malformed')
     if (!isTaggedByUs(token, roots) || (isFresh && cache.isRefused(text))) return counted(kind, 'unknown')
     metrics.lookups.miss++
-    return checkInDatabase(token, kind, caller, asker, demand).then(
+    return checkInDatabase(token, kind, caller, asker, requirements).then(
       (verdict) => counted(kind, verdict),
       (error: unknown) => {
         throw held && !isFresh && isUnavailable(error) ? feedStale() : error
@@ -184,13 +185,13 @@ export function createVerifier(parts: VerifierParts) {
   }
 
   /** The cold path: what is read goes together with what others read, and is decided by the database's clock. */
-  function checkInDatabase(token: Token, kind: CredentialKind, caller: Waiting, asker: Asker, demand: Demand): Promise<Verdict> {
+  function checkInDatabase(token: Token, kind: CredentialKind, caller: Waiting, asker: Asker, requirements: Requirements): Promise<Verdict> {
     const { claim = (row) => firstUses.join(row.hash, caller.signal, () => claimOne(row, asker.id)) } = caller
     return withProven<Verdict>(token, caller, async (proven, read) => {
       if (!proven) return 'unknown'
       const { key, found } = proven
       // By the time that it is now: argon2 or a first use may have been waited for until the key's end.
-      const decide = () => (key.kind === kind ? refuse(key, timeOf(found, read), asker, demand) : 'unknown')
+      const decide = () => (key.kind === kind ? refuse(key, timeOf(found, read), asker, requirements) : 'unknown')
       const code = decide()
       if (code) return noted(key, code, timeOf(found, read))
       key.used ||= await claim(found.row)
@@ -278,8 +279,8 @@ export function createVerifier(parts: VerifierParts) {
 }
 
 /** Decides about an authenticated key at an instant, in milliseconds. */
-function refuse(key: CachedKey | CredentialRow, now: number, { org_id }: Asker, demand: Demand): RefusalCode | undefined {
-  return org_id !== null && org_id !== key.org_id ? 'unknown' : refusalOf(key, now, demand)
+function refuse(key: CachedKey | CredentialRow, now: number, { org_id }: Asker, requirements: Requirements): RefusalCode | undefined {
+  return org_id !== null && org_id !== key.org_id ? 'unknown' : refusalAt(key, now, requirements)
 }
 
 function isUnavailable(error: unknown): boolean {
