@@ -1,7 +1,7 @@
 /** Commands that need neither the service nor a database: `config`, `operator-token`, `inspect`. */
 
 import { InvalidArgumentError } from 'commander'
-import { signOperatorToken } from '../control/operators/authenticate.js'
+import { signOperatorToken } from '../control/operators/builtin-issuer.js'
 import { SCOPES, type Scope } from '../control/operators/scopes.js'
 import { describeConfig, loadConfig, processEnvironment, suspectNames } from '../config.js'
 import { publicId } from '../credentials/id.js'

@@ -1,6 +1,6 @@
 /** `serve`: the deployment's service, or the embedded default with a quickstart to paste. */
 
-import { signOperatorToken } from '../control/operators/authenticate.js'
+import { signOperatorToken } from '../control/operators/builtin-issuer.js'
 import { SCOPES } from '../control/operators/scopes.js'
 import { call } from './client.js'
 import { loadConfig, processEnvironment, type Settings } from '../config.js'

@@ -1,6 +1,6 @@
 import { setTimeout } from 'node:timers/promises'
 import t, { type Test } from 'tap'
-import { signOperatorToken } from '../../../src/control/operators/authenticate.js'
+import { signOperatorToken } from '../../../src/control/operators/builtin-issuer.js'
 import { createDatabase } from '../../helpers/database.js'
 import { makeKey, startIssuer, type Behaviour, type Document, type Issuer } from '../../helpers/issuer.js'
 import { startService, type Answer, type Service } from '../../helpers/service.js'
