@@ -8,7 +8,7 @@ import { sql } from 'kysely'
 import { openDatabase } from '../src/db/pool.js'
 import { deriveRoot } from '../src/credentials/roots.js'
 import { makeToken } from '../src/credentials/token.js'
-import { KeyCache } from '../src/runtime/verify/credential-cache.js'
+import { CredentialCache } from '../src/runtime/verify/credential-cache.js'
 import { findCredentials } from '../src/runtime/verify/store.js'
 
 const { url, count } = JSON.parse(await text(process.stdin)) as { url: string; count: number }
@@ -17,14 +17,14 @@ const db = openDatabase({ url, size: 1, timeoutMs: 60_000, name: 'bench' })
 const root = deriveRoot('the root of nothing but this measurement')
 let last = '00000000-0000-0000-0000-000000000000'
 const before = weigh()
-const cache = new KeyCache(count)
+const cache = new CredentialCache(count)
 while (cache.size < count) {
   const { rows } = await sql<{ id: string }>`SELECT id FROM keys WHERE id > ${last} ORDER BY id LIMIT ${Math.min(BATCH, count - cache.size)}`.execute(db)
   if (rows.length === 0) throw new Error('the table has too few rows')
   last = rows.at(-1)!.id
   const { found: read } = await findCredentials(db, rows.map(({ id }) => id))
   for (const found of read)
-    cache.keep({ id: found.row.id, askedAt: 0, isOvertaken: false }, found, cache.digest(makeToken('mecha', found.row.id, root)))
+    cache.keep(found, cache.digest(makeToken('mecha', found.row.id, root)))
 }
 const bytes = (weigh() - before) / cache.size
 process.stdout.write(`${JSON.stringify({ bytes })}\n`)

@@ -38,7 +38,7 @@ import { createCompilers, type Compilers } from '../http/validation.js'
 import { costNumber } from '../credentials/hash.js'
 import { VERSION } from '../package-root.js'
 import { asRefusal, authzRoutes, isForAuthz, withoutSubPath } from '../runtime/authz/routes.js'
-import { KeyCache } from '../runtime/verify/credential-cache.js'
+import { CredentialCache } from '../runtime/verify/credential-cache.js'
 import { decorateCallers } from '../runtime/gateway-auth/callers.js'
 import { Clock } from '../clock.js'
 import { Feed } from '../runtime/changes/feed.js'
@@ -49,9 +49,12 @@ import { StatusList } from '../runtime/oauth/status-list.js'
 import { Statuses } from '../runtime/oauth/statuses.js'
 import { findSigningKeys, findStatusChanges, findStatuses, findStatusPlace } from '../runtime/oauth/store.js'
 import { holdToOneHistory, type OfOneHistory } from '../runtime/changes/one-history.js'
-import { CredentialReader } from '../runtime/verify/row-loader.js'
 import { Revalidation } from '../runtime/revalidate/revalidation.js'
-import { Rows } from '../runtime/verify/fence.js'
+import { Fence } from '../runtime/verify/fence.js'
+import { FirstUses } from '../runtime/verify/first-use.js'
+import { HashRenewal } from '../runtime/verify/hash-renewal.js'
+import { RowLoader } from '../runtime/verify/row-loader.js'
+import { SecretProver } from '../runtime/verify/secret-prover.js'
 import { runtimePlane } from '../runtime/routes.js'
 import * as runtimeSchemas from '../runtime/schemas.js'
 import { createSender } from '../runtime/verify/send.js'
@@ -62,7 +65,7 @@ import { inSlices, piecesOf } from '../runtime/changes/slices.js'
 import { ChangeStreams } from '../runtime/changes/sse.js'
 import { recordRefusals, recordUses } from '../runtime/usage/store.js'
 import { UsageRecorder } from '../runtime/usage/recorder.js'
-import { createVerifier, type Verifier } from '../runtime/verify/verifier.js'
+import { Verifier } from '../runtime/verify/verifier.js'
 import { hashingObserver, markPlane, statementWork, type Tracing } from '../tracing/tracing.js'
 
 export interface AppParts {
@@ -186,26 +189,27 @@ export async function buildApp(config: Settings, parts: AppParts = {}): Promise<
     const { db, renew } = openPlane('runtime', 'RUNTIME_DATABASE_URL', 'DATABASE_URL')
     const usage = recordUsage(db)
     const clock = parts.clock ?? new Clock()
-    const cache = new KeyCache(config.CACHE_MAX_KEYS)
-    const followers: Follower[] = [cache]
+    const cache = new CredentialCache(config.CACHE_MAX_KEYS)
+    const followers: Follower[] = []
     const { feed, streams } = followChanges(db, followers, clock, () => cache.size)
     const ofOneHistory = holdToOneHistory({ feed, renewConnections: renew, log: app.log })
     const oauth = oauthOf(db, ofOneHistory, feed, clock)
-    const reader = new CredentialReader({
+    const loader = new RowLoader({
       read: async (ids, whileSent) => (await ofOneHistory(() => whileSent(() => findCredentials(db, ids)))).found,
       statements: COLD_STATEMENTS,
       limit: config.QUEUE_SIZE,
     })
-    const rows = new Rows({ reader, feed, clock })
-    followers.push(rows, oauth.places, oauth.statusList)
+    const fence = new Fence({ cache, loader, prover: new SecretProver(roots, hasher), feed, clock })
+    followers.push(fence, oauth.places, oauth.statusList)
     metrics.watch('mecha_keys_cached_keys', 'Keys held in memory', () => cache.size)
-    metrics.watch('mecha_keys_reads_waiting', 'Keys that wait for the database', () => reader.pending)
+    metrics.watch('mecha_keys_reads_waiting', 'Keys that wait for the database', () => loader.pending)
     watchFeed(feed, clock)
     checks['feed'] = async () => (feed.isFresh() ? undefined : `the change feed has no word from the database${feed.lostBy ? ` (${feed.lostBy})` : ''}: does ${feedSetting()} lead straight to it?`)
-    const verifier = createVerifier({ db, roots, hasher, hashAlike: hashAlike(db, costNumber(config.HASH_PROFILE)), rows, ofOneHistory, cache, clock, feed, usage, metrics, log: app.log })
+    const hashRenewal = new HashRenewal({ db, roots, hasher, hashAlike: hashAlike(db, costNumber(config.HASH_PROFILE)), log: app.log })
+    const verifier = new Verifier({ fence, firstUses: new FirstUses(db, ofOneHistory), hashRenewal, roots, clock, feed, usage, metrics })
     metrics.watch('mecha_keys_change_streams', 'Streams of changes to gateways', () => streams.size)
     const findChangedOf = (held: readonly HeldVersion[], asker?: { readonly orgId: string | null }) => ofOneHistory(() => findChanged(db, held, asker))
-    const revalidation = new Revalidation({ cache, findChanged: findChangedOf, afterMs: config.REVALIDATE_AFTER * 1000, log: app.log })
+    const revalidation = new Revalidation({ fence, findChanged: findChangedOf, afterMs: config.REVALIDATE_AFTER * 1000, log: app.log })
     metrics.count('mecha_keys_revalidation_changed_total', 'Keys in memory that were found to be others in the database, of which the change feed had not told', () => revalidation.changed)
     app.addHook('onReady', async () => revalidation.start())
     app.addHook('onClose', async () => revalidation.stop())

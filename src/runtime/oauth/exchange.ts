@@ -6,7 +6,7 @@ import { tooManyCalls } from '../../http/rate-limit.js'
 import { parseHandle } from '../../credentials/handle.js'
 import { newId, publicId, encodeId } from '../../credentials/id.js'
 import type { CachedKey } from '../verify/credential-cache.js'
-import type { Waiting } from '../verify/verifier.js'
+import type { Caller } from '../gateway-auth/callers.js'
 import { signJwt } from './keyring.js'
 import type { OAuthParts } from './deps.js'
 import { ACCESS_TOKEN, ACCESS_TOKEN_TYP, JWT, TOKEN_EXCHANGE, type TokenAnswer, type TokenBody } from './schemas.js'
@@ -21,9 +21,9 @@ const MAX_AUDIENCES = 10
  * @throws Problem `unsupported_grant_type`, `invalid_request`, `invalid_subject_token` (whatever is wrong with the key:
  *   nothing is told of it), `rate_limited`, `invalid_scope`, `invalid_target`, `signing_key_unavailable`, and what verify throws
  */
-export async function exchange(parts: OAuthParts, body: Static<typeof TokenBody>, caller: Waiting): Promise<Static<typeof TokenAnswer>> {
+export async function exchange(parts: OAuthParts, body: Static<typeof TokenBody>, caller: Caller): Promise<Static<typeof TokenAnswer>> {
   const { subjectToken, issuedType, audience } = readRequest(body)
-  const key = await parts.verifier.verifyHeld(subjectToken, caller)
+  const key = await parts.verifier.verifyPresented(subjectToken, caller)
   if (typeof key === 'string') throw invalidSubject()
   // Only now: who does not hold the key cannot use up what its holder may do.
   const { calls, endsInMs } = parts.exchanges.count(key.id)

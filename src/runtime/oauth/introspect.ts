@@ -7,7 +7,7 @@ import { parseHandle } from '../../credentials/handle.js'
 import { parsePublicId, publicId } from '../../credentials/id.js'
 import { SIGNING_ALGORITHMS } from '../../credentials/signing-key.js'
 import { isJwt } from '../../credentials/token.js'
-import type { Waiting } from '../verify/verifier.js'
+import type { Caller } from '../gateway-auth/callers.js'
 import { signJwt, type SigningKeys } from './keyring.js'
 import type { OAuthParts } from './deps.js'
 import { ACCESS_TOKEN_TYP, INTROSPECTION_TYP, type ActiveToken, type Introspection } from './schemas.js'
@@ -18,7 +18,7 @@ const INACTIVE = { active: false } as const
  * What a gateway is told about a token: everything while it is good, and nothing otherwise (section 2.2). A JWT is good
  * while it is one of ours, has not expired, and the key that it was exchanged for is good.
  */
-export function introspect(parts: OAuthParts, token: string, gateway: Gateway, caller: Waiting): Promise<Static<typeof Introspection>> {
+export function introspect(parts: OAuthParts, token: string, gateway: Gateway, caller: Caller): Promise<Static<typeof Introspection>> {
   return isJwt(token) ? introspectJwt(parts, token, gateway) : introspectKey(parts, token, gateway, caller)
 }
 
@@ -29,7 +29,7 @@ export async function signIntrospection(parts: OAuthParts, introspection: Static
   return signJwt(signer, INTROSPECTION_TYP, claims)
 }
 
-async function introspectKey({ verifier, issuer }: OAuthParts, token: string, gateway: Gateway, caller: Waiting): Promise<Static<typeof Introspection>> {
+async function introspectKey({ verifier, issuer }: OAuthParts, token: string, gateway: Gateway, caller: Caller): Promise<Static<typeof Introspection>> {
   const key = await verifier.verifyKey(token, gateway, {}, caller)
   if (typeof key === 'string') return INACTIVE
   const id = publicId('mecha', key.id)

@@ -12,7 +12,8 @@ import { isJwt } from '../../credentials/token.js'
 import type { OfOneHistory } from '../changes/one-history.js'
 import { Revoked, RevokeTokenBody } from './schemas.js'
 import { revokeByHolder, type Holder } from './store.js'
-import type { Verifier, Waiting } from '../verify/verifier.js'
+import type { Caller } from '../gateway-auth/callers.js'
+import type { Verifier } from '../verify/verifier.js'
 
 export interface RevokeTokenParts {
   readonly db: Kysely<Database>
@@ -66,9 +67,9 @@ export function revokeTokenRoutes(parts: RevokeTokenParts): FastifyPluginAsyncTy
   }
 }
 
-async function endHeld({ db, verifier, ofOneHistory, invalidate }: RevokeTokenParts, presented: string, holder: Holder, caller: Waiting): Promise<void> {
+async function endHeld({ db, verifier, ofOneHistory, invalidate }: RevokeTokenParts, presented: string, holder: Holder, caller: Caller): Promise<void> {
   for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
-    const key = await verifier.proveHeld(presented, caller)
+    const key = await verifier.provePresented(presented, caller)
     if (!key || key.revoked_at !== null) return
     const { isOver } = await ofOneHistory(() => revokeByHolder(db, key, holder))
     // Invalidate locally without waiting for the feed: what it was proved against is not what it is now.

@@ -1,7 +1,7 @@
 /** Where keys stand in the status list: asked once for each key that is exchanged, and again after it has changed. */
 
 import { LRUCache } from 'lru-cache'
-import { createChecks } from '../verify/single-flight.js'
+import { SingleFlight } from '../verify/single-flight.js'
 
 /** By id (UUID). */
 type FindPlace = (keyId: string) => Promise<number>
@@ -9,7 +9,7 @@ type FindPlace = (keyId: string) => Promise<number>
 export class StatusPlaces {
   /** Made when the first key is exchanged: it takes its memory at once. */
   #known: LRUCache<string, number> | undefined
-  readonly #asking = createChecks<number>()
+  readonly #asking = new SingleFlight<number>()
   /** How often something was told to have changed: what was asked before is not kept after. */
   #invalidations = 0
 

@@ -5,14 +5,15 @@
  */
 
 import type { FastifyBaseLogger } from 'fastify'
-import { isCurrent, type CachedKey, type KeyCache } from '../verify/credential-cache.js'
+import { isCurrent, type CachedKey } from '../verify/credential-cache.js'
+import type { Fence } from '../verify/fence.js'
 import type { HeldVersion } from './store.js'
 
 export interface RevalidationDeps {
-  readonly cache: Pick<KeyCache, 'current' | 'invalidate'>
-  /** Which of some keys are not in the database in the version that is held. */
+  readonly fence: Pick<Fence, 'current' | 'invalidate'>
+  /** Which of some keys are not in the database in the version that is cached. */
   readonly findChanged: (held: readonly HeldVersion[]) => Promise<{ readonly changed: readonly string[] }>
-  /** Longest time after which a key that is held has been compared. */
+  /** Longest time after which a cached key has been compared. */
   readonly afterMs: number
   readonly log: FastifyBaseLogger
 }
@@ -51,7 +52,7 @@ export class Revalidation {
     if (this.#isComparing) return
     if (this.#ticksLeft === 0) {
       // What a database that was away has left over is in this round again.
-      this.#left = [...this.deps.cache.current()]
+      this.#left = [...this.deps.fence.current()]
       this.#size = this.#left.length
       this.#ticksLeft = ticksOfRound
     }
@@ -75,6 +76,6 @@ export class Revalidation {
     const { changed } = await this.deps.findChanged(keys.filter(isCurrent))
     this.#left.length -= keys.length
     this.changed += changed.length
-    this.deps.cache.invalidate(changed)
+    this.deps.fence.invalidate(changed)
   }
 }

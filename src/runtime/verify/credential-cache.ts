@@ -4,7 +4,8 @@
  * so guesses cannot fill it.
  *
  * A change does not throw an entry away but invalidates it: its row has to be read again, while the digest still
- * proves the secret for as long as the row's hash is the one that argon2 once proved it against.
+ * proves the secret for as long as the row's hash is the one that argon2 once proved it against. Which entry may be answered, and what may be
+ * kept, is for the fence to say (`fence.ts`): nothing else asks the cache.
  */
 
 import { LRUCache } from 'lru-cache'
@@ -13,7 +14,6 @@ import type { Token } from '../../credentials/token.js'
 import { validAnswer } from './answer.js'
 import { createDigest, isSameDigest } from '../../credentials/digest.js'
 import type { Headers } from './send.js'
-import type { Read } from './fence.js'
 import type { CredentialRow, FoundCredential } from './store.js'
 import type { Use } from '../usage/recorder.js'
 
@@ -49,7 +49,7 @@ export interface CachedKey extends Use {
 const ID_START = -87
 const ID_END = -61
 
-/** The time between two resets. To end it makes every entry outdated at once, however many there are. */
+/** The time between two resets. Ending it invalidates every entry at once, however many there are. */
 interface Era {
   isOver: boolean
 }
@@ -59,7 +59,7 @@ export function isCurrent({ current, era }: CachedKey): boolean {
   return current && !era.isOver
 }
 
-export class KeyCache {
+export class CredentialCache {
   #era: Era = { isOver: false }
   readonly #digest = createDigest()
   /** By the id's 26 characters, as they stand in a key: nothing has to be decoded to look. */
@@ -75,7 +75,7 @@ export class KeyCache {
     return this.#entries.size
   }
 
-  /** The digest of a key, to keep. */
+  /** The digest that {@link keep} takes. */
   digest({ text }: Token): string {
     return this.#digest(text)
   }
@@ -86,15 +86,16 @@ export class KeyCache {
     return entry && this.#isDigestOf(text, entry.digest) ? entry : undefined
   }
 
-  /** The entry of an id (UUID), current or not, for whoever has proved otherwise that they were given it. */
+  /** The entry of an id (UUID), current or not. */
   findById(id: string): CachedKey | undefined {
     return this.#entries.get(encodeId(id))
   }
 
-  /** Keeps a key whose read was not overtaken: once, however many work with it. */
-  keep(read: Read, { row, used }: FoundCredential, digest: string): CachedKey {
-    if (!read.key) this.#entries.set(encodeId(row.id), (read.key = entryOf(row, used, digest, this.#era)))
-    return read.key
+  /** Keeps a key that was proved against its row. */
+  keep({ row, used }: FoundCredential, digest: string): CachedKey {
+    const entry = entryOf(row, used, digest, this.#era)
+    this.#entries.set(encodeId(row.id), entry)
+    return entry
   }
 
   /** Remembers for a while that this key, though made here, is not good: its row is gone, or its secret was replaced. */

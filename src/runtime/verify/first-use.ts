@@ -1,13 +1,47 @@
-/** First uses of the keys of one batch: recorded together, when the last of them is known. */
+/** First uses of keys, which are recorded before the answer: of one key once for all who ask about it, of a batch together. */
 
-import type { CredentialRow } from './store.js'
+import type { Kysely } from 'kysely'
+import type { Database } from '../../db/tables.js'
+import type { OfOneHistory } from '../changes/one-history.js'
+import type { Caller } from '../gateway-auth/callers.js'
+import { SingleFlight } from './single-flight.js'
+import { claimFirstUse, claimFirstUses, type CredentialRow } from './store.js'
+
+export class FirstUses {
+  readonly #claims = new SingleFlight<boolean>()
+
+  constructor(
+    private readonly db: Kysely<Database>,
+    private readonly ofOneHistory: OfOneHistory,
+  ) {}
+
+  /**
+   * Records a first use.
+   *
+   * @param by the gateway (UUID) that asks, if one does
+   * @returns `false` when the row has changed since it was read
+   */
+  claim(row: CredentialRow, by: string | null, caller: Caller): Promise<boolean> {
+    return this.#claims.join(row.hash, caller.signal, () => this.#claimOne(row, by))
+  }
+
+  /** Records first uses together, and one by one those of keys that somebody is changing. The answers are in the order of the rows. */
+  async claimAll(rows: readonly CredentialRow[], by: string): Promise<boolean[]> {
+    const claimed = new Set((await this.ofOneHistory(() => claimFirstUses(this.db, rows, by))).claimed)
+    return Promise.all(rows.map(async (row, place) => claimed.has(place) || this.#claimOne(row, by)))
+  }
+
+  async #claimOne(row: CredentialRow, by: string | null): Promise<boolean> {
+    return (await this.ofOneHistory(() => claimFirstUse(this.db, row, by))).isLive
+  }
+}
 
 /** Records the first uses of some keys; says for each row, in their order, whether it is still as it was read. */
 type ClaimAll = (rows: readonly CredentialRow[]) => Promise<readonly boolean[]>
 
 /**
  * Gathers claims from some members until every one of them has made one or has left. A member whose claim is
- * answered is back among those who may make another, until it leaves: so nobody waits for who waits for them.
+ * answered is back among those who may make another, until it leaves: so no member waits for one that waits for it.
  */
 export function gatherFirstUses(members: number, claimAll: ClaimAll) {
   let undecided = members

@@ -9,7 +9,7 @@ type WhileSent = <T>(send: () => Promise<T>) => Promise<T>
 /** The rows of those of some ids that there are. Each statement that this takes is sent by `whileSent`. */
 type ReadRows = (ids: readonly string[], whileSent: WhileSent) => Promise<readonly FoundCredential[]>
 
-export interface ReaderParts {
+export interface RowLoaderDeps {
   readonly read: ReadRows
   /** Most statements under way at once. What is asked for meanwhile goes together into the next one. */
   readonly statements: number
@@ -17,10 +17,10 @@ export interface ReaderParts {
   readonly limit: number
 }
 
-/** A statement that takes longer means a database in trouble: who comes now would only wait in vain. */
+/** A statement that takes longer means a database in trouble: to wait for the next one would be in vain. */
 const SILENCE_MS = 1000
 
-export class CredentialReader {
+export class RowLoader {
   readonly #loader: DataLoader<string, FoundCredential | undefined>
   /**
    * Reads under way, and when the statement of each was sent: `Infinity` while none is, because the feed is asked which history counts.
@@ -31,10 +31,10 @@ export class CredentialReader {
   readonly #waiting: (() => void)[] = []
   #pending = 0
 
-  constructor(private readonly parts: ReaderParts) {
+  constructor(private readonly deps: RowLoaderDeps) {
     this.#loader = new DataLoader((ids) => this.#read(ids), {
       cache: false,
-      batchScheduleFn: (dispatch) => (this.#sent.size < parts.statements ? setImmediate(dispatch) : this.#waiting.push(dispatch)),
+      batchScheduleFn: (dispatch) => (this.#sent.size < deps.statements ? setImmediate(dispatch) : this.#waiting.push(dispatch)),
     })
   }
 
@@ -49,7 +49,7 @@ export class CredentialReader {
    * @throws Problem `overloaded` when too many wait, `database_unavailable` when the database is silent
    */
   read(id: string): Promise<FoundCredential | undefined> {
-    if (this.#pending >= this.parts.limit) throw overloaded()
+    if (this.#pending >= this.deps.limit) throw overloaded()
     const now = performance.now()
     for (const { at } of this.#sent)
       if (now - at > SILENCE_MS) throw new Problem('database_unavailable', 'Try again in a moment.', { headers: { 'retry-after': '1' } })
@@ -69,7 +69,7 @@ export class CredentialReader {
     const sent = { at: Infinity }
     this.#sent.add(sent)
     try {
-      const rows = await this.parts.read([...new Set(ids)], async (send) => {
+      const rows = await this.deps.read([...new Set(ids)], async (send) => {
         sent.at = performance.now()
         try {
           return await send()

@@ -1,4 +1,7 @@
-/** Work that several callers want at once: done once, and given up when the last of them has left. */
+/**
+ * Work that several callers want at once: done once, and given up when the last of them has left. It is not `lru-cache`'s `fetch`, because that
+ * listens to the signal of the first caller alone and ends the work of all when that one leaves.
+ */
 
 import { abandoned } from '../../errors.js'
 
@@ -8,35 +11,33 @@ interface Shared<T> {
   callers: number
 }
 
-/** Joins callers by the name of what they want. */
-export function createChecks<T>() {
-  const running = new Map<string, Shared<T>>()
+export class SingleFlight<T> {
+  /** By the name of what is wanted. */
+  readonly #running = new Map<string, Shared<T>>()
 
-  function end(name: string, shared: Shared<T>): void {
-    if (running.get(name) === shared) running.delete(name)
+  /** The result of `work`, of this call or of one under way. The signal that it is given aborts when all callers' have. */
+  async join(name: string, signal: AbortSignal, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    if (signal.aborted) throw abandoned()
+    const shared = this.#running.get(name) ?? this.#start(name, work)
+    shared.callers++
+    signal.addEventListener('abort', () => {
+      if (--shared.callers > 0) return
+      this.#end(name, shared)
+      shared.abandon.abort()
+    })
+    return shared.result
   }
 
-  function start(name: string, work: (signal: AbortSignal) => Promise<T>): Shared<T> {
+  #start(name: string, work: (signal: AbortSignal) => Promise<T>): Shared<T> {
     const abandon = new AbortController()
     const shared = { result: work(abandon.signal), abandon, callers: 0 }
-    running.set(name, shared)
-    const over = () => end(name, shared)
-    shared.result.then(over, over)
+    this.#running.set(name, shared)
+    const end = () => this.#end(name, shared)
+    shared.result.then(end, end)
     return shared
   }
 
-  return {
-    /** The result of `work`, of this call or of one under way. The signal that it is given aborts when all callers' have. */
-    async join(name: string, signal: AbortSignal, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
-      if (signal.aborted) throw abandoned()
-      const shared = running.get(name) ?? start(name, work)
-      shared.callers++
-      signal.addEventListener('abort', () => {
-        if (--shared.callers > 0) return
-        end(name, shared)
-        shared.abandon.abort()
-      })
-      return shared.result
-    },
+  #end(name: string, shared: Shared<T>): void {
+    if (this.#running.get(name) === shared) this.#running.delete(name)
   }
 }
