@@ -8,7 +8,7 @@ import { Type } from '../http/type.js'
 /** One thing that has to be right before traffic is welcome: resolves to what is wrong, or to nothing. */
 export type ReadinessCheck = () => Promise<string | undefined>
 
-export interface HealthParts {
+export interface HealthDeps {
   readonly checks: Readonly<Record<string, ReadinessCheck>>
   readonly isDraining: () => boolean
   readonly onReadiness: (ready: boolean) => void
@@ -20,7 +20,7 @@ const Readiness = Type.Object(
   { title: 'Readiness' },
 )
 
-export function registerHealth(app: FastifyInstance, { checks, isDraining, onReadiness }: HealthParts): void {
+export function registerHealth(app: FastifyInstance, { checks, isDraining, onReadiness }: HealthDeps): void {
   app.get(
     '/livez',
     {

@@ -5,13 +5,13 @@ import { lstat, unlink } from 'node:fs/promises'
 import { connect } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyInstance } from 'fastify'
-import { buildApp, type AppParts } from './compose.js'
+import { buildApp, type AppDeps } from './compose.js'
 import { suspectNames, type Environment, type Settings } from '../config.js'
 import { endOnSignals } from './shutdown.js'
 import { ConfigError } from '../errors.js'
 
-export interface ServeOptions extends AppParts {
-  /** For a look at names that are none of ours. */
+export interface ServeOptions extends AppDeps {
+  /** Searched for names that look like settings of mecha-keys and are none. */
   readonly environment: Environment
   /** Called when requests are welcome. */
   readonly onListening?: (url: string) => Promise<void>

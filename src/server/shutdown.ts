@@ -3,7 +3,7 @@
 import { getActiveResourcesInfo } from 'node:process'
 import type { FastifyBaseLogger } from 'fastify'
 
-export interface EndingParts {
+export interface ShutdownDeps {
   readonly log: FastifyBaseLogger
   /** Longest time from the first signal to the end. */
   readonly withinMs: number
@@ -17,7 +17,7 @@ const HARMLESS = ['SIGHUP', 'SIGUSR2'] as const
 const SAME_KEY_MS = 500
 
 /** SIGTERM and SIGINT end the process when everything is finished, a second one ends it at once. */
-export function endOnSignals({ log, withinMs, finish }: EndingParts): void {
+export function endOnSignals({ log, withinMs, finish }: ShutdownDeps): void {
   let begunAt: number | undefined
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => onSignal(signal))
   for (const signal of HARMLESS) process.on(signal, () => log.info({ signal }, 'the signal changes nothing'))

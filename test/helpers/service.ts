@@ -4,7 +4,7 @@ import { generateKeyPairSync, randomBytes } from 'node:crypto'
 import { Writable } from 'node:stream'
 import type { FastifyInstance, InjectOptions } from 'fastify'
 import type { Test } from 'tap'
-import { buildApp, type AppParts } from '../../src/server/compose.js'
+import { buildApp, type AppDeps } from '../../src/server/compose.js'
 import { signOperatorToken } from '../../src/control/operators/builtin-issuer.js'
 import { SCOPES, type Scope } from '../../src/control/operators/scopes.js'
 import { loadConfig, type Environment, type Settings } from '../../src/config.js'
@@ -68,12 +68,12 @@ export function testEnvironment(database: TestDatabase, environment: Environment
   }
 }
 
-export async function startService(t: Pick<Test, 'teardown'>, environment: Environment = {}, given?: TestDatabase, parts: AppParts = {}): Promise<Service> {
+export async function startService(t: Pick<Test, 'teardown'>, environment: Environment = {}, given?: TestDatabase, deps: AppDeps = {}): Promise<Service> {
   const database = given ?? (await emptyDatabase())
   const config = loadConfig(testEnvironment(database, environment))
   const lines: string[] = []
   const logDestination = new Writable({ write: (line, _encoding, done) => (lines.push(String(line)), done()) })
-  const { app, authz, startDraining } = await buildApp(config, { logDestination, compilers: sharedCompilers, ...parts })
+  const { app, authz, startDraining } = await buildApp(config, { logDestination, compilers: sharedCompilers, ...deps })
   t.teardown(() => app.close())
 
   let gatewayOfAcme: Promise<string> | undefined
