@@ -1,6 +1,6 @@
 /**
- * After a restore: ends again what had been ended since the back-up, as the audit trail tells that was kept elsewhere,
- * and accepts the database.
+ * After a restore: ends again what had been ended since the back-up, by an audit trail that was kept elsewhere, and accepts the
+ * database.
  *
  * Only ends are replayed: revocations, earlier ends, and switching off. What was issued since is gone, and nothing
  * accepts it; what was widened since stays as narrow as it was in the back-up.
@@ -9,12 +9,13 @@
 import type { Kysely } from 'kysely'
 import type { Database, Metadata } from '../../db/tables.js'
 import { ConfigError } from '../../errors.js'
-import { newId, parsePublicId, publicId, type CredentialKind } from '../../credentials/id.js'
+import { newId, publicId } from '../../credentials/id.js'
 import { organizationDigest } from '../organizations/store.js'
 import type { Author } from '../deps.js'
 import { insertEvents, type NewEvent } from '../audit/store.js'
 import { readClock } from '../database-clock.js'
 import { organizationOf, type TrailEvent } from '../audit/follow.js'
+import { describeEnd, endOf, recordEnd, type RecordedEnd } from './ends.js'
 import { acceptDatabase, deleteCompromised, findErased, findExpired, findKnown, findLives, findNotRevoked, findOrganizations, hasEvents, lockLives, passPosition, updateLives, type EndedLife, type Life } from './store.js'
 
 export interface Replayed {
@@ -34,35 +35,26 @@ export interface Replayed {
   readonly erased: readonly string[]
 }
 
-/** What the trail says of a key since the back-up. */
-interface Told {
-  readonly kind: CredentialKind
-  enabled?: boolean
-  expires_at?: Date | null
-  revoked?: Pick<EndedLife, 'revoked_at' | 'revoked_by' | 'revoke_reason'>
-}
-
 /** Keys of one transaction. */
 const PIECE = 500
-/** How often a piece is begun anew that got in the way of somebody else's transaction. */
+/** How often a piece is begun again after PostgreSQL undid it for the sake of another transaction. */
 const ATTEMPTS = 10
-const SECRET_REPLACED = 'the secret was replaced after the back-up'
 const ORGANIZATION_ERASED = 'the organization was erased after the back-up'
 
 /**
- * Replays what a file of events tells. May be repeated: what is ended already stays as it is.
+ * Replays a file of events. May be repeated: what is ended already stays as it is.
  *
  * @param pages the events, from the oldest on
  * @throws ConfigError when they do not go together with the database's own
  */
 export async function replayTrail(db: Kysely<Database>, pages: AsyncIterable<readonly TrailEvent[]>, author: Author): Promise<Replayed> {
-  const told = new Map<string, Told>()
+  const recorded = new Map<string, RecordedEnd>()
   const compromised: string[] = []
   let [events, since, highest] = [0, 0, 0n]
-  // What the database has dropped of old events happened before the back-up.
+  // Old events that the database had dropped before the back-up are missing in it, and were not undone by the restore.
   const expired = await findExpired(db)
   const isExpired = ({ at }: TrailEvent) => expired !== undefined && new Date(at) < expired
-  // Nor does it take for undone what was erased before the back-up.
+  // Neither were events of an organization that had been erased before the back-up.
   const erased = await findErased(db)
   const isErased = (event: TrailEvent) => {
     const org = organizationOf(event)
@@ -77,7 +69,7 @@ export async function replayTrail(db: Kysely<Database>, pages: AsyncIterable<rea
       since++
       const { organization_sha256: digest } = event.data
       if (event.type === 'organization.erased' && typeof digest === 'string') erasedSince.set(digest, event)
-      take(event, told, compromised)
+      recordEnd(event, recorded, compromised)
     }
     events += page.length
   }
@@ -89,21 +81,21 @@ export async function replayTrail(db: Kysely<Database>, pages: AsyncIterable<rea
   for (const { org_id, digest } of back) {
     const { at, actor } = erasedSince.get(digest)!
     for (const { id, kind } of await findNotRevoked(db, org_id)) {
-      const key = told.get(id) ?? { kind }
-      told.set(id, key)
+      const key = recorded.get(id) ?? { kind }
+      recorded.set(id, key)
       key.revoked ??= { revoked_at: new Date(at), revoked_by: actor, revoke_reason: ORGANIZATION_ERASED }
     }
   }
-  const ids = [...told.keys()]
+  const ids = [...recorded.keys()]
   const there = new Map<string, Life>()
   for (let i = 0; i < ids.length; i += PIECE) for (const life of await findLives(db, ids.slice(i, i + PIECE))) there.set(life.id, life)
   const counts = { revoked: 0, disabled: 0, shortened: 0 }
   for (const [orgId, idsOfOrg] of byOrganization(there.values()))
     for (let i = 0; i < idsOfOrg.length; i += PIECE) {
-      const ended = await endPiece(db, orgId, idsOfOrg.slice(i, i + PIECE), told, author)
+      const ended = await endPiece(db, orgId, idsOfOrg.slice(i, i + PIECE), recorded, author)
       for (const name of ['revoked', 'disabled', 'shortened'] as const) counts[name] += ended[name]
     }
-  const gone = ids.filter((id) => !there.has(id) && !told.get(id)!.revoked).map((id) => publicId(told.get(id)!.kind, id))
+  const gone = ids.filter((id) => !there.has(id) && !recorded.get(id)!.revoked).map((id) => publicId(recorded.get(id)!.kind, id))
   const signing_keys = await endSigningKeys(db, compromised)
   const replayed = { events, since, ...counts, signing_keys, gone, erased: back.map(({ org_id }) => org_id) }
   await accept(db, author, 'replay', { ...replayed, gone: gone.length, erased: back.length })
@@ -115,37 +107,8 @@ export async function waiveReplay(db: Kysely<Database>, author: Author): Promise
   await accept(db, author, 'waive', {})
 }
 
-function take({ type, key_id, at, actor, data }: TrailEvent, told: Map<string, Told>, compromised: string[]): void {
-  if (type === 'signing_key.created' && Array.isArray(data['compromised'])) compromised.push(...(data['compromised'] as string[]))
-  const kind = key_id?.startsWith('gw_') ? 'gateway' : 'mecha'
-  const id = key_id && parsePublicId(kind, key_id)
-  if (!id) return
-  const key = told.get(id) ?? { kind }
-  told.set(id, key)
-  const changes = (data['changes'] ?? {}) as Record<string, { readonly to: Metadata[string] } | undefined>
-  switch (type) {
-    case 'key.updated':
-      if (changes['enabled']) key.enabled = changes['enabled'].to === true
-      if (changes['expires_at']) key.expires_at = dateOf(changes['expires_at'].to)
-      break
-    case 'key.rotated':
-      key.expires_at = dateOf(data['ends_at'] ?? null)
-      // As the rotation had it: an end that is not in the future is more than a time, which a clock that goes back would undo.
-      if (key.expires_at && key.expires_at <= new Date(at)) key.enabled = false
-      break
-    case 'key.revoked':
-    case 'gateway.revoked':
-      key.revoked ??= { revoked_at: new Date(at), revoked_by: actor, revoke_reason: typeof data['reason'] === 'string' ? data['reason'] : null }
-      break
-    // The back-up has the secret from before, which must not come alive, and nobody has the hash of the one after.
-    case 'key.secret_replaced':
-      key.revoked ??= { revoked_at: new Date(at), revoked_by: 'restore', revoke_reason: SECRET_REPLACED }
-      break
-  }
-}
-
 /** Ends some keys of an organization, and writes that, in one transaction. */
-async function endPiece(db: Kysely<Database>, orgId: string | null, ids: readonly string[], told: ReadonlyMap<string, Told>, author: Author) {
+async function endPiece(db: Kysely<Database>, orgId: string | null, ids: readonly string[], recorded: ReadonlyMap<string, RecordedEnd>, author: Author) {
   return repeated(() =>
     db.transaction().execute(async (trx) => {
       const lives = await lockLives(trx, ids)
@@ -153,9 +116,9 @@ async function endPiece(db: Kysely<Database>, orgId: string | null, ids: readonl
       const [ended, events]: [EndedLife[], NewEvent[]] = [[], []]
       const counts = { revoked: 0, disabled: 0, shortened: 0 }
       for (const life of lives) {
-        const end = endOf(life, told.get(life.id)!)
+        const end = endOf(life, recorded.get(life.id)!)
         if (!end) continue
-        const { was, type, data } = describe(life, end)
+        const { was, type, data } = describeEnd(life, end)
         ended.push(end)
         for (const name of was) counts[name]++
         events.push({ at: now, type, key_id: life.id, kind: life.kind, mecha: life.mecha, actor: author.actor, request_id: author.requestId, address: author.address, data: JSON.parse(JSON.stringify(data)) as Metadata })
@@ -165,32 +128,6 @@ async function endPiece(db: Kysely<Database>, orgId: string | null, ids: readonl
       return counts
     }),
   )
-}
-
-/** What becomes of a key, or nothing when it has ended as much already. */
-function endOf(life: Life, { revoked, enabled, expires_at }: Told): EndedLife | undefined {
-  if (life.revoked_at) return undefined
-  const kept = { id: life.id, enabled: life.enabled, expires_at: life.expires_at, revoked_at: null, revoked_by: null, revoke_reason: null }
-  if (revoked) return { ...kept, ...revoked }
-  const isShortened = expires_at && (!life.expires_at || expires_at < life.expires_at)
-  const isDisabled = enabled === false && life.enabled
-  if (!isShortened && !isDisabled) return undefined
-  return { ...kept, enabled: life.enabled && !isDisabled, expires_at: isShortened ? expires_at : life.expires_at }
-}
-
-function describe(life: Life, end: EndedLife) {
-  if (end.revoked_at) {
-    const data = { reason: end.revoke_reason, revoked_at: end.revoked_at, revoked_by: end.revoked_by }
-    return { was: ['revoked'] as const, type: life.kind === 'mecha' ? 'key.revoked' : 'gateway.revoked', data }
-  }
-  const isShortened = end.expires_at?.getTime() !== life.expires_at?.getTime()
-  const isDisabled = end.enabled !== life.enabled
-  const changes = {
-    ...(isShortened && { expires_at: { from: life.expires_at, to: end.expires_at } }),
-    ...(isDisabled && { enabled: { from: life.enabled, to: end.enabled } }),
-  }
-  const was = [...(isShortened ? (['shortened'] as const) : []), ...(isDisabled ? (['disabled'] as const) : [])]
-  return { was, type: 'key.updated', data: { changes } }
 }
 
 /** A signing key that was given up signs nothing that is believed: without one, the control plane makes the next. */
@@ -219,7 +156,7 @@ function byOrganization(lives: Iterable<Life>): Map<string | null, string[]> {
   return ids
 }
 
-/** Again where somebody else's transaction was in the way: deadlocks are nobody's fault. */
+/** Runs a transaction again that PostgreSQL undid for the sake of another one, as after a deadlock. */
 async function repeated<T>(run: () => Promise<T>): Promise<T> {
   for (let attempt = 1; ; attempt++) {
     try {
@@ -233,8 +170,4 @@ async function repeated<T>(run: () => Promise<T>): Promise<T> {
 /** Whoever runs the replay. */
 export function restoreAuthor(): Author {
   return { actor: 'restore', requestId: newId(), address: 'local' }
-}
-
-function dateOf(value: Metadata[string]): Date | null {
-  return typeof value === 'string' ? new Date(value) : null
 }

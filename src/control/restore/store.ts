@@ -10,7 +10,7 @@ export async function findKnown(db: Kysely<Database>, events: readonly TrailEven
   const { rows } = await sql<{ id: string }>`
     SELECT position::text AS id
     FROM unnest(${events.map(({ id }) => id)}::bigint[], ${events.map(({ at }) => at)}::timestamptz[], ${events.map(({ type }) => type)}::text[], ${events.map(({ request_id }) => request_id)}::text[])
-         AS told (position, at, type, request_id)
+         AS recorded (position, at, type, request_id)
     JOIN events USING (position, at, type, request_id)`.execute(db)
   return new Set(rows.map(({ id }) => id))
 }
@@ -33,7 +33,7 @@ export async function findLives(db: Kysely<Database>, ids: readonly string[]): P
     .execute()
 }
 
-/** {@link findLives}, held until the transaction ends. In the order of ids, so that two who do this wait for each other and no more. */
+/** As {@link findLives}, locked until the transaction ends. In the order of ids, so that two transactions that do this cannot deadlock. */
 export async function lockLives(trx: Transaction<Database>, ids: readonly string[]): Promise<Life[]> {
   return trx
     .selectFrom('keys').select(['id', 'kind', 'org_id', 'mecha', 'enabled', 'expires_at', 'revoked_at'])
