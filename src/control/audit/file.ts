@@ -1,4 +1,4 @@
-/** A file of events, one line each: written so that it can be gone on with after a crash, and read again. */
+/** A file of audit events, one line of JSON each, that can be continued after a crash and read again. */
 
 import { createReadStream } from 'node:fs'
 import { open, type FileHandle } from 'node:fs/promises'
@@ -20,8 +20,7 @@ const TAIL = 1024 * 1024
 const LINE_FEED = 0x0a
 
 /**
- * Opens a file to go on with, or makes it. What a crash left of a line that was never finished is removed: its event
- * comes again.
+ * Opens a file to continue it, or creates it. A last line that a crash left unfinished is removed: its event is written again.
  *
  * @throws ConfigError when the file holds something else
  */

@@ -15,15 +15,15 @@ export interface Horizon {
   readonly isStandby: boolean
 }
 
-/** Who writes to `events` holds this lock from before a position is drawn until the commit can be seen. */
+/** A transaction that writes to `events` has this lock from before it draws a position until its commit can be seen. */
 const WRITERS = sql`
   SELECT virtualtransaction FROM pg_locks
   WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted AND relation = 'events'::regclass
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
 
 /**
- * One statement: what can be seen is of its snapshot, and the locks are looked at afterwards. So whoever drew a
- * position up to the last one that was seen has either ended or is among the writers.
+ * One statement: it takes its snapshot first and reads the locks afterwards. So a transaction that drew a position up to the last
+ * one in the snapshot has either ended or is among the writers.
  */
 export async function findHorizon(db: Kysely<Database>, last: (Pick<EventRow, 'position' | 'at' | 'type'> & { readonly org: string | null }) | undefined): Promise<Horizon> {
   const { rows } = await sql<Horizon>`

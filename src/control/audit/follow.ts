@@ -1,9 +1,9 @@
 /**
  * The audit trail as lines of JSON, for whoever keeps it elsewhere: what a restore of the database is repaired with.
  *
- * Positions are drawn before a commit, and are in the order of commits within one organization alone (decision 7). So
- * nothing is written out above a position that somebody may still commit below: the file is in the order of
- * positions, misses none, and its last line says where to go on.
+ * Positions are drawn before a commit, and are in the order of commits within one organization alone (decision 7). So no event
+ * is written out while a transaction may still commit one with a lower position: the file is in the order of positions, misses
+ * none, and its last line says where to go on.
  */
 
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -33,7 +33,7 @@ export interface TrailEvent {
 
 export interface FollowDeps {
   readonly db: Kysely<Database>
-  /** Keeps some events. What it resolves for is not written again. */
+  /** Stores some events. Once it resolves, they are not written again. */
   readonly write: (events: readonly TrailEvent[]) => Promise<void>
   /** Where to go on: after this event, or after this position alone. */
   readonly last: TrailEvent | undefined
@@ -41,7 +41,7 @@ export interface FollowDeps {
   /** Ends when there is nothing more unless this says to wait for more. */
   readonly isEndless: boolean
   readonly signal: AbortSignal
-  /** Something to tell whoever runs this. */
+  /** Shows a message to whoever runs the command. */
   readonly warn: (message: string) => void
 }
 
@@ -50,7 +50,7 @@ const PAGE = 1000
 const POLL_MS = 250
 /** Between two looks at those who are about to commit. */
 const WRITERS_POLL_MS = 10
-/** When a transaction that stays open is told of. */
+/** How long a transaction may stay open before {@link FollowDeps.warn} is called. */
 const WRITERS_PATIENCE_MS = 10_000
 /** Between two attempts while the database is away, at most. */
 const RETRY_MS = 5000
@@ -94,18 +94,18 @@ async function settledHorizon(db: Kysely<Database>, last: TrailEvent | undefined
   if (!hasLast)
     throw new ConfigError(`the database does not have event ${last!.id}, the last that was written: it was restored, or has dropped that event since (EVENTS_RETENTION). Keep what was written for mecha-keys restore replay, and follow to a new file`)
   const start = performance.now()
-  let isTold = false
+  let hasWarned = false
   for (let open = [...writers]; open.length > 0 && !signal.aborted; ) {
     await pause(WRITERS_POLL_MS, signal)
     open = await findWriters(db, open)
-    if (isTold || performance.now() - start < WRITERS_PATIENCE_MS) continue
-    isTold = true
+    if (hasWarned || performance.now() - start < WRITERS_PATIENCE_MS) continue
+    hasWarned = true
     warn('waiting for a transaction that has written an event and stays open')
   }
   return signal.aborted ? '0' : position
 }
 
-/** Whose an event is: events of crews are of no organization, and say whose the crew was. */
+/** The organization that an event is about. Events of crews belong to none, and name the organization of the crew in their data. */
 export function organizationOf({ org_id, type, data }: TrailEvent): string | null {
   if (org_id !== null || !type.startsWith('crew.')) return org_id
   return typeof data['org_id'] === 'string' ? data['org_id'] : null
@@ -115,7 +115,7 @@ function trailEvent({ position, at, type, org_id, key_id, kind, mecha, actor, re
   return { id: position, at: at.toISOString(), type, org_id, key_id: key_id && publicId(kind as CredentialKind, key_id), mecha, actor, request_id, address, data }
 }
 
-/** Resolves early when told to end. */
+/** Resolves early when the signal aborts. */
 async function pause(ms: number, signal: AbortSignal): Promise<void> {
   await sleep(ms, undefined, { signal }).catch(() => {})
 }

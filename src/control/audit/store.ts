@@ -13,7 +13,7 @@ export type NewEvent = Pick<EventRow, 'at' | 'type' | 'key_id' | 'kind' | 'mecha
  */
 export async function insertEvents(trx: Transaction<Database>, orgId: string | null, events: readonly NewEvent[]): Promise<void> {
   if (events.length === 0) return
-  // One statement for the lock and the rows: the others of this organization wait for as long as it is held.
+  // One statement takes the lock and writes the rows, so that other transactions of the organization wait no longer than needed.
   await sql`
     WITH locked AS MATERIALIZED (SELECT pg_advisory_xact_lock(hashtextextended(${orgId ?? ''}, 20826)))
     INSERT INTO events (at, type, org_id, key_id, kind, mecha, actor, request_id, address, data)

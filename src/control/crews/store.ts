@@ -17,7 +17,7 @@ export async function listCrews(db: Kysely<Database>): Promise<CrewRecord[]> {
   return db.selectFrom('crews').selectAll().orderBy('crew').execute()
 }
 
-/** Waits for whoever takes a handle, and makes others wait until the transaction ends. */
+/** Waits for transactions that take a handle, and keeps others waiting until the transaction ends. */
 export async function lockNewMechas(trx: Transaction<Database>): Promise<void> {
   await sql`LOCK TABLE mechas IN SHARE ROW EXCLUSIVE MODE`.execute(trx)
 }

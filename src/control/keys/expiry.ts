@@ -12,7 +12,7 @@ export interface ExpiryRequest {
 
 type Policy = Pick<Settings, 'KEY_DEFAULT_TTL' | 'KEY_MAX_TTL'>
 
-/** When a new key ends, in so far as that is known before it is known when the key is made. Without either, it does not. */
+/** When a new key ends, as far as that is known before the database makes it. With neither a life nor an end, it does not end. */
 export interface Term {
   /** From when it is made. */
   readonly lifeSeconds: number | null
@@ -20,7 +20,8 @@ export interface Term {
 }
 
 /**
- * What a request asks for, which no clock can make wrong but where it names a time: `issue_key` looks whether that is within the policy.
+ * The term that a request asks for. A life in seconds is checked here, and whether an end is within the policy by
+ * `issue_key`, by the database's clock.
  *
  * @param inherited life in seconds to take when the request names none; for a rotation, the old key's
  * @throws Problem `invalid_request` naming the field and the rule
@@ -38,7 +39,7 @@ export function termOfNew(request: ExpiryRequest, policy: Policy, inherited?: nu
 }
 
 /**
- * The end of a new key: what `issue_key` says in SQL, which the tests hold against this.
+ * The end of a new key, as `issue_key` computes it in SQL. A test compares the two.
  *
  * @throws Problem `invalid_request`
  */

@@ -1,4 +1,4 @@
-/** What there is, for metrics: keys by status, and how old the signing key is. Asked at most once a minute, and only when somebody looks. */
+/** The number of keys by status and the age of the signing key, for metrics. Read at most once a minute, and only when metrics are read. */
 
 import { sql, type Kysely } from 'kysely'
 import { SAMPLE_PERCENT } from '../../db/sample.js'
@@ -14,7 +14,7 @@ export interface Inventory {
 const MAX_AGE_MS = 60_000
 
 /**
- * The last inventory. A look never waits for the database: what is too old is read anew behind it, for the next one.
+ * Returns the last inventory without waiting for the database. One that is too old is read again in the background, for the next call.
  */
 export function watchInventory(db: Kysely<Database>, onError: (error: unknown) => void): () => Inventory | undefined {
   let last: Inventory | undefined
@@ -28,7 +28,7 @@ export function watchInventory(db: Kysely<Database>, onError: (error: unknown) =
   }
 }
 
-/** Exact for a small table; of a larger one a sample of its blocks is counted and scaled, so that no look walks through millions. */
+/** Exact for a small table; of a larger one a sample of its blocks is counted and scaled, so that a read of metrics never reads millions of rows. */
 async function readInventory(db: Kysely<Database>): Promise<Inventory> {
   const { rows } = await sql<Record<KeyStatus, number> & { age: number | null }>`
     WITH sampled AS (

@@ -52,8 +52,8 @@ export async function rootSecretsStatus(db: Kysely<Database>, roots: Roots): Pro
 }
 
 /**
- * A root secret that is not configured, and that living keys or signing keys need. Of a large table a sample is looked at: it tells that these
- * are not the root secrets of this database, and perhaps not that one key among a million needs another.
+ * A root secret that is not configured, and that living keys or signing keys need. Of a large table a sample is read: it finds out that
+ * these are the root secrets of another database, but may miss that one key among a million needs another root secret.
  */
 export async function missingRootSecret(db: Kysely<Database>, roots: Roots): Promise<string | undefined> {
   const { rows } = await sql<{ id: string }>`

@@ -94,7 +94,7 @@ export async function revokeKeysOfMecha(trx: Transaction<Database>, mecha: strin
 }
 
 /**
- * One key for each transaction that has lately revoked keys of a Mecha: who has applied all changes of these has applied the
+ * One key for each transaction that has lately revoked keys of a Mecha: a replica that has applied all of these has applied the
  * revocation of every key. What is no longer in the feed is older than any replica can be behind.
  */
 export async function findLatelyRevoked(db: Kysely<Database>, mecha: string): Promise<string[]> {

@@ -2,8 +2,8 @@
  * Erasing an organization, as the owner of the tables: everything that the database has of it, for good.
  *
  * Its credentials are revoked first, as an operator would revoke them, and nothing is removed before every replica has applied
- * that. Each step is in pieces that are transactions of their own, and what has been done is not done again: whoever is
- * interrupted runs it once more. From the beginning to the end nothing can be made for the organization.
+ * that. Each step is in pieces that are transactions of their own, and what has been done is not done again: an
+ * erasure that was interrupted is continued by running it once more. Until it ends nothing can be made for the organization.
  */
 
 import { createHash } from 'node:crypto'
@@ -46,7 +46,7 @@ export interface EraseOptions {
   readonly author: Author
   /** How long a replica that does not say so answers from memory at most. */
   readonly boundMs: number
-  /** Told of each step that is over. */
+  /** Called when a step is over, with what it did. */
   readonly onStep: (message: string) => void
 }
 
@@ -84,7 +84,7 @@ export async function eraseOrganization(db: Kysely<Database>, orgId: string, { c
   return finish(db, orgId, author, counts)
 }
 
-/** What was shown, in few characters: a confirmation of something else is none. */
+/** A short digest of the plan that was shown, so that no other plan can be confirmed by mistake. */
 function confirmationOf(orgId: string, counts: Census): string {
   return createHash('sha256').update(JSON.stringify([orgId, counts])).digest('hex').slice(0, 16)
 }
@@ -92,7 +92,7 @@ function confirmationOf(orgId: string, counts: Census): string {
 /** From here on nothing is made for it. Returns what there was, or `undefined` where that is not what was confirmed. */
 async function begin(db: Kysely<Database>, orgId: string, confirmation: string): Promise<Census | undefined> {
   return inLockingTransaction(db, async (trx) => {
-    // Whoever is making something for it has made it before, or finds that it is being erased.
+    // A transaction that makes something for it either has done so by now, or finds that it is being erased.
     await lockMakers(trx)
     const begun = await findErasure(trx, orgId)
     if (begun && !begun.ended_at) return begun.confirmation === confirmation ? begun.counts : undefined
@@ -118,8 +118,8 @@ async function revokeAll(db: Kysely<Database>, orgId: string, author: Author): P
 }
 
 /**
- * Waits until no replica answers by what was before, and says how many are alive. One that is silent is waited for until it answers
- * nothing from memory any more, as receipts do.
+ * Waits until no replica answers by what was before, and says how many are alive. As with receipts, a silent one is waited for
+ * until it can answer nothing from memory any more.
  *
  * @returns `undefined` when that cannot be said in time
  */
@@ -139,7 +139,7 @@ async function allHaveApplied(db: Kysely<Database>, orgId: string, boundMs: numb
   }
 }
 
-/** Writes down that it is over, when nothing is left. What came in meanwhile, past the service, goes first. */
+/** Records that the erasure is over, if nothing is left. Events of crews that were written meanwhile are removed first. */
 async function finish(db: Kysely<Database>, orgId: string, { actor, requestId, address }: Author, counts: Census): Promise<Erased> {
   return inLockingTransaction(db, async (trx) => {
     await lockMakers(trx)

@@ -42,7 +42,7 @@ export async function takeCensus(db: Kysely<Database>, orgId: string): Promise<C
   return rows[0]!
 }
 
-/** Waits for whoever makes a key or takes a handle, and makes others wait until the transaction ends. */
+/** Waits for transactions that make a key or take a handle, and keeps others waiting until the transaction ends. */
 export async function lockMakers(trx: Transaction<Database>): Promise<void> {
   await sql`LOCK TABLE mechas, keys IN SHARE ROW EXCLUSIVE MODE`.execute(trx)
 }
@@ -71,7 +71,7 @@ export interface Credential {
   readonly mecha: string | null
 }
 
-/** Some credentials that are not revoked, held until the transaction ends. */
+/** Some credentials that are not revoked, locked until the transaction ends. */
 export async function lockNotRevoked(trx: Transaction<Database>, orgId: string, limit: number): Promise<Credential[]> {
   return trx
     .selectFrom('keys').select(['id', 'kind', 'mecha'])
@@ -122,7 +122,7 @@ export async function deleteEvents(trx: Transaction<Database>, orgId: string, li
   return numAffectedRows! > 0n
 }
 
-/** Removes the events that tell of its crews. */
+/** Removes the events about its crews. */
 export async function deleteCrewEvents(trx: Transaction<Database>, orgId: string): Promise<void> {
   await sql`SELECT set_config('mecha_keys.erase', 'on', true)`.execute(trx)
   await sql`DELETE FROM events WHERE org_id IS NULL AND kind = 'crew' AND data ->> 'org_id' = ${orgId}`.execute(trx)

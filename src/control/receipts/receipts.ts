@@ -12,13 +12,13 @@ export interface Propagation {
   readonly replicas: number
   /** Those of them that have applied the change. */
   readonly confirmed: number
-  /** Whether nobody who may be alive answers by what was before. Never so without a replica. */
+  /** True if no replica that may be alive answers by what was before the change. Never true without a replica. */
   readonly complete: boolean
   /** How long this call has waited for them. */
   readonly elapsed_ms: number
 }
 
-/** How often open receipts are looked at. */
+/** Between two reads for open receipts. */
 const INTERVAL_MS = 10
 
 /** A receipt that is open. */
@@ -34,11 +34,11 @@ interface Waiting {
   readonly reject: (error: unknown) => void
 }
 
-/** The receipts of a process. One loop asks for all that are open, and ends with the last of them. */
+/** The receipts of a process. One loop reads for all that are open, and ends with the last of them. */
 export class Receipts {
   readonly #watch: ReplicaWatch
   readonly #waiting = new Set<Waiting>()
-  #isLooking = false
+  #isReading = false
 
   /** @param defaultBoundMs how long replicas of the previous release may answer from memory */
   constructor(
@@ -64,7 +64,7 @@ export class Receipts {
       const isMade = !isRevocation || revoked === new Set(keyIds).size
       return await new Promise((resolve, reject) => {
         this.#waiting.add({ xids, history, isMade, start, waitMs: waitSeconds * 1000, resolve, reject })
-        if (!this.#isLooking) void this.#look()
+        if (!this.#isReading) void this.#readUntilSettled()
       })
     } catch (error) {
       if (databaseFailure(error)) return null
@@ -72,28 +72,28 @@ export class Receipts {
     }
   }
 
-  async #look(): Promise<void> {
-    this.#isLooking = true
+  async #readUntilSettled(): Promise<void> {
+    this.#isReading = true
     while (this.#waiting.size > 0) {
-      // Who comes while the question is on its way waits for the next one: this one may be from before their change.
-      const asking = [...this.#waiting]
+      // A receipt that is opened during this read waits for the next one: this one may be from before its change.
+      const batch = [...this.#waiting]
       try {
         const askedAt = this.#watch.age()
-        const reading = await readReplicas(this.db, [...new Set(asking.flatMap(({ xids }) => xids))], this.#watch.known)
+        const reading = await readReplicas(this.db, [...new Set(batch.flatMap(({ xids }) => xids))], this.#watch.known)
         const living = this.#watch.take(reading, askedAt)
-        for (const waiting of asking) this.#settle(waiting, living, reading)
+        for (const waiting of batch) this.#settle(waiting, living, reading)
       } catch (error) {
-        for (const waiting of asking) {
+        for (const waiting of batch) {
           this.#waiting.delete(waiting)
           waiting.reject(error)
         }
       }
       if (this.#waiting.size > 0) await sleep(INTERVAL_MS)
     }
-    this.#isLooking = false
+    this.#isReading = false
   }
 
-  /** Closes a receipt when there is nobody to wait for any more, or no time. */
+  /** Closes a receipt when there is no replica to wait for any more, or no time left. */
   #settle(waiting: Waiting, { replicas, hasOthers }: Living, { history, is_on_hold }: ReplicasReading): void {
     const mine = new Set(waiting.xids)
     const confirmed = is_on_hold ? 0 : replicas.filter(({ unseen }) => !unseen.some((xid) => mine.has(xid))).length

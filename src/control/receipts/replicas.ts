@@ -1,8 +1,8 @@
 /**
  * Which replicas may be alive, as this process has seen it for itself. A replica that has confirmed nothing for its bound
- * answers nothing from memory any more, and needs not be waited for. Nobody's clock is believed about that: neither the
- * database's, by which `seen_at` is written, nor the wall clock here alone. What counts is that a row has not moved while
- * this process looked, for as long as both of its clocks agree that it was.
+ * answers nothing from memory any more, and needs not be waited for. No single clock is trusted about that: neither the
+ * database's, by which `seen_at` is written, nor the wall clock here alone. A replica is gone when this process has seen its row
+ * unchanged for its bound, by both the monotonic and the wall clock.
  */
 
 import type { ReplicaRow, ReplicasReading } from './store.js'
@@ -19,7 +19,7 @@ interface Seen {
 export interface Living {
   /** Those of the history that was read. */
   readonly replicas: readonly ReplicaRow[]
-  /** Whether there may be others: of another history, or such as vanished from the table without a goodbye. */
+  /** Whether there may be others: of another history, or such as vanished from the table without having ended properly. */
   readonly hasOthers: boolean
 }
 
@@ -33,7 +33,7 @@ export class ReplicaWatch {
   /** @param defaultBoundMs of replicas of the previous release, which do not say it */
   constructor(private readonly defaultBoundMs: number) {}
 
-  /** Those whose goodbye would be of interest. */
+  /** Replicas that this process has seen, to find out which of them have ended properly. */
   get known(): string[] {
     return [...this.#seen.keys()]
   }
@@ -70,7 +70,7 @@ export class ReplicaWatch {
     return { replicas: ofHistory, hasOthers: isMissing || ofHistory.length < living.length }
   }
 
-  /** Whether somebody may be alive whose row is gone. Rows go with a goodbye, and also with a restore. */
+  /** Whether a replica may be alive whose row is gone. A replica that ends properly removes its row; a restore removes rows as well. */
   #takeMissing(present: ReadonlySet<string>, farewells: ReadonlySet<string>, askedAt: number, age: number): boolean {
     let mayLive = false
     for (const [id, seen] of this.#seen) {

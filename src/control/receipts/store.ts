@@ -28,20 +28,20 @@ export interface ReplicaRow {
   readonly bound_ms: number | null
   /** What changes with every confirmation. */
   readonly mark: string
-  /** Which of the transactions that were asked for it has not applied. */
+  /** Which of the given transactions it has not applied. */
   readonly unseen: readonly string[]
 }
 
 export interface ReplicasReading {
   readonly history: string
   readonly replicas: readonly ReplicaRow[]
-  /** Which of those that were asked for have said goodbye. */
+  /** Which of the known replicas have ended properly. */
   readonly farewells: readonly string[]
-  /** Whether the database went back: nobody can say then what was applied. */
+  /** True after a restore that was not accepted yet: what replicas had applied is unknown then. */
   readonly is_on_hold: boolean
 }
 
-/** Every row of `replicas`. The time in a row of the previous release stands for its beat, and is compared with no clock. */
+/** Every row of `replicas`. A row of the previous release has a time in place of a beat, which is compared with no clock. */
 export async function readReplicas(db: Kysely<Database>, xids: readonly string[], known: readonly string[]): Promise<ReplicasReading> {
   const { rows } = await sql<ReplicasReading>`
     SELECT ${sql.raw(HISTORY)} AS history,
