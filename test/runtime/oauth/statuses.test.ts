@@ -77,7 +77,7 @@ t.test('whatever happens, what was read on is what would be read in full', async
     free: () => sql`UPDATE token_status SET key_id = NULL WHERE idx = (SELECT idx FROM token_status ORDER BY random() LIMIT 1 FOR UPDATE SKIP LOCKED)`,
   }
   const names = Object.keys(changes) as (keyof typeof changes)[]
-  const other = openDatabase({ url: database.owner, size: 3, timeoutMs: 10_000, name: 'test' })
+  const other = openDatabase({ url: database.owner, size: 3, timeoutMs: 120_000, name: 'test' })
   t.teardown(() => other.destroy())
   /** Transactions that are open: what they did is seen when they are over, in whatever order. */
   const under: (() => Promise<void>)[] = []
