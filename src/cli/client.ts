@@ -1,6 +1,7 @@
 /** The service over HTTP, for scripts: what the commands `issue`, `list`, `revoke` and `verify` are made of. */
 
 import type { Settings } from '../config.js'
+import { ConfigError } from '../errors.js'
 
 const TIMEOUT_MS = 10_000
 
@@ -32,4 +33,11 @@ export async function call({ MECHA_KEYS_URL }: Pick<Settings, 'MECHA_KEYS_URL'>,
   if (response.ok && answer !== undefined) return answer
   const why = answer?.code ? `${answer.code}: ${answer.detail}` : `status ${response.status} without a problem`
   throw response.status < 500 && answer ? new Refused(why) : new Unreachable(why)
+}
+
+/** @throws ConfigError when the setting is missing */
+export function requireCredential(config: Settings, name: 'OPERATOR_TOKEN' | 'GATEWAY_CREDENTIAL'): string {
+  const value = config[name]
+  if (!value) throw new ConfigError(`${name} or ${name}_FILE must be set`)
+  return value
 }

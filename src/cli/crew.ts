@@ -5,7 +5,7 @@ import { releaseCrew, reserveCrew, type Reservation } from '../control/crews/res
 import { listCrews } from '../control/crews/store.js'
 import { ORGANIZATION, ORGANIZATION_RULE } from '../config.js'
 import { CREW, CREW_RULE } from '../credentials/handle.js'
-import { asOwner, commandLine } from './database.js'
+import { asOwner, commandLine } from './with-database.js'
 import { EXIT, print } from './shared.js'
 
 export async function runCrewReserve(crews: string[], { org, json }: { org: string; json?: true }): Promise<void> {

@@ -8,7 +8,7 @@ import { openTrailFile, toLines } from '../control/audit/file.js'
 import { followTrail, type TrailEvent } from '../control/audit/follow.js'
 import { expireEvents } from '../control/audit/partitions.js'
 import { openDatabase } from '../db/pool.js'
-import { asOwner, withDatabaseSettings } from './database.js'
+import { asOwner, withDatabaseSettings } from './with-database.js'
 import { print } from './shared.js'
 
 /** Longest wait for a database that does not answer, when all that is left to do is to hang up. */

@@ -3,7 +3,7 @@
 import { InvalidArgumentError } from 'commander'
 import { ORGANIZATION, ORGANIZATION_RULE } from '../config.js'
 import { eraseOrganization, planErasure, type Plan, type Unfinished } from '../control/organizations/erase.js'
-import { asOwner, commandLine } from './database.js'
+import { asOwner, commandLine } from './with-database.js'
 import { EXIT, print } from './shared.js'
 
 /** It counts every event of an organization. */

@@ -3,7 +3,7 @@
 import { InvalidArgumentError } from 'commander'
 import { replayTrail, restoreAuthor, waiveReplay } from '../control/restore/replay.js'
 import { readTrail } from '../control/audit/file.js'
-import { asOwner } from './database.js'
+import { asOwner } from './with-database.js'
 import { print, userName } from './shared.js'
 
 /** Events that are read from the file at once. */

@@ -8,8 +8,9 @@ import { createGateway } from '../control/gateways/create.js'
 import { isLocal, keptSecret, startLocal, withLocalFiles } from './local.js'
 import { renderQuickstart } from './quickstart.js'
 import { serve } from '../server/serve.js'
-import { commandLine, migrateDatabase, withControlDeps } from './database.js'
+import { migrateDatabase } from './migrate.js'
 import { userName } from './shared.js'
+import { commandLine, withControlDeps } from './with-database.js'
 
 /** The organization of the quickstart that `npm start` prints. */
 const QUICKSTART_ORG = 'acmecorp'
@@ -18,7 +19,7 @@ const DAY = 86_400
 export async function runServe(): Promise<void> {
   const environment = processEnvironment()
   if (!isLocal(environment)) return serve(loadConfig(environment), { environment })
-  // A wrong setting is told before a database is started for it.
+  // Wrong settings are reported before a database is started for them.
   loadConfig(withLocalFiles(environment))
   const local = await startLocal(environment)
   try {

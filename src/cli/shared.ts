@@ -1,4 +1,4 @@
-/** What commands share. */
+/** What commands share: exit codes, output, and where a key is read from. */
 
 import { userInfo } from 'node:os'
 import { text } from 'node:stream/consumers'
@@ -12,7 +12,7 @@ export function print(json: boolean | undefined, value: object, lines: () => str
   process.stdout.write(json ? `${JSON.stringify(value, null, 2)}\n` : lines().map((line) => `${line}\n`).join(''))
 }
 
-/** Never an argument: arguments are seen by every user of the machine, and kept in the shell's history. */
+/** Reads the key from standard input or the environment. Every user of the machine sees a command's arguments, and the shell's history keeps them. */
 export async function readKey(config: Settings): Promise<string> {
   const key = process.stdin.isTTY ? config.MECHA_KEY : (await text(process.stdin)).trim() || config.MECHA_KEY
   if (!key) throw new ConfigError('give the key on standard input, or in MECHA_KEY')
