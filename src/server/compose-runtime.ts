@@ -17,7 +17,7 @@ import { StatusList } from '../runtime/oauth/status-list.js'
 import { Statuses } from '../runtime/oauth/statuses.js'
 import { findSigningKeys, findStatusChanges, findStatuses, findStatusPlace } from '../runtime/oauth/store.js'
 import { Revalidation } from '../runtime/revalidate/revalidation.js'
-import { findChanged, type HeldVersion } from '../runtime/revalidate/store.js'
+import { findChanged, type CachedVersion } from '../runtime/revalidate/store.js'
 import { runtimePlane } from '../runtime/routes.js'
 import { UsageRecorder } from '../runtime/usage/recorder.js'
 import { recordRefusals, recordUses } from '../runtime/usage/store.js'
@@ -61,7 +61,7 @@ export async function composeRuntime(shared: SharedDeps, config: Settings, clock
   const hashRenewal = new HashRenewal({ db, roots, hasher, hashAlike: hashAlike(db, costNumber(config.HASH_PROFILE)), log: app.log })
   const verifier = new Verifier({ fence, firstUses: new FirstUses(db, ofOneHistory), hashRenewal, roots, clock, feed, usage, metrics })
   metrics.watch('mecha_keys_change_streams', 'Streams of changes to gateways', () => streams.size)
-  const findChangedOf = (cached: readonly HeldVersion[], asker?: { readonly orgId: string | null }) => ofOneHistory(() => findChanged(db, cached, asker))
+  const findChangedOf = (cached: readonly CachedVersion[], asker?: { readonly orgId: string | null }) => ofOneHistory(() => findChanged(db, cached, asker))
   const revalidation = new Revalidation({ fence, findChanged: findChangedOf, afterMs: config.REVALIDATE_AFTER * 1000, log: app.log })
   metrics.count('mecha_keys_revalidation_changed_total', 'Keys in memory that were found to be others in the database, of which the change feed had not told', () => revalidation.changed)
   app.addHook('onReady', async () => revalidation.start())

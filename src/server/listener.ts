@@ -4,7 +4,8 @@ import type { AddressInfo } from 'node:net'
 import type { FastifyInstance } from 'fastify'
 import type { Logger } from 'pino'
 import type { Settings } from '../config.js'
-import { asRefusal, isForAuthz, withoutSubPath } from '../runtime/authz/routes.js'
+import { asRefusal } from '../runtime/authz/refusals.js'
+import { isForAuthz, withoutSubPath } from '../runtime/authz/target.js'
 import { createServer, type ServerOptions } from './http-server.js'
 
 export interface ListenerOptions extends Pick<ServerOptions, 'compilers' | 'tracing' | 'headersFor'> {

@@ -1,4 +1,4 @@
-/** Who is calling the runtime plane: a gateway, by the credential that the control plane issued it. */
+/** Authenticates gateways by the credentials that the control plane issued them. */
 
 import { Problem } from '../../errors.js'
 import { challenge } from '../../http/challenge.js'
@@ -49,7 +49,7 @@ function basicOf(authorization: string): { user: string; password: string } | un
   return parts ? { user: formDecoded(parts[1]!), password: formDecoded(parts[2]!) } : undefined
 }
 
-/** What is not encoded as it should be is nothing that was issued here. */
+/** The text without its form encoding; empty where that is broken, which matches nothing that was issued here. */
 function formDecoded(text: string): string {
   try {
     return decodeURIComponent(text.replaceAll('+', ' '))

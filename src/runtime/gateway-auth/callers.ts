@@ -1,4 +1,4 @@
-/** Who calls the runtime plane, and whether they still wait: for all of its routes. */
+/** Which gateway calls a route of the runtime plane, and whether it still waits for its answer. */
 
 import type { FastifyInstance, FastifyReply } from 'fastify'
 import { authenticateGateway, type Gateway, type GatewayVerifier } from './authenticate.js'
@@ -13,18 +13,18 @@ declare module 'fastify' {
   }
 }
 
-/** Who waits for an answer. The signal is made when it is asked for: only where there is something to wait for. */
+/** Whoever waits for an answer. Making the signal costs something, so it is read only where there is something to wait for. */
 export interface Caller {
   /** Aborted when nobody waits any more. */
   readonly signal: AbortSignal
 }
 
-/** What knows gateways by their credentials. */
+/** Finds the gateway of a credential. */
 export interface GatewayAuthenticator {
   verifyGateway(credential: string, caller: Caller): Gateway | undefined | Promise<Gateway | undefined>
 }
 
-/** To be called once, for the plane. */
+/** Adds `request.gateway` and `reply.signal`; to be called once for a plane. */
 export function decorateCallers(app: FastifyInstance): void {
   app.decorateRequest('gateway')
   // Not `request.signal`: that one aborts as soon as the body has been read.
@@ -36,7 +36,7 @@ type Authenticate = (authorization: string | undefined, verify: GatewayVerifier)
 
 /** Lets nobody but gateways pass to the routes of a scope. */
 export function requireGateway(app: FastifyInstance, verifier: GatewayAuthenticator, authenticate: Authenticate = authenticateGateway): void {
-  // Not asynchronous: what is in memory is answered without a promise.
+  // Not asynchronous: a gateway that is cached is let in without a promise.
   app.addHook('onRequest', (request, reply, done) => {
     const gateway = authenticate(request.headers.authorization, (credential) => verifier.verifyGateway(credential, reply))
     if (!(gateway instanceof Promise)) {
@@ -57,7 +57,7 @@ function hangUpSignal(this: FastifyReply): AbortSignal {
   const { raw } = this
   const controller = new AbortController()
   const abort = () => raw.writableFinished || controller.abort()
-  // A connection that was lost before anybody asked says so no second time.
+  // A connection that is closed already emits no `close` again.
   if (raw.destroyed) abort()
   else raw.once('close', abort)
   return controller.signal

@@ -55,7 +55,7 @@ export function nonceRoutes({ db, verifier, ofOneHistory, queueSize }: NonceDeps
         let takenIn: string | undefined
         const { outcome } = await ofOneHistory(async () => {
           const answer = await takeNonce(db, nonce)
-          // Sent again once the feed had come to the history where the nonce was taken: by this very call.
+          // Asked a second time because the feed follows another history by now: this very call took the nonce the first time.
           if (answer.outcome === 'taken_before' && answer.history === takenIn) return { ...answer, outcome: 'taken' as const }
           if (answer.outcome === 'taken') takenIn = answer.history
           return answer

@@ -7,12 +7,12 @@
 import type { FastifyBaseLogger } from 'fastify'
 import { isCurrent, type CachedKey } from '../verify/credential-cache.js'
 import type { Fence } from '../verify/fence.js'
-import type { HeldVersion } from './store.js'
+import type { CachedVersion } from './store.js'
 
 export interface RevalidationDeps {
   readonly fence: Pick<Fence, 'current' | 'invalidate'>
   /** Which of some keys are not in the database in the version that is cached. */
-  readonly findChanged: (held: readonly HeldVersion[]) => Promise<{ readonly changed: readonly string[] }>
+  readonly findChanged: (cached: readonly CachedVersion[]) => Promise<{ readonly changed: readonly string[] }>
   /** Longest time after which a cached key has been compared. */
   readonly afterMs: number
   readonly log: FastifyBaseLogger

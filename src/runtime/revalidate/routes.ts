@@ -1,4 +1,4 @@
-/** `POST /v1/revalidate`: a gateway that holds answers asks whether their keys are still what they were, whatever it was told. */
+/** `POST /v1/revalidate`: a gateway that caches answers asks whether their keys are still in the versions that it has, whatever changes it was told of. */
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { answer, responses } from '../../http/schemas.js'
@@ -6,13 +6,13 @@ import { parsePublicId, publicId } from '../../credentials/id.js'
 import { requireGateway, type GatewayAuthenticator } from '../gateway-auth/callers.js'
 import type { Feed } from '../changes/feed.js'
 import { MAX_REVALIDATED, RevalidateBody, Revalidated } from './schemas.js'
-import type { HeldVersion } from './store.js'
+import type { CachedVersion } from './store.js'
 
 export interface RevalidateDeps {
   readonly verifier: GatewayAuthenticator
   readonly feed: Pick<Feed, 'historyToken'>
   /** Asks the database itself, and not what is in memory here. */
-  readonly findChanged: (held: readonly HeldVersion[], asker: { readonly orgId: string | null }) => Promise<{ readonly changed: readonly string[] }>
+  readonly findChanged: (cached: readonly CachedVersion[], asker: { readonly orgId: string | null }) => Promise<{ readonly changed: readonly string[] }>
 }
 
 /** Bytes: the most keys, with a version that is as long as it may be. */
@@ -39,8 +39,8 @@ export function revalidateRoutes({ verifier, feed, findChanged }: RevalidateDeps
         },
       },
       async ({ body, gateway }, reply) => {
-        const held = body.keys.map(({ key_id, version }) => ({ id: parsePublicId('mecha', key_id)!, version: versionOf(version) }))
-        const { changed } = await findChanged(held, { orgId: gateway.org_id })
+        const cached = body.keys.map(({ key_id, version }) => ({ id: parsePublicId('mecha', key_id)!, version: versionOf(version) }))
+        const { changed } = await findChanged(cached, { orgId: gateway.org_id })
         void reply.headers({ 'cache-control': 'no-store', 'x-feed-history': feed.historyToken })
         return { changed: changed.map((id) => publicId('mecha', id)) }
       },
@@ -48,7 +48,7 @@ export function revalidateRoutes({ verifier, feed, findChanged }: RevalidateDeps
   }
 }
 
-/** What is no version of ours is the version of no key. */
+/** A text that cannot be a version counts as one that no key has. */
 function versionOf(text: string): number {
   return /^\d{1,10}$/.test(text) ? Number(text) : -1
 }

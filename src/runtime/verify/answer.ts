@@ -1,4 +1,4 @@
-/** What verify answers, as its schema has it: JSON text, made once for a key and not with every verify of it. */
+/** What verify answers, as its schema has it: JSON text that is made once for a key, and not with every verify. */
 
 import type { Static } from 'typebox'
 import { parseHandle } from '../../credentials/handle.js'

@@ -35,7 +35,7 @@ export interface CachedKey extends Use {
   readonly version: number
   /** What verify answers while a Mecha key is valid. */
   readonly answer: string
-  /** What authz answers then: made when it is first asked for. */
+  /** What authz answers then, made when it is first needed. */
   identity: Headers | undefined
   /** Whether the first use has been recorded. */
   used: boolean
@@ -100,7 +100,7 @@ export class CredentialCache {
 
   /** Remembers for a while that this key, though made here, is not good: its row is gone, or its secret was replaced. */
   refuse(token: Token): void {
-    // Not a part of the token's text: that would keep all of it alive.
+    // A slice of the token's text would keep all of it in memory.
     this.#refused.set(encodeId(token.id), this.digest(token))
   }
 
@@ -114,7 +114,7 @@ export class CredentialCache {
     for (const entry of this.#entries.values()) if (isCurrent(entry)) yield entry
   }
 
-  /** These keys changed: their rows have to be read again. */
+  /** These keys (UUIDs) changed: their rows have to be read again. */
   invalidate(ids: readonly string[]): void {
     for (const id of ids.map(encodeId)) {
       const entry = this.#entries.peek(id)

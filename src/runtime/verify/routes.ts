@@ -20,11 +20,11 @@ export interface VerifyRoutesDeps {
   readonly send: Send
 }
 
-/** Bytes: every batch that the schema takes, whatever is asked of its keys. */
+/** Bytes, enough for every batch that the schema takes. */
 const BATCH_BODY_LIMIT = 1024 * 1024
 
-/** The problems of routes that ask about keys. */
-const ASKING = [
+/** The problems that both routes may answer with. */
+const PROBLEMS = [
   'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded',
 ] satisfies ErrorCode[]
 
@@ -39,19 +39,19 @@ const JSON_TYPE: Headers = ['content-type', 'application/json; charset=utf-8']
 export function verifyRoutes({ verifier, clock, feed, send }: VerifyRoutesDeps): FastifyPluginAsyncTypebox {
   return async (app) => {
     requireGateway(app, verifier)
-    // All else is answered as everywhere.
+    // Every other error is answered by the handler of the whole app.
     app.setErrorHandler((error, _request, reply) => {
       if (!isShed(error)) throw error
       sendProblem(send, reply, error)
     })
 
-    function tell(reply: FastifyReply, verdict: Verdict): void {
+    function sendVerdict(reply: FastifyReply, verdict: Verdict): void {
       send(reply, JSON_TYPE, answerOf(verdict))
     }
 
-    /** For who holds answers and follows the changes of another replica: whether what was told there is in this one. */
-    function tellWithFreshness(reply: FastifyReply, verdict: Verdict): void {
-      // Up to a whole number, and none before there is a feed.
+    /** For callers that cache answers and follow the changes of another replica: which of the changes told there this answer includes. */
+    function sendWithFreshness(reply: FastifyReply, verdict: Verdict): void {
+      // Rounded up, so that an answer never looks younger than it is; `Infinity` before the feed has confirmed anything.
       const age = String(Math.ceil(clock.now() - feed.confirmedAt))
       const version = typeof verdict === 'string' ? [] : ['x-key-version', String(verdict.version)]
       send(reply, [...JSON_TYPE, 'x-feed-age', age, 'x-feed-history', feed.historyToken, ...version, 'preference-applied', 'freshness'], answerOf(verdict))
@@ -67,11 +67,11 @@ export function verifyRoutes({ verifier, clock, feed, send }: VerifyRoutesDeps):
           description: VERIFY,
           security: [{ gateway: [] }],
           body: VerifyBody,
-          response: responses({ 200: answer('The verdict, valid or not', VerifyAnswer) }, ...ASKING),
+          response: responses({ 200: answer('The verdict, valid or not', VerifyAnswer) }, ...PROBLEMS),
         },
       },
       ({ body, gateway, headers }, reply) => {
-        const answer = headers.prefer === 'freshness' ? tellWithFreshness : tell
+        const answer = headers.prefer === 'freshness' ? sendWithFreshness : sendVerdict
         const verdict = verifier.verifyKey(body.key, gateway, body, reply)
         if (!(verdict instanceof Promise)) return answer(reply, verdict)
         return verdict.then((late) => answer(reply, late))
@@ -88,7 +88,7 @@ export function verifyRoutes({ verifier, clock, feed, send }: VerifyRoutesDeps):
           summary: `As verify, of up to ${MAX_BATCH} keys. Where one of them cannot be decided now, the whole is answered with that problem`,
           security: [{ gateway: [] }],
           body: VerifyBatchBody,
-          response: responses({ 200: answer('The verdicts, in the order of the keys', VerifyBatchAnswer) }, ...ASKING),
+          response: responses({ 200: answer('The verdicts, in the order of the keys', VerifyBatchAnswer) }, ...PROBLEMS),
         },
       },
       async ({ body, gateway }, reply) => {

@@ -73,7 +73,7 @@ export async function claimFirstUse(db: Kysely<Database>, row: CredentialRow, by
 
 /**
  * {@link claimFirstUse} of many rows in one statement. It waits for no key that somebody is changing, and takes the others
- * in the order of their ids, so that it can hold up nobody who holds it up: what it passed over has to be claimed alone.
+ * in the order of their ids, so that two such statements never wait for each other. What it passed over has to be claimed alone.
  *
  * @param by the gateway (UUID) that asked
  * @returns places of the rows that are still as they were read, and now are claimed

@@ -45,9 +45,11 @@ export interface BatchKey extends Requirements {
 /** The key if it is good, and otherwise why it is not. */
 export type Verdict = CachedKey | RefusalCode
 
-/** Who asks, whom no credential needs to tell: about the keys of an organization or of all, and as which gateway or as none. */
+/** In whose name a key is asked about. */
 export interface Asker {
+  /** The gateway (UUID), if one asks. */
   readonly id: string | null
+  /** The organization whose keys it may know of, or `null` for all. */
   readonly org_id: string | null
 }
 
@@ -84,10 +86,10 @@ export class Verifier implements GatewayAuthenticator {
   /**
    * As {@link verifyKey}, of many keys at once and in their order. What has to be read is one statement, and what is used
    * for the first time is one more. Where one of them cannot be decided, none is answered, but not before the others are
-   * in memory: who tries again has less to ask.
+   * in memory, so that a second attempt has less to read.
    */
   async verifyKeys(keys: readonly BatchKey[], gateway: Gateway, { signal }: Caller): Promise<Verdict[]> {
-    // Every key that waits for something listens to it.
+    // Every key that waits for something adds a listener, and Node.js would warn of a leak.
     setMaxListeners(0, signal)
     const firstUses = gatherFirstUses(keys.length, (rows) => this.deps.firstUses.claimAll(rows, gateway.id))
     const caller: VerifyCaller = { signal, claim: firstUses.claim }
