@@ -1,3 +1,5 @@
+/** What the API says of audit events, and what it takes to list them. */
+
 import type { Static } from 'typebox'
 import { nullableText, TimeSchema } from '../../http/schemas.js'
 import { Type } from '../../http/type.js'

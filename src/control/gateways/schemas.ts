@@ -1,3 +1,5 @@
+/** What the API takes and says of gateway credentials. */
+
 import type { Static } from 'typebox'
 import { Type } from '../../http/type.js'
 import { ID_PATTERN } from '../../credentials/id.js'

@@ -1,3 +1,5 @@
+/** What the API takes and says of keys. */
+
 import type { Static } from 'typebox'
 import { HandleSchema, MetadataSchema, nullable, nullableText, nullableTime, ScopesSchema } from '../../http/schemas.js'
 import { Type } from '../../http/type.js'
