@@ -3,7 +3,7 @@
  *
  * A key that was verified before is answered from memory, without a query, argon2 or a promise: one keyed digest, one comparison, one look at the
  * clock. Any other key takes the cold path: checksum, tag, row, hash. What may be answered from memory, and when a row has to be read again, is
- * for the fence to say (`fence.ts`).
+ * for the fence to say (`fence.ts`). Both paths stand in one file, because they have to decide alike.
  */
 
 import { setMaxListeners } from 'node:events'
