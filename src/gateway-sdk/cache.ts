@@ -14,7 +14,7 @@ import type { Moment } from './clock.js'
 import type { Use } from './usage.js'
 import type { Valid } from './verdict.js'
 
-export interface Held extends Use {
+export interface CachedKey extends Use {
   /** 32 characters, a byte each. */
   readonly digest: string
   readonly verdict: Valid
@@ -32,7 +32,7 @@ export interface Held extends Use {
 export interface Basis {
   /** When the service was asked. */
   readonly askedAt: Moment
-  /** How old it was when it was given, in milliseconds; `Infinity` where nobody can say, or it must not be held. */
+  /** How old it was when it was given, in milliseconds; `Infinity` where nobody can say, or it must not be cached. */
   readonly ageMs: number
   readonly version: string | undefined
 }
@@ -40,13 +40,13 @@ export interface Basis {
 /** What is remembered of changes, in keys. */
 const MAX_CHANGES = 10_000
 
-export class HeldKeys {
+export class KeyCache {
   /** 144 random bits. With a longer one, a key would take SHA-256 one block more, and a verify a fifth of its time. */
   readonly #secret = randomBytes(18).toString('base64url')
   /** By their digests. Nobody who does not know the secret can make use of how long a look for one of them takes. */
-  readonly #entries: LRUCache<string, Held>
+  readonly #entries: LRUCache<string, CachedKey>
   /** The same entries by the id's 26 characters, the one that was compared longest ago first. */
-  readonly #byId = new Map<string, Held>()
+  readonly #byId = new Map<string, CachedKey>()
   /** When changes were told on the monotonic clock, by the id's 26 characters, oldest first. */
   readonly #changedAt = new Map<string, number>()
   /** Any key may have changed up to this moment, which is all that is remembered of it. Nothing is known before the first word. */
@@ -66,18 +66,18 @@ export class HeldKeys {
   }
 
   /** The entry of exactly this key, if it may be an answer. */
-  find(key: string): Held | undefined {
+  find(key: string): CachedKey | undefined {
     const entry = this.#entries.get(this.digest(key))
     return entry?.isCurrent ? entry : undefined
   }
 
   /** The entry of a key by its public id, current or not. */
-  byId(keyId: string): Held | undefined {
+  byId(keyId: string): CachedKey | undefined {
     return this.#byId.get(idOf(keyId))
   }
 
   /** Keeps a verdict. */
-  keep(key: string, verdict: Valid, { askedAt, ageMs, version }: Basis): Held {
+  keep(key: string, verdict: Valid, { askedAt, ageMs, version }: Basis): CachedKey {
     const id = idOf(verdict.key_id)
     // It was given no sooner than it was asked for.
     const isCurrent = askedAt.mono - ageMs >= this.#lastChange(id)
@@ -90,22 +90,22 @@ export class HeldKeys {
   }
 
   /** Entries in the order in which they were compared: so many, and all others that are overdue. */
-  toCompare(count: number, isOverdue: (held: Held) => boolean): Held[] {
-    const due: Held[] = []
-    for (const held of this.#byId.values()) {
-      if (due.length >= count && !isOverdue(held)) break
-      due.push(held)
+  toCompare(count: number, isOverdue: (cached: CachedKey) => boolean): CachedKey[] {
+    const due: CachedKey[] = []
+    for (const cached of this.#byId.values()) {
+      if (due.length >= count && !isOverdue(cached)) break
+      due.push(cached)
     }
     return due
   }
 
   /** Notes that an entry was as the database had it at this moment, unless it has been dropped or replaced meanwhile. */
-  compared(held: Held, at: Moment): void {
-    const id = idOf(held.verdict.key_id)
-    if (this.#byId.get(id) !== held) return
-    held.comparedAt = at
+  compared(cached: CachedKey, at: Moment): void {
+    const id = idOf(cached.verdict.key_id)
+    if (this.#byId.get(id) !== cached) return
+    cached.comparedAt = at
     this.#byId.delete(id)
-    this.#byId.set(id, held)
+    this.#byId.set(id, cached)
   }
 
   /** Whether it was told after this moment that the key has changed, or that any may have. */

@@ -1,20 +1,21 @@
-/** The service over HTTP: asked by so many at once and no more, with an end to every wait. */
+/** The service over HTTP. So many requests run at once and no more, and every wait has an end. */
 
 import { Agent as HttpAgent, request as requestHttp, type ClientRequest, type IncomingHttpHeaders, type IncomingMessage } from 'node:http'
 import { Agent as HttpsAgent, request as requestHttps } from 'node:https'
+import { codeOf, headerOf, isVerdict, readJson, refusal, unreachable } from './answers.js'
 import { moment, passed } from './clock.js'
-import { Turns } from './turns.js'
+import { ConcurrencyLimit } from './concurrency-limit.js'
 import { VerifierUnavailable } from './errors.js'
 import type { Verdict } from './verdict.js'
 
 export interface ServiceOptions {
   readonly url: string
   readonly credential: string
-  /** Longest that anything asked here may take, in milliseconds, the wait for its turn included. */
+  /** Longest that anything asked here may take, in milliseconds, the wait for a free place included. */
   readonly timeoutMs: number
   /** Most requests under way at once. */
   readonly maxConcurrent: number
-  /** Most that wait for their turn. */
+  /** Most requests that wait for one of them to end. */
   readonly maxWaiting: number
   readonly agent?: HttpAgent
 }
@@ -50,28 +51,25 @@ interface Response {
   readonly body: unknown
 }
 
-/** Longer than any answer. */
-const MAX_ANSWER_BYTES = 256 * 1024
-
 export class Service {
   readonly #base: string
   readonly #agent: HttpAgent
-  readonly #turns: Turns
+  readonly #limit: ConcurrencyLimit
 
   constructor(private readonly options: ServiceOptions) {
     this.#base = options.url.replace(/\/+$/, '')
     this.#agent = options.agent ?? (this.#base.startsWith('https:') ? new HttpsAgent({ keepAlive: true }) : new HttpAgent({ keepAlive: true }))
-    this.#turns = new Turns(options.maxConcurrent)
+    this.#limit = new ConcurrencyLimit(options.maxConcurrent)
   }
 
   /** Requests under way. */
   get running(): number {
-    return this.#turns.running
+    return this.#limit.running
   }
 
-  /** Requests that wait for their turn. */
+  /** Requests that wait until they may be sent. */
   get waiting(): number {
-    return this.#turns.waiting
+    return this.#limit.waiting
   }
 
   /**
@@ -151,14 +149,14 @@ export class Service {
   /** @param attempts more than one for what may be asked twice: a connection that was kept can have been closed meanwhile */
   async #post(path: string, body: object, headers: Record<string, string>, attempts: number): Promise<Response> {
     const { timeoutMs, maxWaiting } = this.options
-    if (this.#turns.isFull && this.#turns.waiting >= maxWaiting) throw new VerifierUnavailable('overloaded', 'too many keys wait for the service')
+    if (this.#limit.isFull && this.#limit.waiting >= maxWaiting) throw new VerifierUnavailable('overloaded', 'too many keys wait for the service')
     const sentAt = moment()
     const end = new AbortController()
     const timer = setTimeout(() => {
       end.abort(new Error('it took too long'))
       this.#dropIdle()
     }, timeoutMs)
-    await this.#turns.take(end.signal).catch((error: unknown) => {
+    await this.#limit.acquire(end.signal).catch((error: unknown) => {
       clearTimeout(timer)
       throw unreachable(error)
     })
@@ -176,7 +174,7 @@ export class Service {
       }
     } finally {
       clearTimeout(timer)
-      this.#turns.leave()
+      this.#limit.release()
     }
   }
 
@@ -210,51 +208,4 @@ function forgetHead(response: IncomingMessage): void {
   const { req } = response as IncomingMessage & { req: ClientRequest & { _header: string | null } }
   req._header = null
   req.removeHeader('authorization')
-}
-
-async function readJson(response: IncomingMessage): Promise<unknown> {
-  let text = ''
-  for await (const chunk of response.setEncoding('utf8') as AsyncIterable<string>) {
-    text += chunk
-    if (text.length > MAX_ANSWER_BYTES) throw new Error('the answer is too long')
-  }
-  try {
-    return JSON.parse(text)
-  } catch {
-    return undefined
-  }
-}
-
-function isVerdict(body: unknown): body is Verdict {
-  const verdict = body as Partial<Record<string, unknown>> | null | undefined
-  if (verdict?.['valid'] === false) return typeof verdict['code'] === 'string'
-  const mecha = verdict?.['mecha'] as Partial<Record<string, unknown>> | null | undefined
-  return (
-    verdict?.['valid'] === true && typeof verdict['key_id'] === 'string' && typeof mecha?.['handle'] === 'string'
-    && typeof verdict['org_id'] === 'string' && Array.isArray(verdict['scopes']) && isTimeOrNull(verdict['expires_at'])
-  )
-}
-
-function isTimeOrNull(value: unknown): boolean {
-  return value === null || (typeof value === 'string' && !Number.isNaN(Date.parse(value)))
-}
-
-function headerOf(headers: IncomingHttpHeaders, name: string): string | undefined {
-  const value = headers[name]
-  return typeof value === 'string' && value !== '' ? value : undefined
-}
-
-function codeOf(body: unknown): string | undefined {
-  const code = (body as { code?: unknown } | null | undefined)?.code
-  return typeof code === 'string' ? code : undefined
-}
-
-function unreachable(cause: unknown): VerifierUnavailable {
-  return cause instanceof VerifierUnavailable ? cause : new VerifierUnavailable('service_unreachable', 'the service does not answer', { cause })
-}
-
-function refusal(status: number, body: unknown): VerifierUnavailable {
-  if (status === 401) return new VerifierUnavailable('credential_refused', "the service does not take this gateway's credential")
-  const code = codeOf(body)
-  return new VerifierUnavailable('service_unavailable', `the service answered ${status}${code ? ` (${code})` : ''}`)
 }

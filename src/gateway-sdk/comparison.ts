@@ -1,17 +1,17 @@
 /**
- * Compares what is held with what the database has: a second line of defence behind the stream of changes. The stream tells of
- * every change; where one was made that nothing told of, what is held of it ends here, within a bound.
+ * Compares what is cached with what the database has: a second line of defence behind the stream of changes. The stream tells of
+ * every change; where one was made that nothing told of, what is cached of it ends here, within a bound.
  *
  * Each entry is compared once within `afterMs`, in the order in which they were compared before and so many at a time that
  * they are spread evenly over it. What cannot be compared in time is dropped.
  */
 
 import { moment, passed, type Moment } from './clock.js'
-import type { Held, HeldKeys } from './cache.js'
+import type { CachedKey, KeyCache } from './cache.js'
 import type { Version } from './client.js'
 
 export interface ComparisonParts {
-  readonly held: HeldKeys
+  readonly cache: KeyCache
   readonly afterMs: number
   /** Resolves to the ids of those that the database no longer has so, or to `undefined` when it is another history that was asked. */
   readonly ask: (keys: readonly Version[]) => Promise<readonly string[] | undefined>
@@ -51,12 +51,12 @@ export class Comparison {
   }
 
   async #step(): Promise<void> {
-    const { held, afterMs } = this.parts
+    const { cache, afterMs } = this.parts
     const at = moment()
-    this.#share += (held.size * this.#stepMs) / (afterMs * DUE)
+    this.#share += (cache.size * this.#stepMs) / (afterMs * DUE)
     const count = Math.floor(this.#share)
     this.#share -= count
-    const due = held.toCompare(count, ({ comparedAt }) => passed(comparedAt, at) >= afterMs * DUE)
+    const due = cache.toCompare(count, ({ comparedAt }) => passed(comparedAt, at) >= afterMs * DUE)
     let isAnswered = true
     for (let start = 0; start < due.length && !this.#isStopped; start += MAX_BATCH) isAnswered = await this.#compare(due.slice(start, start + MAX_BATCH), isAnswered)
   }
@@ -65,8 +65,8 @@ export class Comparison {
    * @param isAsked whether the service is asked: not again in one step in which it did not answer
    * @returns whether it answered
    */
-  async #compare(batch: readonly Held[], isAsked: boolean): Promise<boolean> {
-    const { held, afterMs, onChanged } = this.parts
+  async #compare(batch: readonly CachedKey[], isAsked: boolean): Promise<boolean> {
+    const { cache, afterMs, onChanged } = this.parts
     const askedAt = moment()
     const keys = batch.flatMap(({ verdict: { key_id }, version }) => (version === undefined ? [] : [{ key_id, version }]))
     const changed = keys.length > 0 && isAsked ? await this.parts.ask(keys).catch(() => undefined) : undefined
@@ -76,9 +76,9 @@ export class Comparison {
     for (const entry of batch) {
       const { verdict, version, comparedAt } = entry
       // It was told of meanwhile, or pushed out.
-      if (held.byId(verdict.key_id) !== entry) continue
+      if (cache.byId(verdict.key_id) !== entry) continue
       if (changed !== undefined && version !== undefined && !ids.has(verdict.key_id)) {
-        held.compared(entry, askedAt)
+        cache.compared(entry, askedAt)
         this.confirmed++
       } else if (ids.has(verdict.key_id) || passed(comparedAt, at) >= afterMs * DROP) gone.push(verdict.key_id)
     }

@@ -1,10 +1,10 @@
-/** Turns: so many at once and no more, the others one after another as they came. */
+/** Limits how many things run at once. The others wait, and are admitted in the order in which they came. */
 
-export class Turns {
+export class ConcurrencyLimit {
   #running = 0
   readonly #waiting = new Set<() => void>()
 
-  /** @param max how many may have a turn at once */
+  /** @param max how many may run at once */
   constructor(private readonly max: number) {}
 
   get running(): number {
@@ -19,29 +19,29 @@ export class Turns {
     return this.#running >= this.max
   }
 
-  /** Resolves when it is its turn. Rejects with the signal's reason when that is aborted before. */
-  async take(signal?: AbortSignal): Promise<void> {
+  /** Resolves when the caller may run. Rejects with the signal's reason when that is aborted before. */
+  async acquire(signal?: AbortSignal): Promise<void> {
     signal?.throwIfAborted()
     if (!this.isFull) return void this.#running++
     return new Promise<void>((resolve, reject) => {
-      const leave = () => {
-        this.#waiting.delete(go)
+      const giveUp = () => {
+        this.#waiting.delete(admit)
         reject(signal?.reason as Error)
       }
-      const go = () => {
-        this.#waiting.delete(go)
-        signal?.removeEventListener('abort', leave)
-        // Taken here and not when the promise is looked at: nobody may come in between.
+      const admit = () => {
+        this.#waiting.delete(admit)
+        signal?.removeEventListener('abort', giveUp)
+        // Counted here and not when the promise is looked at, or another caller could come in between.
         this.#running++
         resolve()
       }
-      this.#waiting.add(go)
-      signal?.addEventListener('abort', leave)
+      this.#waiting.add(admit)
+      signal?.addEventListener('abort', giveUp)
     })
   }
 
-  /** Gives a turn back. */
-  leave(): void {
+  /** Ends a run and admits the next. */
+  release(): void {
     this.#running--
     const [next] = this.#waiting
     next?.()

@@ -11,7 +11,7 @@ import { authenticate, authenticateSigned, presentedKey, readBody } from './node
 import { bodyTooLarge, type Refusal } from './refusals.js'
 import type { Requirements } from '../protocol/verdict.js'
 import type { Valid } from './verdict.js'
-import type { Verifier } from './verifier.js'
+import type { Verifier } from './verifier-types.js'
 
 declare module 'fastify' {
   interface FastifyRequest {

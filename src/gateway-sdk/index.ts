@@ -9,5 +9,7 @@ export type { SignatureRefusal, SignedRequestParts, SignedVerdict } from './sign
 export { StreamLost, VerifierUnavailable, type StreamLossReason, type UnavailableCode } from './errors.js'
 export type { RefusalCode, Requirements as Demand } from '../protocol/verdict.js'
 export type { Refused, Valid, Verdict } from './verdict.js'
-export { createVerifier, type Verifier, type VerifierOptions, type VerifierState } from './verifier.js'
+export type { VerifierOptions } from './options.js'
+export { createVerifier } from './verifier.js'
+export type { Verifier, VerifierState } from './verifier-types.js'
 export type { End, EndReason, WatchListener } from './watches.js'

@@ -10,7 +10,7 @@ import type { SignedVerdict } from './signed.js'
 import type { Requirements, RefusalCode } from '../protocol/verdict.js'
 import { VerifierUnavailable } from './errors.js'
 import type { Valid } from './verdict.js'
-import type { Verifier } from './verifier.js'
+import type { Verifier } from './verifier-types.js'
 import type { End, EndReason } from './watches.js'
 
 /** Why an open socket has to be closed: the key is no longer good, or nobody can say any more that it is. */

@@ -6,11 +6,14 @@
  * this process asked for it. So nothing that a confirmation waits in on its way makes it look younger: no proxy, no
  * buffer of the kernel, and no process that was stopped. Age is what the one of this process's two clocks says that says
  * more; when one has jumped against the other, nothing is vouched for until a stream that was asked for afterwards confirms.
+ *
+ * It is one long file because it is one state: how fresh memory is follows from what the stream said, when it was opened and how it ended.
  */
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { createParser, type EventSourceMessage } from 'eventsource-parser'
 import { hasJumped, JUMP_MS, moment, passed, type Moment } from './clock.js'
+import { confirmationIn, keyIdsIn, notUnderstood, type Confirmation } from './stream-messages.js'
 import { StreamLost, VerifierUnavailable, type StreamLossReason } from './errors.js'
 
 export interface StreamParts {
@@ -258,32 +261,8 @@ export class ChangeStream {
   }
 }
 
-interface Confirmation {
-  readonly confirmed_ms: number
-  /** In milliseconds since 1970. */
-  readonly database_time: number
-  readonly history: string | undefined
-}
-
-function keyIdsIn(data: string): readonly string[] {
-  const { key_ids: ids } = JSON.parse(data) as { key_ids: unknown }
-  if (!Array.isArray(ids) || !ids.every((id) => typeof id === 'string')) throw notUnderstood()
-  return ids
-}
-
-function confirmationIn(data: string): Confirmation {
-  const { confirmed_ms, database_time, history } = JSON.parse(data) as { confirmed_ms: unknown; database_time: unknown; history?: unknown }
-  const time = Date.parse(String(database_time))
-  if (typeof confirmed_ms !== 'number' || !Number.isFinite(confirmed_ms) || Number.isNaN(time)) throw notUnderstood()
-  return { confirmed_ms, database_time: time, history: typeof history === 'string' ? history : undefined }
-}
-
 function jumped(): StreamLost {
   return new StreamLost('clock_jumped', 'service_unavailable', 'a clock of this machine has jumped')
-}
-
-function notUnderstood(cause?: unknown): StreamLost {
-  return cause instanceof StreamLost ? cause : new StreamLost('not_understood', 'service_unavailable', 'the stream of changes holds what is not understood', { cause })
 }
 
 /** What ended a stream, or kept it from being had. */

@@ -20,7 +20,7 @@ export interface UsageParts {
   /** Reports some uses. Resolves to `false` when they will never be taken; rejects when they may be taken later. */
   readonly report: (uses: readonly { readonly key_id: string; readonly used_at: string }[]) => Promise<boolean>
   readonly intervalMs: number
-  /** Most notes that are held. */
+  /** Most notes that are kept. */
   readonly max: number
   readonly onError: (error: unknown) => void
 }

@@ -4,131 +4,25 @@
  * What is in memory is vouched for by the service's stream of changes, for `maxStalenessMs` after the last moment up to
  * which everything has been told. Past that, the service is asked about each key; where it does not answer, nobody knows,
  * and {@link VerifierUnavailable} says so.
+ *
+ * It is one function over some 200 lines because its steps share one state: whether it is closed, what is cached, and what is asked for.
  */
 
-import type { Agent } from 'node:http'
+import type { Requirements } from '../protocol/verdict.js'
+import { KeyCache } from './cache.js'
+import { Service, type Answer } from './client.js'
 import { moment, passed, type Moment } from './clock.js'
 import { Comparison } from './comparison.js'
-import { HeldKeys } from './cache.js'
+import { ConcurrencyLimit } from './concurrency-limit.js'
+import { VerifierUnavailable } from './errors.js'
+import { checkedOptions, type VerifierOptions } from './options.js'
 import { callListener, createReport } from './report.js'
-import { Service, type Answer } from './client.js'
-import { createSignedVerifier, MAX_TOLERANCE_MS, type SignedRequestParts, type SignedVerdict } from './signed.js'
+import { createSignedVerifier } from './signed.js'
 import { ChangeStream } from './stream.js'
-import { Turns } from './turns.js'
 import { UsageReporter } from './usage.js'
-import type { Requirements } from '../protocol/verdict.js'
-import { VerifierUnavailable, type StreamLossReason, type StreamLost } from './errors.js'
 import { judge, type Verdict } from './verdict.js'
+import type { Verifier, VerifierState } from './verifier-types.js'
 import { Watches, type WatchListener } from './watches.js'
-
-export interface VerifierOptions {
-  /** Where the service is: `https://keys.example.com`. Its runtime plane is all that is called. */
-  readonly url: string
-  /** The gateway's credential, `mgw_…`. */
-  readonly credential: string
-  /** The bound: longest that a key is answered from memory without word of changes, in milliseconds. 10,000 without it. */
-  readonly maxStalenessMs?: number
-  /** Longest wait for the service, in milliseconds. 2,000 without it. */
-  readonly timeoutMs?: number
-  /** Most keys held in memory. 100,000 without it. */
-  readonly cacheMaxKeys?: number
-  /** Most requests to the service under way at once. 64 without it. */
-  readonly maxConcurrent?: number
-  /** Most keys that wait for their turn; more are unavailable at once. 1,000 without it. */
-  readonly maxWaiting?: number
-  /** How far a signed request's timestamp may be from the service's clock, in milliseconds. 300,000 without it, 400,000 at most. */
-  readonly clockToleranceMs?: number
-  /** Within this, each key held is compared once with what the database has, in milliseconds. 600,000 without it, 1,000 at least. */
-  readonly revalidateAfterMs?: number
-  /** How often uses of keys that were answered from memory are reported to the service, in milliseconds. 10,000 without it. */
-  readonly usageIntervalMs?: number
-  /** Called when the stream of changes is lost or refused, once until it is there again: `reason` says why. For a log: there is no key in it. */
-  readonly onStreamLost?: (loss: StreamLost) => void
-  /** Called with what a listener of yours throws, which stops nothing. A warning of the process without it. */
-  readonly onError?: (error: unknown) => void
-  /** For certificates or a proxy of your own; it has to keep connections. One of the verifier's own without it. */
-  readonly agent?: Agent
-}
-
-export interface Verifier {
-  /**
-   * Says whether a key is good, for this Mecha and these scopes. Not a promise where the key is held and vouched for.
-   *
-   * @param key as it was presented; `secret-token:` in front of it (RFC 8959) is fine
-   * @throws VerifierUnavailable (or rejects with it) when nobody can say now: answer 503
-   */
-  verify(key: string, requirements?: Requirements): Verdict | Promise<Verdict>
-  /**
-   * As {@link Verifier.verify}, but asks the service whatever is held: when nothing has vouched for a key for a while. For what can
-   * wait, as open sockets can: half of `maxConcurrent` are asked about at once, and the others one after another.
-   */
-  ask(key: string, requirements?: Requirements): Promise<Verdict>
-  /**
-   * Says whether a signed request is good: made by the holder of a good key, as it came, in time, and not let pass before.
-   *
-   * @throws VerifierUnavailable (or rejects with it) when nobody can say now: answer 503
-   */
-  verifySigned(request: SignedRequestParts, requirements?: Requirements): Promise<SignedVerdict>
-  /**
-   * Calls once when a key, just verified, is no longer vouched for: it changed, it ended, or the bound has passed. Ask
-   * about the key again, or close what it opened.
-   *
-   * @param keyId `key_id` of the verdict
-   * @returns what ends the watch without a call
-   */
-  watch(keyId: string, listener: WatchListener): () => void
-  /** Whether memory is vouched for now: for a metric or an alert. */
-  isFresh(): boolean
-  /** How the verifier is, and what it has done so far: for metrics and for a page of status. */
-  state(): VerifierState
-  /** Tells `onError` of what a listener threw. */
-  report(error: unknown): void
-  /** Ends the stream and all watches, and reports the last uses. What is asked from now on is unavailable. */
-  close(): Promise<void>
-}
-
-export interface VerifierState {
-  /** Whether memory is vouched for now. */
-  readonly isFresh: boolean
-  /** Since when it is; `null` when it is not. */
-  readonly freshSince: Date | null
-  /** Up to when everything has been told, on this machine's clock; `null` before there was a stream. */
-  readonly confirmedAt: Date | null
-  /** Why there is no stream of changes now; `null` when there is one. */
-  readonly streamLoss: StreamLossReason | null
-  /** Keys held. */
-  readonly cached: number
-  /** Watches, of open sockets above all. */
-  readonly watched: number
-  /** Requests to the service under way. */
-  readonly asking: number
-  /** Requests, and keys of open sockets, that wait for their turn. */
-  readonly waiting: number
-  /** Since the verifier was made. */
-  readonly counts: {
-    /** Verifies that were answered from memory. */
-    readonly hits: number
-    /** Times that the service was asked about a key. */
-    readonly asked: number
-    /** Times that it could not say. */
-    readonly unavailable: number
-    /** Answers that were not used because they came from another history of the database than the stream of changes. */
-    readonly otherHistory: number
-    /** Keys held that were compared with the database and were as it had them. */
-    readonly revalidated: number
-    /** Keys held that were not, or could not be compared in time. */
-    readonly revalidatedChanged: number
-    /** Changes that the stream told of, in keys. */
-    readonly changes: number
-    /** Times that everything was dropped. */
-    readonly resets: number
-    /** Times that the stream was lost. */
-    readonly streamsLost: number
-    /** Uses of keys that were reported, and those that were not and will not be. */
-    readonly usesReported: number
-    readonly usesLost: number
-  }
-}
 
 /** How often a key that changes while it is asked about is asked about again: each time, something was really changed. */
 const ATTEMPTS = 3
@@ -139,12 +33,12 @@ const NO_REQUIREMENTS: Requirements = {}
 
 /** @throws TypeError when an option is wrong */
 export function createVerifier(given: VerifierOptions): Verifier {
-  const options = checked(given)
+  const options = checkedOptions(given)
   const { maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent, revalidateAfterMs, onStreamLost } = options
   const counts = { hits: 0, asked: 0, unavailable: 0, otherHistory: 0, changes: 0, resets: 0, streamsLost: 0 }
   const report = createReport(options.onError)
   const service = new Service(options)
-  const held = new HeldKeys(cacheMaxKeys)
+  const cache = new KeyCache(cacheMaxKeys)
   /** Keys that are asked about, by digest: who wants the same joins, unless a change was told meanwhile. */
   const asking = new Map<string, Promise<Verdict>>()
   const stream = new ChangeStream({
@@ -156,7 +50,7 @@ export function createVerifier(given: VerifierOptions): Verifier {
     },
     onReset(at) {
       counts.resets++
-      held.dropAll(at.mono)
+      cache.dropAll(at.mono)
       asking.clear()
       watches.allChanged(at)
     },
@@ -165,9 +59,9 @@ export function createVerifier(given: VerifierOptions): Verifier {
       if (onStreamLost) callListener(report, onStreamLost, loss)
     },
   })
-  const watches = new Watches({ stream, find: (keyId) => held.byId(keyId), maxStalenessMs, revalidateAfterMs, report })
+  const watches = new Watches({ stream, find: (keyId) => cache.byId(keyId), maxStalenessMs, revalidateAfterMs, report })
   const comparison = new Comparison({
-    held,
+    cache,
     afterMs: revalidateAfterMs,
     async ask(keys) {
       const { changed, history } = await service.revalidate(keys)
@@ -183,8 +77,8 @@ export function createVerifier(given: VerifierOptions): Verifier {
     isClockInDoubt: () => stream.isClockInDoubt(),
     clockToleranceMs: options.clockToleranceMs,
   })
-  /** Turns of keys whose holders can wait, and those keys that wait for one, by digest. */
-  const turns = new Turns(Math.ceil(maxConcurrent / 2))
+  /** For keys whose holders can wait, as open sockets can: how many are asked about at once, and which of them wait, by digest. */
+  const limit = new ConcurrencyLimit(Math.ceil(maxConcurrent / 2))
   const queued = new Map<string, Promise<Verdict>>()
   let isClosed = false
   stream.start()
@@ -196,7 +90,7 @@ export function createVerifier(given: VerifierOptions): Verifier {
     const mono = performance.now()
     const wall = Date.now()
     if (stream.isFresh(mono, wall)) {
-      const found = held.find(key)
+      const found = cache.find(key)
       const now = stream.now(mono, wall)
       if (found && found.expiresAt > now) {
         counts.hits++
@@ -212,30 +106,30 @@ export function createVerifier(given: VerifierOptions): Verifier {
     if (isClosed) throw closed()
     const key = bareKey(presented)
     if (key.length > MAX_KEY_LENGTH) return { valid: false, code: 'malformed' }
-    const name = held.digest(key)
+    const name = cache.digest(key)
     let answer = queued.get(name)
     if (!answer) {
-      answer = joinInTurn(key, name)
+      answer = joinWhenAdmitted(key, name)
       queued.set(name, answer)
     }
     return judge(await answer, requirements)
   }
 
-  async function joinInTurn(key: string, name: string): Promise<Verdict> {
-    await turns.take()
+  async function joinWhenAdmitted(key: string, name: string): Promise<Verdict> {
+    await limit.acquire()
     // Who comes from now on may have heard of more than this one.
     queued.delete(name)
     try {
       if (isClosed) throw closed()
       return await join(key)
     } finally {
-      turns.leave()
+      limit.release()
     }
   }
 
   /** One request for all who ask about the same key, whatever else each requires of it. */
   function join(key: string): Promise<Verdict> {
-    const name = held.digest(key)
+    const name = cache.digest(key)
     const before = asking.get(name)
     if (before) return before
     const answer = askService(key)
@@ -260,8 +154,8 @@ export function createVerifier(given: VerifierOptions): Verifier {
       }
       if (!verdict.valid) return verdict
       // A change was told while the answer was on its way: it may be from before.
-      if (held.hasChangedSince(verdict.key_id, askedAt) && attempt < ATTEMPTS) continue
-      return held.keep(key, verdict, { askedAt, ageMs: isSame ? ageMs : Infinity, version }).verdict
+      if (cache.hasChangedSince(verdict.key_id, askedAt) && attempt < ATTEMPTS) continue
+      return cache.keep(key, verdict, { askedAt, ageMs: isSame ? ageMs : Infinity, version }).verdict
     }
   }
 
@@ -296,13 +190,13 @@ export function createVerifier(given: VerifierOptions): Verifier {
   }
 
   function drop(keyIds: readonly string[], at: Moment): void {
-    held.drop(keyIds, at.mono)
+    cache.drop(keyIds, at.mono)
     asking.clear()
     watches.changed(keyIds, at)
   }
 
   function watch(keyId: string, listener: WatchListener): () => void {
-    const found = held.byId(keyId)
+    const found = cache.byId(keyId)
     if (found && !isClosed) return watches.add(found, listener)
     // Not to be called before it has returned.
     const timer = setTimeout(() => callListener(report, listener, { reason: isClosed ? 'closed' : 'changed', leftMs: 0 }), 0)
@@ -317,10 +211,10 @@ export function createVerifier(given: VerifierOptions): Verifier {
       freshSince: stream.freshSince ?? null,
       confirmedAt: stream.confirmedAt ?? null,
       streamLoss: stream.loss ?? null,
-      cached: held.size,
+      cached: cache.size,
       watched: watches.size,
       asking: service.running,
-      waiting: service.waiting + turns.waiting,
+      waiting: service.waiting + limit.waiting,
       counts: { ...counts, revalidated, revalidatedChanged, usesReported, usesLost },
     }
   }
@@ -328,38 +222,13 @@ export function createVerifier(given: VerifierOptions): Verifier {
   async function close(): Promise<void> {
     isClosed = true
     watches.close()
-    held.dropAll(Infinity)
+    cache.dropAll(Infinity)
     comparison.stop()
     await Promise.all([stream.stop(), usage.stop(timeoutMs)])
     service.close()
   }
 
   return { verify, ask, verifySigned, watch, isFresh: () => stream.isFresh(), state, report, close }
-}
-
-/** With what is not given filled in. Messages name the option and never its value. */
-function checked(options: VerifierOptions) {
-  const {
-    url, credential, maxStalenessMs = 10_000, timeoutMs = 2000, cacheMaxKeys = 100_000, maxConcurrent = 64, maxWaiting = 1000, clockToleranceMs = 300_000,
-    revalidateAfterMs = 600_000, usageIntervalMs = 10_000,
-  } = options
-  if (!URL.canParse(url) || !/^https?:$/.test(new URL(url).protocol)) throw new TypeError('url must be an http or https URL')
-  if (!/^[\x21-\x7e]+$/.test(credential)) throw new TypeError('credential must be a gateway credential, and nothing around it')
-  const numbers = { maxStalenessMs, timeoutMs, cacheMaxKeys, maxConcurrent, maxWaiting, clockToleranceMs, revalidateAfterMs, usageIntervalMs }
-  for (const [name, value] of Object.entries(numbers)) {
-    const [least, most] = RANGES[name] ?? [1, MAX_TIMER_MS]
-    if (!Number.isSafeInteger(value) || value < least || value > most) throw new TypeError(`${name} must be a whole number from ${least} to ${most}`)
-  }
-  return { ...options, ...numbers }
-}
-
-/** Longest that a timer of Node.js can wait, in milliseconds: with more it would not wait at all. */
-const MAX_TIMER_MS = 2 ** 31 - 1
-/** What options may be that may not be anything from 1 to {@link MAX_TIMER_MS}. */
-const RANGES: Readonly<Record<string, readonly [number, number]>> = {
-  maxWaiting: [0, MAX_TIMER_MS],
-  clockToleranceMs: [1, MAX_TOLERANCE_MS],
-  revalidateAfterMs: [1000, MAX_TIMER_MS],
 }
 
 function bareKey(presented: string): string {

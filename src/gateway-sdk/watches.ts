@@ -1,7 +1,7 @@
 /** Who wants to know when a key is no longer vouched for: open sockets, above all. */
 
 import { moment, passed, type Moment } from './clock.js'
-import type { Held } from './cache.js'
+import type { CachedKey } from './cache.js'
 import { callListener, type Report } from './report.js'
 
 /** Why a key is no longer vouched for. */
@@ -27,7 +27,7 @@ interface Watch {
   readonly keyId: string
   readonly listener: WatchListener
   /** What vouches for the key: the answer by which it was good. */
-  held: Held
+  cached: CachedKey
   /** Parts of the bound that have to be left, and of the time within which an answer has to be renewed. Random, so that many that were opened or lost the stream together do not ask together. */
   readonly leastLeft: number
   readonly mostAge: number
@@ -45,8 +45,8 @@ export interface Vouching {
 
 export interface WatchesParts {
   readonly stream: Vouching
-  /** What is held of a key. */
-  readonly find: (keyId: string) => Held | undefined
+  /** What is cached of a key. */
+  readonly find: (keyId: string) => CachedKey | undefined
   /** The bound. */
   readonly maxStalenessMs: number
   /** How old an answer may be, whatever vouches for it. */
@@ -71,9 +71,9 @@ export class Watches {
   }
 
   /** @returns what ends the watch without a call */
-  add(held: Held, listener: WatchListener): () => void {
-    const keyId = held.verdict.key_id
-    const watch = { keyId, listener, held, leastLeft: between(0.3, 0.6), mostAge: between(0.5, 0.95) }
+  add(cached: CachedKey, listener: WatchListener): () => void {
+    const keyId = cached.verdict.key_id
+    const watch = { keyId, listener, cached, leastLeft: between(0.3, 0.6), mostAge: between(0.5, 0.95) }
     const watches = this.#byKey.get(keyId) ?? new Set()
     this.#byKey.set(keyId, watches.add(watch))
     this.#size++
@@ -101,28 +101,28 @@ export class Watches {
     const isFresh = stream.isFresh(at.mono, at.wall)
     const streamLeft = isFresh ? stream.leftMs(at) : -Infinity
     const now = stream.now(at.mono, at.wall)
-    const isDue = ({ held: { comparedAt, isCurrent }, leastLeft, mostAge }: Watch) => {
+    const isDue = ({ cached: { comparedAt, isCurrent }, leastLeft, mostAge }: Watch) => {
       const age = passed(comparedAt, at)
       const renewMs = isCurrent ? revalidateAfterMs : Math.min(UNSETTLED_MS, maxStalenessMs / 2)
       return Math.max(maxStalenessMs - age, isCurrent ? streamLeft : -Infinity) < maxStalenessMs * leastLeft || (isFresh && age > renewMs * mostAge)
     }
     for (const watch of this.#all()) {
-      if (isFresh && watch.held.expiresAt <= now) this.#end(watch, 'expired', 0)
+      if (isFresh && watch.cached.expiresAt <= now) this.#end(watch, 'expired', 0)
       else if (isDue(watch) && !(this.#renew(watch) && !isDue(watch))) this.#end(watch, 'stale', this.#leftMs(watch, at))
     }
   }
 
   /** Takes a later answer about the same key for its own, if the key was then as it was before: another socket's, for instance. */
   #renew(watch: Watch): boolean {
-    const { held } = watch
+    const { cached } = watch
     const later = this.parts.find(watch.keyId)
-    if (!later || later === held || later.digest !== held.digest || later.version === undefined || later.version !== held.version) return false
-    watch.held = later
+    if (!later || later === cached || later.digest !== cached.digest || later.version === undefined || later.version !== cached.version) return false
+    watch.cached = later
     return true
   }
 
   /** How long the bound still lets the key be taken for what it was. */
-  #leftMs({ held: { comparedAt, isCurrent } }: Watch, at: Moment): number {
+  #leftMs({ cached: { comparedAt, isCurrent } }: Watch, at: Moment): number {
     const { stream, maxStalenessMs } = this.parts
     const left = Math.max(maxStalenessMs - passed(comparedAt, at), isCurrent ? stream.leftMs(at) : -Infinity)
     // No timer is to the millisecond, and none may be late.
