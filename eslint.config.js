@@ -28,7 +28,7 @@ const wallRules = Object.entries(walls).map(([folder, allowed]) => ({
       {
         patterns: [
           {
-            regex: `^(\\.\\./)+(?=(config|clock|errors|main|package-root|${Object.keys(walls).join('|')})(/|\\.js$))(?!(${[folder, ...allowed].join('|')})(/|\\.js$))`,
+            regex: `^(\\.\\./)+(?=(config|clock|errors|main|package-root|setting-parsers|${Object.keys(walls).join('|')})(/|\\.js$))(?!(${[folder, ...allowed].join('|')})(/|\\.js$))`,
             message: `src/${folder} may import ${allowed.length === 0 ? 'nothing else' : allowed.join(', ')}.`,
           },
         ],
