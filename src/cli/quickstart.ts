@@ -1,6 +1,6 @@
 /** What `npm start` prints: everything a newcomer needs to see a key live and die, ready to paste, on one screen. */
 
-export interface QuickstartParts {
+export interface QuickstartValues {
   readonly url: string
   readonly operatorToken: string
   readonly gatewayCredential: string
@@ -18,7 +18,7 @@ export const QUICKSTART = [
   ['Verify it again, from the command line. It is refused:', 'echo $MECHA_KEY | npx mecha-keys verify'],
 ] as const
 
-export function renderQuickstart({ url, operatorToken, gatewayCredential }: QuickstartParts): string {
+export function renderQuickstart({ url, operatorToken, gatewayCredential }: QuickstartValues): string {
   return [
     '',
     `mecha-keys serves on ${url}, and its contract at /docs`,

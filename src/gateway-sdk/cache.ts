@@ -114,7 +114,7 @@ export class KeyCache {
     return changedAt > at.mono && changedAt !== Infinity
   }
 
-  /** Drops keys that changed, on the monotonic clock. */
+  /** Drops keys that changed, and remembers when they did on the monotonic clock. */
   drop(keyIds: readonly string[], at: number): void {
     for (const id of keyIds.map(idOf)) {
       this.#delete(id)

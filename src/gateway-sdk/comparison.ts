@@ -10,7 +10,7 @@ import { moment, passed, type Moment } from './clock.js'
 import type { CachedKey, KeyCache } from './cache.js'
 import type { Version } from './client.js'
 
-export interface ComparisonParts {
+export interface ComparisonDeps {
   readonly cache: KeyCache
   readonly afterMs: number
   /** Resolves to the ids of those that the database no longer has so, or to `undefined` when it is another history that was asked. */
@@ -40,8 +40,8 @@ export class Comparison {
   /** Entries that were not, or could not be compared in time. */
   dropped = 0
 
-  constructor(private readonly parts: ComparisonParts) {
-    this.#stepMs = Math.max(MIN_STEP_MS, parts.afterMs / STEPS)
+  constructor(private readonly deps: ComparisonDeps) {
+    this.#stepMs = Math.max(MIN_STEP_MS, deps.afterMs / STEPS)
     this.#timer = setInterval(() => (this.#running ??= this.#step().finally(() => (this.#running = undefined))), this.#stepMs).unref()
   }
 
@@ -51,7 +51,7 @@ export class Comparison {
   }
 
   async #step(): Promise<void> {
-    const { cache, afterMs } = this.parts
+    const { cache, afterMs } = this.deps
     const at = moment()
     this.#share += (cache.size * this.#stepMs) / (afterMs * DUE)
     const count = Math.floor(this.#share)
@@ -66,10 +66,10 @@ export class Comparison {
    * @returns whether it answered
    */
   async #compare(batch: readonly CachedKey[], isAsked: boolean): Promise<boolean> {
-    const { cache, afterMs, onChanged } = this.parts
+    const { cache, afterMs, onChanged } = this.deps
     const askedAt = moment()
     const keys = batch.flatMap(({ verdict: { key_id }, version }) => (version === undefined ? [] : [{ key_id, version }]))
-    const changed = keys.length > 0 && isAsked ? await this.parts.ask(keys).catch(() => undefined) : undefined
+    const changed = keys.length > 0 && isAsked ? await this.deps.ask(keys).catch(() => undefined) : undefined
     const at = moment()
     const ids = new Set(changed)
     const gone: string[] = []

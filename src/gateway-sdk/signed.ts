@@ -30,7 +30,7 @@ export type SignatureRefusal =
 
 export type SignedVerdict = Valid | { readonly valid: false; readonly code: RefusalCode | SignatureRefusal }
 
-export interface SignedParts {
+export interface SignedDeps {
   readonly verify: (key: string, requirements: Requirements) => Verdict | Promise<Verdict>
   /** Resolves to `false` when the nonce has been used before. */
   readonly useNonce: (keyId: string, nonce: string, expiresAt: Date) => Promise<boolean>
@@ -46,7 +46,7 @@ export const MAX_TOLERANCE_MS = 400_000
 /** How long a nonce is kept after its request's time: longer than any gateway accepts it, whatever this one tolerates. Their clocks may be a little apart as well. */
 const NONCE_TTL_MS = MAX_TOLERANCE_MS + 60_000
 
-export function createSignedVerifier({ verify, useNonce, now, isClockInDoubt, clockToleranceMs }: SignedParts) {
+export function createSignedVerifier({ verify, useNonce, now, isClockInDoubt, clockToleranceMs }: SignedDeps) {
   return async ({ headers, body }: SignedRequestParts, requirements: Requirements = {}): Promise<SignedVerdict> => {
     const [key, timestamp, nonce, signature] = ['x-mecha-key', 'x-request-timestamp', 'x-nonce', 'x-signature'].map((name) => headers[name])
     const time = typeof timestamp === 'string' ? parseTimestamp(timestamp) : undefined

@@ -16,7 +16,7 @@ import { hasJumped, JUMP_MS, moment, passed, type Moment } from './clock.js'
 import { confirmationIn, keyIdsIn, notUnderstood, type Confirmation } from './stream-messages.js'
 import { StreamLost, VerifierUnavailable, type StreamLossReason } from './errors.js'
 
-export interface StreamParts {
+export interface StreamDeps {
   /** Asks for the stream, from what was told last. */
   readonly open: (lastEventId: string | undefined, signal: AbortSignal) => Promise<AsyncIterable<Buffer>>
   /** How long a confirmation holds. */
@@ -61,7 +61,7 @@ export class ChangeStream {
   readonly #waiting = new Set<() => void>()
   #running: Promise<void> | undefined
 
-  constructor(private readonly parts: StreamParts) {}
+  constructor(private readonly deps: StreamDeps) {}
 
   start(): void {
     this.#running = this.#run()
@@ -77,12 +77,12 @@ export class ChangeStream {
   isFresh(mono = performance.now(), wall = Date.now()): boolean {
     const age = mono - this.#confirmedMono
     const ahead = wall - this.#confirmedWall - age
-    return age <= this.parts.maxStalenessMs && age + ahead <= this.parts.maxStalenessMs && ahead <= JUMP_MS && ahead >= -JUMP_MS && !this.#isDisputed
+    return age <= this.deps.maxStalenessMs && age + ahead <= this.deps.maxStalenessMs && ahead <= JUMP_MS && ahead >= -JUMP_MS && !this.#isDisputed
   }
 
   /** How long the last confirmation still holds if nothing more is heard, and nothing speaks against it. */
   leftMs(at: Moment): number {
-    return this.parts.maxStalenessMs - passed(this.#confirmed, at)
+    return this.deps.maxStalenessMs - passed(this.#confirmed, at)
   }
 
   /** The history of the database that the stream tells of, where that was confirmed within the bound. */
@@ -162,7 +162,7 @@ export class ChangeStream {
         if (this.#isStopped) return
         const loss = asLoss(error)
         this.#loss = loss.reason
-        if (failures++ === 0) this.parts.onLost(loss)
+        if (failures++ === 0) this.deps.onLost(loss)
       }
       await this.#pause(failures)
     }
@@ -171,7 +171,7 @@ export class ChangeStream {
   /** Follows one stream to its end. */
   async #follow(onConfirmed: () => void): Promise<void> {
     const end = (this.#interrupt = new AbortController())
-    const { maxStalenessMs } = this.parts
+    const { maxStalenessMs } = this.deps
     const opened = moment()
     let heard = opened
     let isOld = false
@@ -188,7 +188,7 @@ export class ChangeStream {
     const timer = setInterval(look, Math.min(TICK_MS, Math.ceil(maxStalenessMs / 8))).unref()
     let isOpen = false
     try {
-      const chunks = await this.parts.open(this.#lastEventId, end.signal)
+      const chunks = await this.deps.open(this.#lastEventId, end.signal)
       isOpen = true
       const decoder = new TextDecoder()
       const parser = createParser({
@@ -221,8 +221,8 @@ export class ChangeStream {
     const at = moment()
     let isMore = false
     try {
-      if (event === 'changed') this.parts.onChanged(keyIdsIn(data), at)
-      if (event === 'reset') this.parts.onReset(at)
+      if (event === 'changed') this.deps.onChanged(keyIdsIn(data), at)
+      if (event === 'reset') this.deps.onReset(at)
       if (event === 'confirmed') isMore = this.#confirm(confirmationIn(data), opened, at)
     } catch (error) {
       // What was not understood may have been a change.
@@ -238,7 +238,7 @@ export class ChangeStream {
     const isOther = history !== this.#history && this.#databaseTime !== undefined
     this.#history = history
     // What is remembered was read from another history.
-    if (isOther) this.parts.onReset(at)
+    if (isOther) this.deps.onReset(at)
     // Nothing is confirmed that is still to come.
     const ms = Math.min(confirmed_ms, at.mono - opened.mono)
     const confirmed = { mono: opened.mono + ms, wall: opened.wall + ms }
@@ -255,7 +255,7 @@ export class ChangeStream {
   async #pause(failures: number): Promise<void> {
     if (this.#isStopped) return
     this.#interrupt = new AbortController()
-    const longest = Math.min(50 * 2 ** failures, MAX_PAUSE_MS, this.parts.maxStalenessMs / 4)
+    const longest = Math.min(50 * 2 ** failures, MAX_PAUSE_MS, this.deps.maxStalenessMs / 4)
     // Not all gateways at once, when a replica ends that had them all.
     await sleep(longest * (0.5 + Math.random() / 2), undefined, { signal: this.#interrupt.signal, ref: false }).catch(() => {})
   }

@@ -16,7 +16,7 @@ export interface Use {
   isGathered: boolean
 }
 
-export interface UsageParts {
+export interface UsageDeps {
   /** Reports some uses. Resolves to `false` when they will never be taken; rejects when they may be taken later. */
   readonly report: (uses: readonly { readonly key_id: string; readonly used_at: string }[]) => Promise<boolean>
   readonly intervalMs: number
@@ -37,8 +37,8 @@ export class UsageReporter {
   /** Uses that there was no room for, or that the service did not take. */
   lost = 0
 
-  constructor(private readonly parts: UsageParts) {
-    this.#timer = setInterval(() => void this.flush(), parts.intervalMs).unref()
+  constructor(private readonly deps: UsageDeps) {
+    this.#timer = setInterval(() => void this.flush(), deps.intervalMs).unref()
   }
 
   /** Notes a use. The note stands with the key: most uses have nothing to look up and nothing to make. */
@@ -64,7 +64,7 @@ export class UsageReporter {
   }
 
   #gather(use: Use): void {
-    if (this.#gathered.length >= this.parts.max) {
+    if (this.#gathered.length >= this.deps.max) {
       this.lost++
       return
     }
@@ -81,10 +81,10 @@ export class UsageReporter {
       const part = gathered.slice(start, start + MAX_REPORT)
       try {
         const uses = part.map(({ verdict, usedAt }) => ({ key_id: verdict.key_id, used_at: new Date(usedAt).toISOString() }))
-        if (await this.parts.report(uses)) this.reported += part.length
+        if (await this.deps.report(uses)) this.reported += part.length
         else this.lost += part.length
       } catch (error) {
-        if (!(error instanceof VerifierUnavailable)) this.parts.onError(error)
+        if (!(error instanceof VerifierUnavailable)) this.deps.onError(error)
         return this.#keep(gathered.slice(start))
       }
     }

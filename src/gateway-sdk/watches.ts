@@ -43,7 +43,7 @@ export interface Vouching {
   now(mono: number, wall: number): number
 }
 
-export interface WatchesParts {
+export interface WatchesDeps {
   readonly stream: Vouching
   /** What is cached of a key. */
   readonly find: (keyId: string) => CachedKey | undefined
@@ -64,7 +64,7 @@ export class Watches {
   #size = 0
   #timer: NodeJS.Timeout | undefined
 
-  constructor(private readonly parts: WatchesParts) {}
+  constructor(private readonly deps: WatchesDeps) {}
 
   get size(): number {
     return this.#size
@@ -96,7 +96,7 @@ export class Watches {
 
   /** The clocks, and not a timer for each: a process that was stopped finds out when it goes on. */
   #look(): void {
-    const { stream, maxStalenessMs, revalidateAfterMs } = this.parts
+    const { stream, maxStalenessMs, revalidateAfterMs } = this.deps
     const at = moment()
     const isFresh = stream.isFresh(at.mono, at.wall)
     const streamLeft = isFresh ? stream.leftMs(at) : -Infinity
@@ -115,7 +115,7 @@ export class Watches {
   /** Takes a later answer about the same key for its own, if the key was then as it was before: another socket's, for instance. */
   #renew(watch: Watch): boolean {
     const { cached } = watch
-    const later = this.parts.find(watch.keyId)
+    const later = this.deps.find(watch.keyId)
     if (!later || later === cached || later.digest !== cached.digest || later.version === undefined || later.version !== cached.version) return false
     watch.cached = later
     return true
@@ -123,14 +123,14 @@ export class Watches {
 
   /** How long the bound still lets the key be taken for what it was. */
   #leftMs({ cached: { comparedAt, isCurrent } }: Watch, at: Moment): number {
-    const { stream, maxStalenessMs } = this.parts
+    const { stream, maxStalenessMs } = this.deps
     const left = Math.max(maxStalenessMs - passed(comparedAt, at), isCurrent ? stream.leftMs(at) : -Infinity)
     // No timer is to the millisecond, and none may be late.
     return Math.max(0, left - TICK_MS)
   }
 
   #end(watch: Watch, reason: EndReason, leftMs: number): void {
-    if (this.#remove(watch)) callListener(this.parts.report, watch.listener, { reason, leftMs })
+    if (this.#remove(watch)) callListener(this.deps.report, watch.listener, { reason, leftMs })
   }
 
   #remove(watch: Watch): boolean {

@@ -4,7 +4,7 @@ import type { ServerResponse } from 'node:http'
 import type { FastifyInstance } from 'fastify'
 import { overloaded } from '../errors.js'
 
-/** Refuses what is more than may be under way at once in a scope, before anything else is done for it. */
+/** Limits how many requests of a scope run at once. One too many is refused before anything else is done for it. */
 export function boundRequests(app: FastifyInstance, most: number): void {
   const underWay = new Set<ServerResponse>()
   app.addHook('onRequest', (_request, { raw }, done) => {
@@ -13,7 +13,7 @@ export function boundRequests(app: FastifyInstance, most: number): void {
     raw.once('close', () => underWay.delete(raw))
     done()
   })
-  // Not when the answer has been delivered: a client that does not read would hold its place for as long as it likes.
+  // Released when the answer is sent and not when it is delivered: a client that does not read could occupy its place for as long as it likes.
   app.addHook('onSend', (_request, { raw }, payload, done) => {
     underWay.delete(raw)
     done(null, payload)

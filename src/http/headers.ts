@@ -1,4 +1,4 @@
-/** Headers that carry a credential, how to let go of them, and what a caller would rather have. */
+/** Request headers: which carry a credential, how to remove those, and which media type the caller prefers. */
 
 import type { IncomingMessage } from 'node:http'
 import type { FastifyRequest } from 'fastify'
@@ -6,9 +6,9 @@ import Negotiator from 'negotiator'
 
 export const SECRET_HEADERS = ['authorization', 'x-mecha-key', 'x-gateway-authorization', 'cookie', 'set-cookie']
 
-/** Lets go of a request's credentials, for one that is going to be open for hours. Its other headers stay. */
+/** Removes the credentials from the headers of a request that will stay open for hours. The other headers stay. */
 export function dropCredentials(request: IncomingMessage): void {
-  // Read before the raw ones go: Node.js makes them from those when they are first asked for.
+  // `headers` is read before `rawHeaders` is emptied: Node.js builds the one from the other when it is first asked for.
   const { headers } = request
   for (const name of SECRET_HEADERS) delete headers[name]
   request.rawHeaders = []

@@ -1,4 +1,4 @@
-/** What OAuth clients send and are told where something is wrong: the same problems, in the words that such clients know (RFC 6749, section 5.2; RFC 7009, section 2.2.1). */
+/** Errors for OAuth clients: the same problems, with the members that such clients read (RFC 6749, section 5.2; RFC 7009, section 2.2.1). */
 
 import formBody from '@fastify/formbody'
 import type { FastifyInstance } from 'fastify'

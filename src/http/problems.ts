@@ -57,7 +57,7 @@ export function answerProblem(reply: FastifyReply, problem: Problem): FastifyRep
     .send(problem.toJSON())
 }
 
-/** What an error is to the caller. Anything that is not foreseen is an `internal_error` and says no more. */
+/** The problem that a caller is told for an error. An unexpected error becomes an `internal_error` that tells nothing of its cause. */
 export function toProblem(error: unknown, request?: FastifyRequest): Problem {
   if (error instanceof Problem) return error
   const { code, validation, validationContext, statusCode } = error as FastifyError & { validationContext?: string }
@@ -75,13 +75,13 @@ export function toProblem(error: unknown, request?: FastifyRequest): Problem {
   return new Problem('internal_error', 'The request id in X-Request-Id finds the cause in the log.')
 }
 
-/** What an error is to the caller, after the log has been told what it was. */
+/** As {@link toProblem}, and logs the cause that the caller is not told. */
 export function loggedProblem(error: unknown, request: FastifyRequest): Problem {
   const problem = toProblem(error, request)
   const { code } = problem
-  // A stack is for a mistake of ours. An outage refuses thousands of requests, and where they stood says nothing of it.
+  // A stack trace helps with a mistake in this code. An outage refuses thousands of requests, and their stacks say nothing about it.
   if (code === 'internal_error') request.log.error({ err: error, code }, 'request failed')
-  // What is shed is counted, and has its line in the request log: more would make work of what was to save it.
+  // A shed request is counted and has its line in the request log. A second line would cost the work that shedding saves.
   else if (problem.status >= 500 && !isShed(error)) request.log.warn({ code, cause: error instanceof Problem ? error.detail : causeOf(error) }, 'request refused')
   return problem
 }

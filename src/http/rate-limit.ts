@@ -6,7 +6,7 @@ import { LRUCache } from 'lru-cache'
 import { Problem } from '../errors.js'
 
 const WINDOW_MS = 60_000
-/** Callers that are counted at once: those that have called last. */
+/** How many callers are counted at once. The ones that called longest ago are forgotten first. */
 const COUNTED_CALLERS = 10_000
 
 /**
@@ -14,7 +14,7 @@ const COUNTED_CALLERS = 10_000
  * back by an hour, a caller that had reached the limit would stay refused for as long.
  */
 export class CallCounts {
-  /** Made with the first call: it takes the room for all at once. */
+  /** Created with the first call, because it allocates room for all callers at once. */
   #counts: LRUCache<string, { calls: number; readonly since: number }> | undefined
 
   /** Counts a call: how many there were by now, and in how many milliseconds they are forgotten. */

@@ -9,7 +9,7 @@ import { invalid, invalidRequest, Problem, type FieldError } from '../errors.js'
 import { containsToken } from '../credentials/token.js'
 import { brokenRules, fieldName, type AjvError, type Validate } from './validation-errors.js'
 
-/** Our own words in schemas that say nothing of values: a secret field, and a rule in words for errors. */
+/** Keywords of this project that do not restrict a value: they mark a secret field, or word a rule for errors. */
 const KEYWORDS = ['x-secret', 'x-rule', 'example']
 const OPTIONS: Options = { removeAdditional: false, useDefaults: true, verbose: true, keywords: KEYWORDS }
 const MAX_DEPTH = 16
@@ -42,7 +42,7 @@ function schemaCompiler(): FastifySchemaCompiler<object> {
       return isValid
     }
     validate.errors = null as FastifySchemaValidationError[] | null
-    // Only what is refused is looked through to its end: what costs nothing to send must cost little to refuse.
+    // A request is checked to its end only to explain a refusal. Refusing what costs nothing to send must itself cost little.
     validate.all = ((value) => {
       const validateAll = all().compile(schema)
       return validateAll(value) ? [] : (validateAll.errors as AjvError[])
@@ -61,16 +61,16 @@ function answerCompiler(known: Record<string, Schema>): FastifySerializerCompile
 
 /** What stops at the first broken rule, and what finds all. */
 function compilers(options: Options): [first: () => Ajv, all: () => Ajv] {
-  return [lazy(() => withOurs(new Ajv({ ...options, allErrors: false }))), lazy(() => withOurs(new Ajv({ ...options, allErrors: true })))]
+  return [lazy(() => withKeywords(new Ajv({ ...options, allErrors: false }))), lazy(() => withKeywords(new Ajv({ ...options, allErrors: true })))]
 }
 
-/** What is made the first time that it is asked for. */
+/** Makes a value when it is first asked for. */
 function lazy<T>(make: () => T): () => T {
   let made: T | undefined
   return () => (made ??= make())
 }
 
-function withOurs(ajv: Ajv): Ajv {
+function withKeywords(ajv: Ajv): Ajv {
   // A type import under NodeNext sees the module, not its default export.
   ;(addFormats as unknown as (ajv: Ajv) => void)(ajv)
   ajv.addKeyword({ keyword: 'x-max-bytes', type: 'object', compile: (limit: number) => (value: object) => Buffer.byteLength(JSON.stringify(value)) <= limit })
@@ -96,7 +96,7 @@ export function refuseSecretsAndUnstorable(app: FastifyInstance): void {
 
 /** Adds what cannot be stored to what was found. */
 function inspect(value: unknown, path: readonly string[], found: FieldError[]): void {
-  // What is deeper is not looked at by anybody.
+  // Deeper levels would be stored without having been checked.
   if (path.length > MAX_DEPTH) throw invalid(fieldName('body', path), 'depth', `must not be nested deeper than ${MAX_DEPTH}`)
   if (typeof value === 'string') inspectText(value, path, 'must be Unicode text without NUL', found)
   else if (typeof value === 'number' && !Number.isFinite(value)) found.push({ field: fieldName('body', path), rule: 'maximum', message: 'is a number too large to keep' })
@@ -104,7 +104,7 @@ function inspect(value: unknown, path: readonly string[], found: FieldError[]): 
     for (const [name, item] of Object.entries(value)) {
       const place = [...path, name]
       inspectText(name, place, 'must have a name that is Unicode text without NUL', found)
-      // Who merges it into an object of theirs would change more than that object.
+      // Code that merges such an object into another one would change the prototype of all objects.
       if (name === '__proto__') found.push({ field: fieldName('body', place), rule: 'propertyNames', message: 'is no name that a field may have' })
       inspect(item, place, found)
     }

@@ -1,4 +1,4 @@
-/** What Node.js refuses before there is a request, or in the middle of one: the answer is a problem too. */
+/** Answers errors that Node.js finds before there is a request, or in the middle of one. The answer is a problem, as everywhere else. */
 
 import { STATUS_CODES } from 'node:http'
 import type { Socket } from 'node:net'
@@ -17,7 +17,7 @@ const refused = new WeakSet<Socket>()
 
 /** Refuses what a client sent, after everything before it has been answered, and ends the connection. */
 export function refuseClient(error: ConnectionError, socket: Socket, headerLimit: number, problemFor: ProblemFor): void {
-  // Whatever arrives after the first error is one as well.
+  // After the first error, the rest of what arrives cannot be parsed and raises errors too.
   if (error.code === 'ECONNRESET' || socket.destroyed || refused.has(socket)) return
   refused.add(socket)
   refuseInTurn()
@@ -54,7 +54,7 @@ function responseTo(error: ConnectionError, problemFor: ProblemFor, headerLimit:
 
 /** The target of a request whose beginning arrived with what is wrong. */
 function targetIn({ rawPacket }: Partial<ConnectionError>): string {
-  // Its type says that it was made JSON of, which it was not.
+  // Fastify types `rawPacket` as it would be after JSON, but here it is still a Buffer.
   const text = (rawPacket as Buffer | undefined)?.toString('latin1') ?? ''
   return /^\S+ (\S+)/.exec(text)?.[1] ?? ''
 }

@@ -26,8 +26,8 @@ export async function allowOrigins(scope: FastifyInstance, origins: string[]): P
 }
 
 /**
- * What an answer says to browsers that no route gives: at a path or with a method that is not there, and to a path that is none. They
- * then read the problem, where they would tell of a network that failed. A preflight is no request to be answered so.
+ * What an answer says to browsers that no route gives: at a path or with a method that is not there, and to a path that is none. With
+ * these headers a frontend can read the problem instead of being told of a failed network. A preflight gets none of them.
  *
  * @param origins that may read it; none where it is `undefined`
  */

@@ -49,14 +49,14 @@ export function registerHealth(app: FastifyInstance, { checks, isDraining, onRea
   )
 }
 
-/** How soon it is asked again whether something is right by now. */
+/** How soon a failed check is run again. */
 const ASK_AGAIN_MS = 10_000
-/** Longest that a probe waits for what is asked so rarely. */
+/** Longest that a probe waits for a check that is run so rarely. */
 const PROBE_WAITS_MS = 500
 
 /**
- * A check of what does not become wrong by itself: it is over once nothing was found, and asked rarely until then. One that throws
- * cannot say anything now, and what it said before stands.
+ * Wraps a check of something that does not become wrong by itself: once it has passed it is not run again, and until then it is run
+ * rarely. When it throws, its last result stands.
  */
 export function untilRight(check: ReadinessCheck, log: FastifyBaseLogger): ReadinessCheck {
   let trouble: string | undefined

@@ -1,4 +1,4 @@
-/** Answers what no route is there for: 405 with `Allow` (RFC 9110, section 15.5.6) where the path takes other methods, 404 where it takes none. */
+/** Answers requests that no route serves: 405 with `Allow` (RFC 9110, section 15.5.6) where the path takes other methods, 404 where it takes none. */
 
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { Problem } from '../errors.js'
@@ -16,7 +16,7 @@ export function registerNotFound(app: FastifyInstance, onNotFound: (reply: Fasti
     onNotFound(reply)
     const methods = methodsAt(request.url)
     const allow = methods.join(', ')
-    // A route that takes the method has found nothing behind its path.
+    // If the path takes the method, its route was found and answered 404 itself.
     const isMethodWrong = methods.length > 0 && !methods.includes(request.method)
     answerProblem(reply, isMethodWrong
       ? new Problem('method_not_allowed', `This path takes ${allow}.`, { headers: { allow } })

@@ -56,7 +56,7 @@ export function requestLogger(parent: FastifyBaseLogger, bindings: Bindings, opt
   return new RequestLogger(parent, bindings, options) as unknown as FastifyBaseLogger
 }
 
-/** Asked every few seconds for as long as the process lives, and answered without a look at anything. */
+/** Probes ask for it every few seconds, so its lines are logged at `debug`. */
 const LIVENESS = '/livez'
 
 /** One line for each request: what was asked, what was answered, how long it took; of one that was refused, why and whose it was. */
@@ -97,7 +97,7 @@ export function createLogger({ level, secrets, destination, fields }: LogOptions
     ...(fields && { mixin: fields }),
     redact: { paths, censor: '[redacted]' },
     serializers: { req: serializeRequest, err: serializeError },
-    // The last belt: whatever a line was made of, no key and no hash leaves in it.
+    // The last line of defence: no key and no hash leaves in a line, whatever it was made of.
     hooks: { streamWrite: (line: string) => redactTokens(line).replace(PHC, '[redacted]') },
   }
   if (destination) return pino(options, destination)
@@ -120,7 +120,7 @@ function standardOutput(): DestinationStream {
     try {
       flush()
     } catch {
-      // Nobody reads any more, and nobody is left to be told.
+      // Nobody reads standard output any more, so there is nowhere to report it.
     }
   }
   return stream
