@@ -64,7 +64,8 @@ export class SigningKeyMaintenance {
       this.#first ??= { now: now.getTime(), at: performance.now() }
       return true
     } catch (error) {
-      this.log.warn({ err: error }, 'signing keys could not be maintained; trying again')
+      // The pool is closed while the last run is still under way.
+      if (!this.#end.signal.aborted) this.log.warn({ err: error }, 'signing keys could not be maintained; trying again')
       return false
     }
   }

@@ -28,10 +28,21 @@ export async function deleteSigningKeys(trx: Transaction<Database>, kids: readon
   if (kids.length > 0) await trx.deleteFrom('signing_keys').where('kid', 'in', kids).execute()
 }
 
-/** Frees the indexes of keys that had ended, or were erased, so long before an instant that nothing that was exchanged for them is alive. */
+/** Indexes that are looked at by one statement: some tens of milliseconds of PostgreSQL. */
+const INDEXES_PER_STATEMENT = 10_000
+
+/**
+ * Frees the indexes of keys that had ended, or were erased, so long before an instant that nothing that was exchanged for them is alive. All of
+ * them are looked at, so that at millions this is many short statements and never one that is cancelled.
+ */
 export async function freeStatusListIndexes(db: Kysely<Database>, now: Date): Promise<void> {
-  await sql`
-    UPDATE token_status SET key_id = NULL FROM keys
-    WHERE keys.id = token_status.key_id AND LEAST(keys.revoked_at, keys.expires_at) < ${now}::timestamptz - make_interval(secs => ${KEEP})`.execute(db)
-  await sql`UPDATE token_status SET key_id = NULL WHERE key_erased_at < ${now}::timestamptz - make_interval(secs => ${KEEP})`.execute(db)
+  const last = await db.selectFrom('token_status').select(({ fn }) => fn.max('idx').as('idx')).executeTakeFirst()
+  const before = sql`${now}::timestamptz - make_interval(secs => ${KEEP})`
+  for (let first = 0; first <= (last?.idx ?? -1); first += INDEXES_PER_STATEMENT)
+    await sql`
+      WITH due AS MATERIALIZED (
+        SELECT idx, key_id FROM token_status
+        WHERE idx >= ${first} AND idx < ${first + INDEXES_PER_STATEMENT} AND key_id IS NOT NULL
+          AND (key_erased_at < ${before} OR (SELECT LEAST(revoked_at, expires_at) FROM keys WHERE id = key_id) < ${before}))
+      UPDATE token_status SET key_id = NULL FROM due WHERE token_status.idx = due.idx AND token_status.key_id = due.key_id`.execute(db)
 }

@@ -5,7 +5,8 @@ import { createLocalJWKSet, decodeProtectedHeader, jwtVerify } from 'jose'
 import { sql } from 'kysely'
 import t, { type Test } from 'tap'
 import { maintainSigningKeys, rotateSigningKeys } from '../../../src/control/signing-keys/signing-keys.js'
-import { openDatabase } from '../../../src/db/pool.js'
+import { freeStatusListIndexes } from '../../../src/control/signing-keys/store.js'
+import { openDatabase, openPool } from '../../../src/db/pool.js'
 import { deriveRoot, rootsOf } from '../../../src/credentials/roots.js'
 import { KEEP, LEAD, makeSigningKey } from '../../../src/credentials/signing-key.js'
 import { Clock } from '../../../src/clock.js'
@@ -249,4 +250,21 @@ t.test('the command line rotates and lists', async (t) => {
   t.match(await introspect(replica, await service.gateway(), jwt), { active: true })
   t.match(await run(t, ['signing-keys', 'rotate', '--alg', 'HS256'], { env }), { code: 2 })
   t.match((await run(t, ['signing-keys', 'list', '--json'], { env })).stdout, /"role": "past"/)
+})
+
+t.test('indexes of the status list are freed by statements that each look at a part of them', async (t) => {
+  const service = await startService(t)
+  const { db, control } = service.database
+  const ids = await Promise.all(['a', 'b', 'c'].map(async (name) => (await service.issue({ mecha: `${name}^acmecorp` })).key.id as string))
+  const rows = await db.selectFrom('keys').select(['id']).where('kind', '=', 'mecha').orderBy('created_at').execute()
+  t.equal(rows.length, ids.length)
+  const indexes = [0, 12_345, 20_001]
+  for (const [place, { id }] of rows.entries()) await db.insertInto('token_status').values({ idx: indexes[place]!, key_id: id }).execute()
+  await db.updateTable('keys').set({ expires_at: sql<Date>`now() - make_interval(secs => ${KEEP + 60})` }).where('id', '!=', rows[1]!.id).execute()
+  const statements: string[] = []
+  const pool = openPool({ url: control, size: 1, timeoutMs: 10_000, name: 'test', onQuery: ({ query }) => statements.push(query.sql) })
+  t.teardown(() => pool.db.destroy())
+  await freeStatusListIndexes(pool.db, new Date())
+  t.same(await db.selectFrom('token_status').select(['idx', 'key_id']).orderBy('idx').execute(), indexes.map((idx, place) => ({ idx, key_id: place === 1 ? rows[1]!.id : null })))
+  t.equal(statements.filter((text) => text.includes('UPDATE token_status')).length, 3)
 })
