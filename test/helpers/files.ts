@@ -31,11 +31,13 @@ const TOGETHER = [
   'test/runtime/authz', 'test/runtime/changes', 'test/runtime/gateway-auth', 'test/runtime/nonces', 'test/runtime/oauth', 'test/runtime/usage', 'test/runtime/verify', 'test/server',
 ]
 const MOST_TOGETHER = 4
+/** Folders of tests that wait for clusters, bounds and clocks: begun first, for the last file to end is waited for by nothing but itself. */
+const BEGUN_FIRST = ['test/control/restore', 'test/runtime/changes', 'test/gateway-sdk']
 const LONG = '.long.test.ts'
 
 /**
  * The files that arguments name, relative to the package: by their sources, since what is left in `dist/` of a test that was
- * removed does not run. The largest come first: the last to end are waited for by nothing but themselves.
+ * removed does not run. The largest come first, but for folders that are begun before.
  *
  * @throws ConfigError where an argument names no test
  */
@@ -51,7 +53,8 @@ function testsAt(arg: string): string[] {
   const found = !existsSync(path) ? [] : statSync(path).isFile() ? [path] : readdirSync(path, { recursive: true, encoding: 'utf8' }).map((file) => join(path, file))
   const tests = found.filter((file) => file.endsWith(TEST) && !file.includes(`${sep}node_modules${sep}`))
   if (tests.length === 0) throw new ConfigError(`${arg} is no test and has none: their names end in ${TEST}`)
-  return tests.sort((a, b) => statSync(b).size - statSync(a).size)
+  const isLater = (file: string) => Number(!BEGUN_FIRST.includes(dirname(file)))
+  return tests.sort((a, b) => isLater(a) - isLater(b) || statSync(b).size - statSync(a).size)
 }
 
 /**

@@ -26,7 +26,7 @@ t.test('the change feed on a standby', async (t) => {
   const copy = await standby()
   const follower = await connect(t, copy.runtime)
   await follower.query(PLAN_ONCE)
-  const poll = async (snapshot: string | null) => (await follower.query<{ snapshot: string; changed: { id: string }[]; history: string; is_read_only: boolean }>(POLL.text, [snapshot, NOBODY, false])).rows[0]!
+  const poll = async (snapshot: string | null) => (await follower.query<{ snapshot: string; changed: { id: string }[]; history: string; is_read_only: boolean }>(POLL.text, [snapshot, NOBODY, false, false, null, null, null])).rows[0]!
 
   await t.test('nobody can listen there, and nobody can confirm there', async (t) => {
     await t.rejects(follower.query('LISTEN mecha_keys_changes'), { message: 'cannot execute LISTEN during recovery' })
