@@ -77,7 +77,8 @@ function embeddedPostgres(port: number): EmbeddedPostgres {
 
 /** Another service's keeper may be ending just now. When it does not end, its service is alive. */
 async function waitForKeeperBefore(): Promise<void> {
-  const gone = await isGone(pidIn(keeperPid), 'postgres-supervisor')
+  // One of the previous release is called postgres-keeper.
+  const gone = await isGone(pidIn(keeperPid), (command) => /postgres-(supervisor|keeper)/.test(command))
   if (!gone) throw new Error(`another mecha-keys is using ${dir}: stop it, or give this one another DATA_DIR`)
 }
 
@@ -86,12 +87,12 @@ async function stopOrphan(): Promise<void> {
   const pid = pidIn(join(data, 'postmaster.pid'))
   if (!pid || !commandOf(pid).includes(data)) return
   process.kill(pid, 'SIGINT')
-  if (!(await isGone(pid, data))) throw new Error(`a PostgreSQL (process ${pid}) is still using ${data}`)
+  if (!(await isGone(pid, (command) => command.includes(data)))) throw new Error(`a PostgreSQL (process ${pid}) is still using ${data}`)
 }
 
-async function isGone(pid: number | undefined, mark: string): Promise<boolean> {
+async function isGone(pid: number | undefined, isIts: (command: string) => boolean): Promise<boolean> {
   const deadline = performance.now() + PATIENCE_MS
-  while (pid && commandOf(pid).includes(mark)) {
+  while (pid && isIts(commandOf(pid))) {
     if (performance.now() > deadline) return false
     await sleep(50)
   }
