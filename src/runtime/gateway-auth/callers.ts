@@ -1,6 +1,7 @@
 /** Which gateway calls a route of the runtime plane, and whether it still waits for its answer. */
 
 import type { FastifyInstance, FastifyReply } from 'fastify'
+import type { ErrorCode } from '../../errors.js'
 import { authenticateGateway, type Gateway, type GatewayVerifier } from './authenticate.js'
 
 declare module 'fastify' {
@@ -23,6 +24,11 @@ export interface Caller {
 export interface GatewayAuthenticator {
   verifyGateway(credential: string, caller: Caller): Gateway | undefined | Promise<Gateway | undefined>
 }
+
+/** The problems of every route to which gateways send a body. */
+export const GATEWAY_ERRORS = [
+  'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded',
+] satisfies ErrorCode[]
 
 /** Adds `request.gateway` and `reply.signal`; to be called once for a plane. */
 export function decorateCallers(app: FastifyInstance): void {

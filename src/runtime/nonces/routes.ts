@@ -9,7 +9,7 @@ import { parseTimestamp } from '../../protocol/signature.js'
 import { boundRequests } from '../../http/concurrency-limit.js'
 import { answer, responses } from '../../http/schemas.js'
 import { parsePublicId } from '../../credentials/id.js'
-import { requireGateway, type GatewayAuthenticator } from '../gateway-auth/callers.js'
+import { GATEWAY_ERRORS, requireGateway, type GatewayAuthenticator } from '../gateway-auth/callers.js'
 import type { OfOneHistory } from '../changes/one-history.js'
 import { MAX_NONCE_TTL, MIN_NONCE_TTL, NonceBody, NonceTaken } from './schemas.js'
 import { takeNonce } from './store.js'
@@ -37,7 +37,7 @@ export function nonceRoutes({ db, verifier, ofOneHistory, queueSize }: NonceDeps
           body: NonceBody,
           response: responses(
             { 201: answer('The nonce was taken by this call', NonceTaken) },
-            'invalid_request', 'malformed_body', 'unauthenticated', 'not_found', 'nonce_reused', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded',
+            ...GATEWAY_ERRORS, 'not_found', 'nonce_reused',
           ),
         },
       },

@@ -3,7 +3,7 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { answer, responses } from '../../http/schemas.js'
 import { parsePublicId, publicId } from '../../credentials/id.js'
-import { requireGateway, type GatewayAuthenticator } from '../gateway-auth/callers.js'
+import { GATEWAY_ERRORS, requireGateway, type GatewayAuthenticator } from '../gateway-auth/callers.js'
 import type { Feed } from '../changes/feed.js'
 import { MAX_REVALIDATED, RevalidateBody, Revalidated } from './schemas.js'
 import type { CachedVersion } from './store.js'
@@ -34,7 +34,7 @@ export function revalidateRoutes({ verifier, feed, findChanged }: RevalidateDeps
           body: RevalidateBody,
           response: responses(
             { 200: answer('The keys that have changed', Revalidated) },
-            'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded',
+            ...GATEWAY_ERRORS,
           ),
         },
       },

@@ -5,7 +5,7 @@ import { invalid } from '../../errors.js'
 import { parseTimestamp } from '../../protocol/signature.js'
 import { answer, responses } from '../../http/schemas.js'
 import { parsePublicId } from '../../credentials/id.js'
-import { requireGateway, type GatewayAuthenticator } from '../gateway-auth/callers.js'
+import { GATEWAY_ERRORS, requireGateway, type GatewayAuthenticator } from '../gateway-auth/callers.js'
 import type { Feed } from '../changes/feed.js'
 import { MAX_USES, UsageBody, UsageTaken } from './schemas.js'
 import type { UsageRecorder } from './recorder.js'
@@ -35,7 +35,7 @@ export function usageRoutes({ usage, verifier, feed }: UsageRoutesDeps): Fastify
           body: UsageBody,
           response: responses(
             { 202: answer('It will be written with the next that are', UsageTaken) },
-            'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded',
+            ...GATEWAY_ERRORS,
           ),
         },
       },

@@ -3,11 +3,10 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyReply } from 'fastify'
 import type { Clock } from '../../clock.js'
-import type { ErrorCode } from '../../errors.js'
 import { isShed } from '../../http/problems.js'
 import { answer, responses } from '../../http/schemas.js'
 import type { Feed } from '../changes/feed.js'
-import { requireGateway } from '../gateway-auth/callers.js'
+import { GATEWAY_ERRORS, requireGateway } from '../gateway-auth/callers.js'
 import { answerOf } from './answer.js'
 import { MAX_BATCH, VerifyAnswer, VerifyBatchAnswer, VerifyBatchBody, VerifyBody } from './schemas.js'
 import { sendProblem, type Headers, type Send } from './send.js'
@@ -22,11 +21,6 @@ export interface VerifyRoutesDeps {
 
 /** Bytes, enough for every batch that the schema takes. */
 const BATCH_BODY_LIMIT = 1024 * 1024
-
-/** The problems that both routes may answer with. */
-const PROBLEMS = [
-  'invalid_request', 'malformed_body', 'unauthenticated', 'body_too_large', 'unsupported_media_type', 'database_unavailable', 'feed_stale', 'database_restored', 'root_secret_missing', 'overloaded',
-] satisfies ErrorCode[]
 
 const VERIFY = [
   'With `Prefer: freshness` (RFC 7240), `X-Feed-Age` says how many milliseconds ago everything that had been committed was known here.',
@@ -67,7 +61,7 @@ export function verifyRoutes({ verifier, clock, feed, send }: VerifyRoutesDeps):
           description: VERIFY,
           security: [{ gateway: [] }],
           body: VerifyBody,
-          response: responses({ 200: answer('The verdict, valid or not', VerifyAnswer) }, ...PROBLEMS),
+          response: responses({ 200: answer('The verdict, valid or not', VerifyAnswer) }, ...GATEWAY_ERRORS),
         },
       },
       ({ body, gateway, headers }, reply) => {
@@ -88,7 +82,7 @@ export function verifyRoutes({ verifier, clock, feed, send }: VerifyRoutesDeps):
           summary: `As verify, of up to ${MAX_BATCH} keys. Where one of them cannot be decided now, the whole is answered with that problem`,
           security: [{ gateway: [] }],
           body: VerifyBatchBody,
-          response: responses({ 200: answer('The verdicts, in the order of the keys', VerifyBatchAnswer) }, ...PROBLEMS),
+          response: responses({ 200: answer('The verdicts, in the order of the keys', VerifyBatchAnswer) }, ...GATEWAY_ERRORS),
         },
       },
       async ({ body, gateway }, reply) => {
